@@ -1,0 +1,44 @@
+"""pcdd: dataset distillation for point clouds, by moving the points.
+
+The names a notebook or a script needs; each is loaded when it is first used, so that `import pcdd_core` is quick.
+"""
+
+import importlib
+
+_PUBLIC = {
+    "PointClouds": "clouds",
+    "load_clouds": "clouds.load",
+    "save_clouds": "clouds.save",
+    "load_data": "datasets.load",
+    "Config": "config",
+    "override": "config",
+    "preset": "presets",
+    "PRESETS": "presets",
+    "distill": "distillation",
+    "Step": "distillation",
+    "evaluate": "evaluation",
+    "project": "evaluation",
+    "BASELINES": "coresets",
+    "run": "runs",
+    "score": "runs",
+    "table": "runs",
+    "read_record": "runs",
+    "read_trajectory": "runs",
+    "InputError": "errors",
+    "DistillationFailed": "errors",
+    "figures": "",
+    "lifts": "",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'pcdd_core' has no attribute {name!r}")
+    module, _, attribute = (_PUBLIC[name] or name).partition(".")
+    loaded = importlib.import_module(f".{module}", __name__)
+    return loaded if not _PUBLIC[name] else getattr(loaded, attribute or name)
+
+
+def __dir__():
+    return __all__

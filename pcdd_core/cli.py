@@ -1,0 +1,271 @@
+"""The command line: the same functions and the same settings as the notebooks.
+
+Nothing heavy is imported before a command needs it, so that help is instant.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .config import Config, described_settings, from_dict, override
+from .errors import DistillationFailed, InputError
+
+DESCRIPTION = """\
+Distil a labelled set of point clouds into a few synthetic clouds by moving their points.
+
+  pcdd presets                              what can be run, and what the paper reports for it
+  pcdd distill --preset gaussian            scatter points, move them into digits, score the result
+  pcdd show runs/gaussian-0-1a2b3c4d        what came out of it, with a picture
+
+Real data: MNIST under --data DIR or in the environment variable PCDD_DATA (the folder that holds MNIST/raw), downloaded
+if neither is given; the setting data.name=digits needs no files.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow shared CPUs several times
+    options = _parser().parse_args(arguments)
+    try:
+        result = options.command(options)
+        sys.stdout.write(json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n")
+        return 0
+    except InputError as error:
+        print(f"pcdd: {error}", file=sys.stderr)
+        return 2
+    except DistillationFailed as error:
+        print(f"pcdd: the run failed at {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\npcdd: stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def distill(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd distill`."""
+    from . import runs
+    from .presets import preset
+
+    config = override(preset(options.preset).config, _settings(options))
+    folder = runs.run(
+        config,
+        options.preset,
+        folder=options.output,
+        data=options.data,
+        device=options.device,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        checkpoint_every=options.checkpoint_every,
+        quiet=options.quiet,
+    )
+    record = runs.read_record(folder)
+    text = f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
+    return {"text": text, "json": {"folder": str(folder), **record}}
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd evaluate`."""
+    from . import clouds, runs
+
+    path = Path(options.set)
+    config = _config_of_run(path) if path.is_dir() else Config()
+    scored = clouds.load(path / "clouds.npz" if path.is_dir() else path)
+    return _score(options, scored, path.stem, override(config, _settings(options)))
+
+
+def baseline(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd baseline`."""
+    from .coresets import BASELINES
+
+    config = override(Config(), _settings(options))
+
+    def choose(real):
+        return BASELINES[options.name](real, options.clouds_per_class, config.seed)
+
+    return _score(options, choose, f"{options.name}-{options.clouds_per_class}", config)
+
+
+def presets(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd presets`."""
+    from .config import to_dict
+    from .presets import PRESETS
+
+    lines = [f"{'preset':42} {'paper %':>7}  what"]
+    for name, entry in PRESETS.items():
+        lines.append(f"{name:42} {entry.paper_accuracy or '-':>7}  {entry.text}")
+    listed = [
+        {"name": name, "text": entry.text, "paper_accuracy": entry.paper_accuracy, "config": to_dict(entry.config)}
+        for name, entry in PRESETS.items()
+    ]
+    return {"text": "\n".join(lines), "json": listed}
+
+
+def show(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd show`."""
+    from . import clouds, figures, runs
+
+    path = Path(options.path)
+    found = clouds.load(path / "clouds.npz" if path.is_dir() else path)
+    picture = Path(options.picture) if options.picture else (path / "clouds.png" if path.is_dir() else path.with_suffix(".png"))
+    figures.save(figures.gallery(found), picture)
+    record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
+    record = runs.read_record(record_path) if record_path.exists() else None
+    sizes = found.sizes.tolist()
+    about = {
+        "clouds": len(found),
+        "classes": list(found.class_names),
+        "grid": list(found.grid),
+        "points_per_cloud": [min(sizes), max(sizes)],
+        "picture": str(picture),
+        "record": record,
+    }
+    lines = [
+        f"{path}: {len(found)} clouds of {len(found.class_names)} classes on a grid of {found.grid} cells, "
+        f"{min(sizes)} to {max(sizes)} points each",
+        f"picture: {picture}",
+    ]
+    if record:
+        lines += [f"{record['name']}, seed {record['config']['seed']}: {record.get('health', '')}", _scores(record)]
+    return {"text": "\n".join(lines), "json": about}
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd table`."""
+    from . import runs
+    from .files import atomic_write_text
+
+    rows = runs.table(runs.read_record(path) for path in options.records)
+    text = io.StringIO()
+    columns = list({column: None for row in rows for column in row})
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    if options.csv:
+        atomic_write_text(options.csv, text.getvalue())
+    return {"text": text.getvalue().rstrip(), "json": rows}
+
+
+def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:
+    from . import runs
+    from .clouds import save
+    from .files import atomic_write_text
+
+    clouds, record = runs.score(clouds, name, config, options.split, options.data, options.device, options.quiet)
+    text = f"{name}: {_scores(record)}"
+    if options.output:
+        folder = Path(options.output)
+        save(clouds, folder / "clouds.npz")
+        atomic_write_text(folder / "record.json", json.dumps(record, indent=2))
+        text += f"\n{folder}: clouds.npz, record.json"
+    return {"text": text, "json": record}
+
+
+def _scores(record: dict[str, Any]) -> str:
+    parts = [
+        f"{protocol}: {score['mean']:.2f} +- {score['standard_deviation']:.2f} % ({score['networks']} classifiers)"
+        for protocol, score in record["scores"].items()
+    ]
+    return ", ".join(parts) + f" on {record['scored_on']}" if parts else "no scores"
+
+
+def _config_of_run(folder: Path) -> Config:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a run folder")
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not the settings of a run ({error})") from None
+    settings.pop("name", None)
+    return from_dict(settings)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """`name=value` arguments; values are JSON, and what is no JSON is text."""
+    settings = {}
+    for argument in options.settings:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise InputError(f"argument {argument!r}: expected setting=value, for instance network.layers=2")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    if options.seed is not None:
+        settings["seed"] = options.seed
+    return settings
+
+
+def _parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("pcdd", description=DESCRIPTION, formatter_class=layout)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(function, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            function.__name__, help=text, description=text[0].upper() + text[1:], epilog=epilog, formatter_class=layout
+        )
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        return sub
+
+    def working(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("settings", nargs="*", metavar="setting=value", help="settings to change, listed below")
+        sub.add_argument("--seed", type=int, help="of every random draw (the setting `seed`)")
+        sub.add_argument("--data", metavar="DIR", help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)")
+        sub.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    def scoring(sub: argparse.ArgumentParser) -> None:
+        working(sub)
+        sub.add_argument("--split", choices=("test", "validation"), default="test", help="what to score on")
+        sub.add_argument("--output", metavar="DIR", help="folder for the set and the record of its score")
+
+    sub = command(distill, "distil a data set, score the result, record both", _settings_help(""))
+    sub.add_argument("--preset", required=True, metavar="NAME", help="where to start from, see `pcdd presets`")
+    working(sub)
+    sub.add_argument("--output", metavar="DIR", help="run folder (default: runs/<preset>-<seed>-<hash of the settings>)")
+    sub.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    sub.add_argument("--overwrite", action="store_true", help="start afresh a run that is already there")
+    sub.add_argument("--checkpoint-every", type=_positive, default=25, metavar="N", help="iterations between checkpoints (25)")
+
+    sub = command(evaluate, "score a distilled set (.npz) or the set of a run folder", _settings_help("data", "evaluation"))
+    sub.add_argument("set", metavar="SET", help="a distilled set (.npz) or a run folder")
+    scoring(sub)
+
+    sub = command(baseline, "score real clouds chosen from the training set", _settings_help("data", "evaluation"))
+    sub.add_argument("name", choices=("random", "herding"), help="how they are chosen")
+    sub.add_argument("--clouds-per-class", type=_positive, default=1, metavar="N", help="how many of each class (1)")
+    scoring(sub)
+
+    command(presets, "list the named configurations, with what the paper reports for them")
+
+    sub = command(show, "say what a run or a distilled set is, and draw it")
+    sub.add_argument("path", metavar="PATH", help="a run folder or a distilled set (.npz)")
+    sub.add_argument("--picture", metavar="FILE", help="where to draw it (default: beside it)")
+
+    sub = command(table, "one row per preset from the records of runs, averaged over seeds")
+    sub.add_argument("records", nargs="+", metavar="RECORD", help="run folders or record.json files")
+    sub.add_argument("--csv", metavar="FILE", help="write the table there too")
+    return parser
+
+
+def _settings_help(*sections: str) -> str:
+    lines = ["settings, with their defaults where a preset says nothing else (values are JSON or plain words):"]
+    for name, (default, text) in described_settings().items():
+        if not any(sections) or name.split(".")[0] in sections:
+            default = json.dumps(default)
+            lines.append(f"  {name}={default}\n      {text}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value

@@ -1,0 +1,219 @@
+"""Where the points are: ragged point clouds on a grid, and the operations that concern nothing but positions.
+
+Units: coordinates are in cells of the grid, in the order depth, height, width (paper, section 3.1.2). The cell of a
+point is the floor of its coordinates, so the coordinate 3.7 lies in cell 3, whose centre is 3.5.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .files import atomic_write
+
+FORMAT_VERSION = 1
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PointClouds:
+    """Labelled clouds with a variable number of points each.
+
+    coordinates: float32 (points, 3), in cells, order depth, height, width; all clouds one after another
+    offsets:     int64 (clouds + 1,), cloud i holds the rows offsets[i] to offsets[i + 1]
+    labels:      int64 (clouds,)
+    grid:        cells along depth, height, width
+    class_names: one name per class
+    """
+
+    coordinates: Tensor
+    offsets: Tensor
+    labels: Tensor
+    grid: Grid
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, cloud: int) -> Tensor:
+        """The coordinates of one cloud: (points of the cloud, 3)."""
+        cloud = range(len(self))[cloud]
+        return self.coordinates[self.offsets[cloud] : self.offsets[cloud + 1]]
+
+    @property
+    def sizes(self) -> Tensor:
+        """Points per cloud: int64 (clouds,)."""
+        return self.offsets.diff()
+
+    @property
+    def cloud_index(self) -> Tensor:
+        """The cloud that each point belongs to: int64 (points,)."""
+        clouds = torch.arange(len(self), device=self.offsets.device)
+        return clouds.repeat_interleave(self.sizes, output_size=len(self.coordinates))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that all tensors of the clouds are on."""
+        return self.coordinates.device
+
+    def select(self, clouds: Tensor) -> "PointClouds":
+        """The clouds with the given indices, in that order (repeats allowed); differentiable in the coordinates."""
+        sizes, starts = self.sizes[clouds], self.offsets[:-1][clouds]
+        offsets = _offsets(sizes)
+        shift = (starts - offsets[:-1]).repeat_interleave(sizes)
+        rows = torch.arange(len(shift), device=shift.device) + shift
+        return replace(
+            self, coordinates=self.coordinates.index_select(0, rows), offsets=offsets, labels=self.labels[clouds]
+        )
+
+    def with_coordinates(self, coordinates: Tensor) -> "PointClouds":
+        """The same clouds with their points elsewhere."""
+        return replace(self, coordinates=coordinates)
+
+    def to(self, device: torch.device | str) -> "PointClouds":
+        """The same clouds on another device."""
+        return replace(
+            self,
+            coordinates=self.coordinates.to(device),
+            offsets=self.offsets.to(device),
+            labels=self.labels.to(device),
+        )
+
+
+def from_list(
+    clouds: Sequence[Tensor], labels: Sequence[int] | Tensor, grid: Grid, class_names: Sequence[str]
+) -> PointClouds:
+    """Clouds from one (points, 3) tensor each."""
+    sizes = torch.tensor([len(cloud) for cloud in clouds], dtype=torch.int64)
+    coordinates = torch.cat([cloud.reshape(-1, 3).float() for cloud in clouds]) if len(clouds) else torch.zeros(0, 3)
+    return PointClouds(coordinates, _offsets(sizes), torch.as_tensor(labels), tuple(grid), tuple(class_names))
+
+
+def from_occupancy(
+    occupied: Tensor, labels: Tensor, class_names: Sequence[str], max_points: int | None = None
+) -> PointClouds:
+    """Occupied cells become points (paper, section 3.1.1), in raster order.
+
+    occupied: bool (clouds, depth, height, width). max_points keeps the first so many of each cloud, as the paper's
+    code does with 250; None keeps all. Points lie at the integer coordinates of their cells, the paper's convention.
+    """
+    cells = occupied.nonzero()
+    cloud, coordinates = cells[:, 0], cells[:, 1:].float()
+    sizes = torch.bincount(cloud, minlength=len(occupied))
+    if max_points is not None:
+        rank = torch.arange(len(cloud)) - _offsets(sizes)[:-1][cloud]
+        coordinates, sizes = coordinates[rank < max_points], sizes.clamp(max=max_points)
+    return PointClouds(coordinates, _offsets(sizes), labels.long(), tuple(occupied.shape[1:]), tuple(class_names))
+
+
+def scatter(
+    sizes: Sequence[int], labels: Sequence[int], grid: Grid, class_names: Sequence[str], generator: torch.Generator
+) -> PointClouds:
+    """Clouds of the given sizes with points uniform in the grid's box: the paper's initialisation (section 3.1.2)."""
+    size = torch.tensor(grid, dtype=torch.float32)
+    coordinates = boundary_check(torch.rand(sum(sizes), 3, generator=generator) * size, grid)
+    return from_list(coordinates.split(list(sizes)), labels, grid, class_names)
+
+
+def boundary_check(coordinates: Tensor, grid: Grid) -> Tensor:
+    """Coordinates clamped to [0, cells - 1] along each axis (paper, section 3.1.2), so depth 0 stays 0 in a flat grid.
+
+    NaN stays NaN: hiding it here would hide a diverged run.
+    """
+    upper = torch.tensor(grid, dtype=coordinates.dtype, device=coordinates.device) - 1
+    return coordinates.clamp(min=torch.zeros_like(upper), max=upper)
+
+
+def cell_centres(clouds: PointClouds) -> PointClouds:
+    """Every point moved to the middle of its cell, except along axes of one cell, where it stays at 0.
+
+    Data made from an occupancy grid says in which cell a point is, not where in it: the centre is the fair guess.
+    """
+    half = torch.tensor([0.5 if cells > 1 else 0.0 for cells in clouds.grid], device=clouds.device)
+    return clouds.with_coordinates(clouds.coordinates.floor() + half)
+
+
+def _offsets(sizes: Tensor) -> Tensor:
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
+# --- distilled sets on disk ---------------------------------------------------------------------------------------
+
+
+def save(clouds: PointClouds, path: Path | str) -> None:
+    """Write a set as .npz (no pickle inside), atomically: fields as in `PointClouds`, plus `format_version`."""
+    arrays = dict(
+        coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
+        offsets=clouds.offsets.cpu().numpy(),
+        labels=clouds.labels.cpu().numpy(),
+        grid=np.array(clouds.grid, dtype=np.int64),
+        class_names=np.array(clouds.class_names, dtype=np.str_),
+        format_version=np.int64(FORMAT_VERSION),
+    )
+    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def load(path: Path | str) -> PointClouds:
+    """Read a set that `save` wrote. Anything wrong in it is an InputError naming the file, the field and the value."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a distilled set (.npz)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        reason = "it holds an object array, which could run code" if "pickle" in str(error).lower() else str(error)
+        raise InputError(f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays") from None
+    _check(path, arrays)
+    return PointClouds(
+        torch.from_numpy(arrays["coordinates"].astype(np.float32)),
+        torch.from_numpy(arrays["offsets"].astype(np.int64)),
+        torch.from_numpy(arrays["labels"].astype(np.int64)),
+        tuple(int(cells) for cells in arrays["grid"]),
+        tuple(str(name) for name in arrays["class_names"]),
+    )
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def refuse(field: str, found: object, right: str):
+        raise InputError(f"{path}: field '{field}' is {found}; expected {right}")
+
+    expected = {"format_version": "iu", "coordinates": "f", "offsets": "iu", "labels": "iu", "grid": "iu"}
+    for field, kinds in (*expected.items(), ("class_names", "U")):
+        if field not in arrays:
+            refuse(field, "missing", f"an array of kind '{kinds}'")
+        if arrays[field].dtype.kind not in kinds:
+            refuse(field, f"of type {arrays[field].dtype}", {"f": "floats", "iu": "integers", "U": "text"}[kinds])
+    version = arrays["format_version"]
+    if version.shape != () or not 1 <= version <= FORMAT_VERSION:
+        refuse("format_version", version.tolist(), f"1 to {FORMAT_VERSION}; a newer pcdd may read this set")
+    coordinates, offsets, labels = (arrays[field] for field in ("coordinates", "offsets", "labels"))
+    grid, names = arrays["grid"], arrays["class_names"]
+    if coordinates.ndim != 2 or coordinates.shape[1] != 3:
+        refuse("coordinates", f"of shape {coordinates.shape}", "(points, 3)")
+    if labels.ndim != 1 or len(labels) == 0:
+        refuse("labels", f"of shape {labels.shape}", "(clouds,) with at least one cloud")
+    if offsets.shape != (len(labels) + 1,):
+        refuse("offsets", f"of shape {offsets.shape}", f"({len(labels) + 1},): one more than there are labels")
+    if offsets[0] != 0 or offsets[-1] != len(coordinates) or (np.diff(offsets) < 0).any():
+        refuse("offsets", f"{offsets[0]} ... {offsets[-1]}", f"rising from 0 to the {len(coordinates)} points")
+    if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
+        refuse("offsets", f"equal at cloud {empty[0]}, an empty cloud", "at least one point in every cloud")
+    if grid.shape != (3,) or (grid < 1).any():
+        refuse("grid", grid.tolist(), "three positive numbers of cells: depth, height, width")
+    if names.ndim != 1 or len(names) == 0:
+        refuse("class_names", f"of shape {names.shape}", "(classes,)")
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
+        refuse("labels", f"{labels[wrong[0]]} at cloud {wrong[0]}", f"0 to {len(names) - 1} ({len(names)} classes)")
+    if (wrong := np.argwhere(~np.isfinite(coordinates))).size:
+        row, axis = wrong[0]
+        refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}]", "finite numbers")
+    if (wrong := np.argwhere((coordinates < 0) | (coordinates >= grid))).size:
+        row, axis = wrong[0]
+        refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}], outside the grid",
+               f"0 or more and below {grid[axis]}")  # fmt: skip

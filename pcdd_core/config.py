@@ -1,0 +1,214 @@
+"""Every setting of a run, in one place. Presets name these, notebooks and the command line set them, records keep them.
+
+A setting that does not exist, has the wrong type or lies out of range is an InputError that names the nearest valid one.
+Checked by pydantic; fields are documented where they are declared, and `pcdd distill --help` prints that text.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Annotated, Any, Literal, get_type_hints
+
+import pydantic
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from .errors import InputError, nearest_names
+
+checked = checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field with its explanation."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@checked
+class DataConfig:
+    """Which real clouds."""
+
+    name: Literal["mnist", "digits"] = setting("mnist", "mnist, or digits: scikit-learn's embedded handwritten digits")
+    threshold: Fraction = setting(75 / 255, "a cell is occupied above this fraction of full brightness")
+    max_points: Count | None = setting(None, "keep the first so many points of a real cloud in raster order; null: all")
+    validation_fraction: Fraction = setting(0.1, "part of the training set held out; every choice is made on it")
+
+
+@checked
+class CloudsConfig:
+    """Which synthetic clouds to start from."""
+
+    initialisation: Literal["scatter", "real", "file"] = setting(
+        "scatter", "scatter: uniform in the grid; real: random training clouds; file: the set at `file`"
+    )
+    clouds_per_class: Count | tuple[Count, ...] = setting(1, "clouds of every class, or a list with one number per class")
+    points_per_cloud: Count | tuple[Count, ...] | None = setting(
+        250, "points of every cloud, or a list with one number per cloud; null: as many as the real cloud has"
+    )
+    file: str | None = setting(None, "a distilled set (.npz) to start from, with initialisation=file")
+
+
+@checked
+class LiftConfig:
+    """How points become a network's input."""
+
+    name: Literal["coordinates", "gaussian"] = setting(
+        "coordinates", "coordinates: raw coordinates as features of cells (the paper); gaussian: differentiable occupancy"
+    )
+    bandwidth_start: Positive = setting(2.5, "gaussian: standard deviation in cells at the first iteration")
+    bandwidth_end: Positive = setting(0.5, "gaussian: standard deviation in cells at the last iteration")
+    saturation: Positive = setting(3.0, "gaussian: a cell with mass m shows 1 - exp(-saturation m)")
+
+
+@checked
+class NetworkConfig:
+    """The network whose gradients are matched: layers of [convolution, norm, ReLU, pooling] and a linear head."""
+
+    backend: Literal["torch", "sparse"] = setting(
+        "torch", "torch: dense Conv3d; sparse: generalised sparse convolution with MinkowskiEngine's semantics"
+    )
+    layers: Count = setting(3, "how many layers; each halves the grid")
+    width: Count = setting(128, "channels of every layer")
+    pooling: Literal["max", "average"] = setting("max", "pooling over blocks of 2 cells per axis")
+    norm: Literal["none", "instance"] = setting("none", "normalisation after each convolution")
+    weights: Literal["default", "kaiming_normal"] = setting(
+        "default", "initial weights: the layer library's default, or Kaiming normal with fan out for convolutions"
+    )
+    paper_layout: bool = setting(
+        False,
+        "lay the network out as the paper's code did: torch pads and pools the depth axis of a flat grid too; "
+        "sparse hands its linear head the full grid with only a corner filled",
+    )
+
+
+@checked
+class ObjectiveConfig:
+    """What is minimised."""
+
+    distance: Literal[
+        "sum_of_squares", "layerwise_cosine", "layerwise_cosine_of_weights", "mean_squared_error", "global_cosine"
+    ] = setting("sum_of_squares", "distance between the gradients of real and of synthetic data, see pcdd_core.objectives")
+    real_batch: Count = setting(256, "real clouds per class and iteration")
+
+
+@checked
+class OptimiserConfig:
+    """How points are moved."""
+
+    name: Literal["sgd", "adam"] = setting("sgd", "sgd moves by step_size x gradient; adam by about step_size")
+    step_size: Positive = setting(0.1, "sgd: cells per unit of gradient; adam: cells per iteration")
+    momentum: Fraction = setting(0.5, "of sgd; of adam's first moment")
+    final_step_fraction: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0, "the step size falls along a cosine to this fraction of itself; 1 keeps it constant"
+    )
+
+
+@checked
+class ScheduleConfig:
+    """How long, and when the network changes."""
+
+    iterations: Count = setting(2500, "updates of the coordinates")
+    iterations_per_network: NonNegative = setting(
+        0, "draw a new random network after so many iterations (DC's outer loop); 0: one network for the whole run (paper)"
+    )
+    training_steps: NonNegative = setting(
+        0, "train the network so many steps on the synthetic clouds after each iteration (DC's inner loop)"
+    )
+    training_step_size: Positive = setting(0.01, "step size of that training (SGD, momentum 0.5)")
+    snapshots: Count = setting(60, "how many times in the run, evenly spaced, the coordinates are kept for pictures")
+
+
+@checked
+class EvaluationConfig:
+    """How the result is scored; the protocols' own numbers unless they are scaled down here."""
+
+    protocols: tuple[Literal["paper", "standard"], ...] = setting(
+        ("standard", "paper"), "standard: the field's, 20 networks; paper: 5 networks, test images augmented too"
+    )
+    networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
+    epochs: Count = setting(1000, "epochs of each classifier")
+    width: Count = setting(128, "channels of each classifier")
+
+
+@checked
+class Config:
+    """A whole run."""
+
+    data: DataConfig = setting(DataConfig(), "")
+    clouds: CloudsConfig = setting(CloudsConfig(), "")
+    lift: LiftConfig = setting(LiftConfig(), "")
+    network: NetworkConfig = setting(NetworkConfig(), "")
+    objective: ObjectiveConfig = setting(ObjectiveConfig(), "")
+    optimiser: OptimiserConfig = setting(OptimiserConfig(), "")
+    schedule: ScheduleConfig = setting(ScheduleConfig(), "")
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "")
+    seed: NonNegative = setting(0, "of every random draw; one seed, split per use")
+
+
+def to_dict(config: Config) -> dict:
+    """The settings as plain nested dictionaries, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(settings: dict) -> Config:
+    """The configuration with these settings; the rest have their defaults. Raises InputError."""
+    _refuse_unknown(settings, Config, "")
+    try:
+        return pydantic.TypeAdapter(Config).validate_json(json.dumps(settings), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part in _all_names())
+        raise InputError(f"setting {where} = {first['input']!r}: {first['msg']}") from None
+
+
+def override(config: Config, settings: dict[str, Any]) -> Config:
+    """`config` with some settings changed, by dotted name: `override(config, {"network.layers": 2})`."""
+    changed = to_dict(config)
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        place = changed
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                raise _unknown(name)
+            place = place[section]
+        if last not in place or isinstance(place[last], dict):
+            raise _unknown(name)
+        place[last] = value
+    return from_dict(changed)
+
+
+def identity(config: Config) -> str:
+    """Eight hexadecimal digits that differ when any setting does."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def described_settings() -> dict[str, tuple[Any, str]]:
+    """Every setting by dotted name, with its default and its explanation."""
+    found = {}
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.default):
+            for field in dataclasses.fields(section.default):
+                found[f"{section.name}.{field.name}"] = (field.default, field.metadata["help"])
+        else:
+            found[section.name] = (section.default, section.metadata["help"])
+    return found
+
+
+def _all_names() -> set[str]:
+    return {part for name in described_settings() for part in name.split(".")}
+
+
+def _unknown(name: str) -> InputError:
+    return InputError(f"no setting is called {name!r}; {nearest_names(name, described_settings())}")
+
+
+def _refuse_unknown(settings: dict, kind: type, prefix: str) -> None:
+    types = get_type_hints(kind)
+    for name, value in settings.items():
+        if name not in types:
+            raise _unknown(prefix + name)
+        if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):
+            _refuse_unknown(value, types[name], f"{prefix}{name}.")

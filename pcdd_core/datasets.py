@@ -1,0 +1,122 @@
+"""Real labelled clouds with train, validation and test splits."""
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .clouds import PointClouds, from_occupancy
+from .config import DataConfig
+from .errors import InputError
+
+MNIST_FILES = {  # name: (magic number, dimensions) of torchvision's layout, folder/MNIST/raw/name
+    "train-images-idx3-ubyte": (2051, (60000, 28, 28)),
+    "train-labels-idx1-ubyte": (2049, (60000,)),
+    "t10k-images-idx3-ubyte": (2051, (10000, 28, 28)),
+    "t10k-labels-idx1-ubyte": (2049, (10000,)),
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Real clouds. Choose on `validation`; `test` is for the final score only."""
+
+    train: PointClouds
+    validation: PointClouds
+    test: PointClouds
+
+    def to(self, device: torch.device | str) -> "Splits":
+        """The same splits on another device."""
+        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+
+
+def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
+    """The data set that `config` names, as clouds.
+
+    folder: where MNIST is or shall be (torchvision's layout); None means the environment variable PCDD_DATA, else
+    ~/.cache/pcdd. Raises InputError if the data cannot be had or is damaged.
+    """
+    images, labels, test_images, test_labels = {"mnist": _mnist, "digits": _digits}[config.name](folder)
+    names = tuple(str(name) for name in labels.unique().tolist())
+    train, validation = _hold_out(labels, config.validation_fraction)
+
+    def clouds(images: Tensor, labels: Tensor) -> PointClouds:
+        occupied = images[:, None] > config.threshold  # the added axis: depth 1 (paper, section 3.1.1)
+        if (empty := (~occupied.flatten(1).any(1)).nonzero()).numel():
+            raise InputError(
+                f"setting data.threshold = {config.threshold}: image {int(empty[0])} of {config.name} becomes an empty "
+                "cloud; choose a lower threshold"
+            )
+        return from_occupancy(occupied, labels, names, config.max_points)
+
+    return Splits(
+        clouds(images[train], labels[train]),
+        clouds(images[validation], labels[validation]),
+        clouds(test_images, test_labels),
+    )
+
+
+def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices kept and held out: every class gives the last `fraction` of its samples."""
+    held_out = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        samples = (labels == label).nonzero().flatten()
+        held_out[samples[len(samples) - int(fraction * len(samples)) :]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """scikit-learn's 1,797 embedded digits of 8 x 8, resized to 20 x 20 in a frame of 4 as MNIST's are; a third is test."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images / 16).float()[:, None]
+    images = F.pad(F.interpolate(images, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)[:, 0], (4, 4, 4, 4))
+    labels = torch.from_numpy(data.target).long()
+    train, test = _hold_out(labels, 1 / 3)
+    return images[train], labels[train], images[test], labels[test]
+
+
+def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """MNIST through torchvision: brightness in [0, 1] and labels, training then test."""
+    given = folder or os.environ.get("PCDD_DATA")
+    root = Path(given) if given else Path("~/.cache/pcdd").expanduser()
+    if given and not root.is_dir():
+        raise InputError(f"data folder {root}: no such folder; give the folder that holds MNIST/raw")
+    from torchvision.datasets import MNIST
+
+    raw = root / "MNIST" / "raw"
+    if not any((raw / name).exists() for name in MNIST_FILES):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            MNIST(root, download=True)
+        except (RuntimeError, OSError) as error:
+            raise InputError(
+                f"MNIST is not in {raw} and could not be downloaded ({error}). Three ways out: give the folder that "
+                "holds MNIST/raw with --data DIR; name it in the environment variable PCDD_DATA; or run once with a "
+                "network, which downloads it. Without any of them, data.name=digits needs no files"
+            ) from None
+    for name, (magic, shape) in MNIST_FILES.items():
+        _check_idx(raw / name, magic, shape)
+    train, test = MNIST(root, train=True), MNIST(root, train=False)
+    return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
+
+
+def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
+    """Refuse an IDX file that is missing, cut short or something else, before anything reads it."""
+    mend = "delete the folder to download it again, or put the original file there"
+    if not path.is_file():
+        raise InputError(f"{path}: missing, while other files of MNIST are there; {mend}")
+    header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
+    with path.open("rb") as file:
+        found = file.read(len(header))
+    if found[:4] != header[:4]:
+        raise InputError(f"{path}: not an IDX file of MNIST (it starts with {found[:4].hex()}, not {header[:4].hex()}); {mend}")
+    expected = len(header) + int(np.prod(shape))
+    if found != header or path.stat().st_size != expected:
+        raise InputError(f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); {mend}")

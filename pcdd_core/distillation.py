@@ -1,0 +1,223 @@
+"""The minimiser: points move down the gradient of the matching loss, inside the grid's box.
+
+`distill` is a generator. Whoever iterates over it decides what else happens: draw a picture, write a checkpoint, stop.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import cos, isfinite, pi
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import clouds as cloud_files
+from . import lifts
+from .clouds import PointClouds, boundary_check, cell_centres, from_list, scatter
+from .config import Config
+from .errors import DistillationFailed, InputError
+from .networks import build_network
+from .objectives import DISTANCES, gradient_matching
+from .randomness import generator
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration did. The averages are the paper's two signs of health (section 4.3), over all three axes.
+
+    iteration:                  0 for the first update
+    matching_loss:              one number per class, before the update
+    mean_absolute_gradient:     of the summed matching loss with respect to the coordinates, per cell
+    mean_absolute_displacement: how far the optimiser moved a coordinate, in cells
+    clouds:                     after the update and the boundary check; shares no memory with the run
+    """
+
+    iteration: int
+    matching_loss: list[float]
+    mean_absolute_gradient: float
+    mean_absolute_displacement: float
+    clouds: PointClouds
+    _state: dict[str, Any] = field(repr=False)
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on from here (tensors, numbers, lists and dicts only): pass it to `distill`.
+
+        Call it before asking for the next step: the optimiser's and the network's part are live.
+        """
+        return {key: part.state_dict() if hasattr(part, "state_dict") else part for key, part in self._state.items()}
+
+
+def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
+    """The synthetic clouds before the first iteration, as `config.clouds` says. Raises InputError."""
+    settings, classes = config.clouds, len(real.class_names)
+    if settings.initialisation == "file":
+        if settings.file is None:
+            raise InputError("setting clouds.file = None: with clouds.initialisation=file it names a distilled set (.npz)")
+        given = cloud_files.load(settings.file)
+        if given.grid != real.grid or given.class_names != real.class_names:
+            raise InputError(
+                f"{settings.file}: grid {given.grid} and classes {list(given.class_names)}; the data has {real.grid} and "
+                f"{list(real.class_names)}"
+            )
+        return given
+    if settings.file is not None:
+        raise InputError(f"setting clouds.file = {settings.file!r}: needs clouds.initialisation=file")
+
+    per_class = _one_per(settings.clouds_per_class, classes, "clouds.clouds_per_class", "class")
+    labels = [label for label, count in enumerate(per_class) for _ in range(count)]
+    draws = generator(config.seed, "initial clouds")
+    if settings.initialisation == "scatter":
+        if settings.points_per_cloud is None:
+            raise InputError("setting clouds.points_per_cloud = null: scattered clouds need a number of points")
+        sizes = _one_per(settings.points_per_cloud, len(labels), "clouds.points_per_cloud", "cloud")
+        return scatter(sizes, labels, real.grid, real.class_names, draws)
+
+    chosen = sample(members_per_class(real), per_class, draws, real.class_names)
+    sampled = cell_centres(real.select(chosen))
+    sizes = _one_per(settings.points_per_cloud or sampled.sizes.tolist(), len(labels), "clouds.points_per_cloud", "cloud")
+    resampled = []
+    for cloud, size in zip(range(len(sampled)), sizes):
+        points = sampled[cloud]
+        order = torch.randperm(len(points), generator=draws)
+        extra = torch.randint(len(points), (max(size - len(points), 0),), generator=draws)
+        resampled.append(points if size == len(points) else points[torch.cat([order[:size], extra])])
+    return from_list(resampled, labels, real.grid, real.class_names)
+
+
+def distill(
+    config: Config, real: PointClouds, device: torch.device | str = "cpu", state: dict[str, Any] | None = None
+) -> Iterator[Step]:
+    """Distil `real` (training clouds, on any device) into synthetic clouds; one `Step` per iteration.
+
+    state: from `Step.state()`, to continue a run of the same configuration; the result is the unbroken run's.
+    Raises InputError at once if the settings do not fit the data; the iterator raises DistillationFailed if numbers
+    stop being finite.
+    """
+    synthetic = initial_clouds(config, real)
+    batches = [config.objective.real_batch] * len(real.class_names)
+    sample(members_per_class(real), batches, generator(config.seed), real.class_names)
+    _draw_network(config, real, number=0)
+    return _steps(config, real, synthetic, device, state)
+
+
+def _steps(
+    config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str, state: dict[str, Any] | None
+) -> Iterator[Step]:
+    settings, batches = config.schedule, [config.objective.real_batch] * len(real.class_names)
+    members, synthetic_members = members_per_class(real), members_per_class(synthetic)
+    real = (cell_centres(real) if config.lift.name == "gaussian" else real).to(device)
+    synthetic = synthetic.to(device)
+    distance = DISTANCES[config.objective.distance]
+
+    coordinates = nn.Parameter(synthetic.coordinates.clone())
+    optimiser = _optimiser(config, coordinates)
+    first, network = 0, None
+    if state is not None:
+        first = state["iteration"] + 1
+        coordinates.data.copy_(state["coordinates"])
+        optimiser.load_state_dict(state["optimiser"])
+
+    for iteration in range(first, settings.iterations):
+        per_network = settings.iterations_per_network or settings.iterations
+        if network is None or iteration % per_network == 0:
+            network, network_optimiser = _draw_network(config, real, number=iteration // per_network)
+            if iteration % per_network and state is not None:
+                network.load_state_dict(state["network"])
+                network_optimiser.load_state_dict(state["network_optimiser"])
+
+        coordinates.data = boundary_check(coordinates.data, real.grid)
+        lift = _lift_at(config, iteration)
+        optimiser.zero_grad()
+        losses = []
+        batch = sample(members, batches, generator(config.seed, "batch", iteration), real.class_names).to(device)
+        for chosen, own in zip(batch.split(batches), synthetic_members):
+            theirs = real.select(chosen)
+            ours = synthetic.with_coordinates(coordinates).select(own.to(device))
+            loss = gradient_matching(network, lift(theirs), theirs.labels, lift(ours), ours.labels, distance)
+            loss.backward(inputs=[coordinates])
+            losses.append(loss.detach())
+        losses, gradient = torch.stack(losses).tolist(), coordinates.grad.abs().mean().item()
+        _refuse_non_finite(iteration, losses, gradient)
+
+        before = coordinates.detach().clone()
+        optimiser.param_groups[0]["lr"] = _step_size_at(config, iteration)
+        optimiser.step()
+        displacement = (coordinates.detach() - before).abs().mean().item()
+        moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
+        for _ in range(settings.training_steps):
+            network_optimiser.zero_grad()
+            F.cross_entropy(network(lift(moved)), moved.labels).backward()
+            network_optimiser.step()
+        live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
+        live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
+        yield Step(iteration, losses, gradient, displacement, moved, live)
+
+
+def members_per_class(clouds: PointClouds) -> list[Tensor]:
+    """The indices of each class's clouds."""
+    return [(clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))]
+
+
+def sample(
+    members: Sequence[Tensor], counts: Sequence[int], draws: torch.Generator, class_names: Sequence[str]
+) -> Tensor:
+    """So many random indices of each class, without repeats, class after class: int64 (sum of counts,)."""
+    chosen = []
+    for indices, count, name in zip(members, counts, class_names):
+        if len(indices) < count:
+            raise InputError(
+                f"class '{name}' has {len(indices)} clouds to draw from, {count} were asked for; lower "
+                "objective.real_batch or clouds.clouds_per_class"
+            )
+        chosen.append(indices.cpu()[torch.randperm(len(indices), generator=draws)[:count]])
+    return torch.cat(chosen)
+
+
+def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:
+    values = [value] * count if isinstance(value, int) else list(value)
+    if len(values) != count:
+        raise InputError(f"setting {setting} has {len(values)} numbers; expected one number, or one per {of}: {count}")
+    return values
+
+
+def _lift_at(config: Config, iteration: int) -> Callable[[PointClouds], Any]:
+    if config.lift.name == "coordinates":
+        return lifts.coordinates_as_features
+    progress = iteration / max(config.schedule.iterations - 1, 1)
+    bandwidth = lifts.annealed_bandwidth(progress, config.lift.bandwidth_start, config.lift.bandwidth_end)
+    return partial(lifts.gaussian_occupancy, bandwidth=bandwidth, saturation=config.lift.saturation)
+
+
+def _draw_network(config: Config, real: PointClouds, number: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    channels = 3 if config.lift.name == "coordinates" else 1
+    draws = generator(config.seed, "network", number)
+    network = build_network(config.network, channels, real.grid, len(real.class_names), draws).to(real.device)
+    return network, torch.optim.SGD(network.parameters(), config.schedule.training_step_size, momentum=0.5)
+
+
+def _optimiser(config: Config, coordinates: nn.Parameter) -> torch.optim.Optimizer:
+    settings = config.optimiser
+    if settings.name == "adam":
+        return torch.optim.Adam([coordinates], settings.step_size, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD([coordinates], settings.step_size, momentum=settings.momentum)
+
+
+def _step_size_at(config: Config, iteration: int) -> float:
+    """Constant, or falling along half a cosine to `final_step_fraction` of itself."""
+    lowest = config.optimiser.final_step_fraction
+    height = (1 + cos(pi * iteration / config.schedule.iterations)) / 2
+    return config.optimiser.step_size * (lowest + (1 - lowest) * height)
+
+
+def _refuse_non_finite(iteration: int, losses: list[float], gradient: float) -> None:
+    if isfinite(sum(losses)) and isfinite(gradient):
+        return
+    if not isfinite(sum(losses)):
+        label = next(label for label, loss in enumerate(losses) if not isfinite(loss))
+        what = f"the matching loss of class {label} is {losses[label]}"
+    else:
+        what = f"the mean absolute gradient is {gradient}"
+    cause = "the network's training diverged (lower schedule.training_step_size)"
+    raise DistillationFailed(iteration, what, f"the step size is too large (lower optimiser.step_size), or {cause}")

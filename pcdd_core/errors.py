@@ -1,0 +1,26 @@
+"""The two ways in which a run can end early: the input is wrong, or the distillation has failed."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, where, and what would be right.
+
+    The command line prints it and exits with code 2; nothing has been written when it is raised.
+    """
+
+
+class DistillationFailed(RuntimeError):
+    """The distillation produced numbers that cannot be continued from; the message says when and why."""
+
+    def __init__(self, iteration: int, what: str, likely_cause: str):
+        super().__init__(f"iteration {iteration}: {what}; likely cause: {likely_cause}")
+        self.iteration, self.what, self.likely_cause = iteration, what, likely_cause
+
+
+def nearest_names(name: str, valid: Iterable[str]) -> str:
+    """A clause for error messages: the valid names closest to `name`, or all of them if none is close."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    return "nearest: " + ", ".join(close) if close else "valid: " + ", ".join(valid)

@@ -1,0 +1,39 @@
+"""Files that are either whole or not there: written under a temporary name in the same folder, then renamed."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import InputError
+
+
+def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` with a binary file that becomes `path` once it is complete and on disk; makes parent folders.
+
+    Raises InputError if the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"{path}: cannot write there ({error.strerror}); choose a folder you can write to") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; a result should be as readable as any other
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """`atomic_write` for a text."""
+    atomic_write(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,67 @@
+"""From points to what a network sees. Each lift is a function of clouds; all but `occupancy` can move points."""
+
+import torch
+from torch import Tensor
+
+from . import sparse
+from .clouds import PointClouds
+
+
+def coordinates_as_features(clouds: PointClouds) -> sparse.SparseTensor:
+    """The paper's lift (section 3.1.3): a point's coordinates are its position and, raw, its three features.
+
+    Points in one cell are averaged. The gradient reaches the coordinates through the features only, so within its cell
+    a point feels the network's taste for other coordinates, but not that it could change cells.
+    """
+    return sparse.from_points(clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid)
+
+
+def occupancy(clouds: PointClouds) -> Tensor:
+    """1 in every cell that holds a point, else 0: float32 (clouds, 1, depth, height, width). No gradient."""
+    dense = torch.zeros(len(clouds), 1, *clouds.grid, device=clouds.device)
+    depth, height, width = clouds.coordinates.detach().floor().long().unbind(1)
+    dense[clouds.cloud_index, 0, depth, height, width] = 1.0
+    return dense
+
+
+def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
+    """Differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1).
+
+    Every point is a Gaussian of `bandwidth` cells standard deviation and total mass 1. A cell receives the mass m that
+    falls into it, and saturates: 1 - exp(-saturation * m), so that a second point in a taken cell gains little.
+    As the bandwidth goes to 0 this becomes a count per cell, and for large saturation hard occupancy.
+    The Gaussian is separable: one batched matrix product of per-axis masses, twice differentiable, in 2D and 3D.
+    """
+    coordinates, present = _padded(clouds)
+    masses = [_mass_per_cell(coordinates[..., axis], cells, bandwidth) for axis, cells in enumerate(clouds.grid)]
+    depth_height = torch.einsum("bn,bnd,bnh->bndh", present, masses[0], masses[1]).flatten(2)
+    dense = torch.bmm(depth_height.transpose(1, 2), masses[2])  # (clouds, depth x height, width)
+    return (1 - torch.exp(-saturation * dense)).view(len(clouds), 1, *clouds.grid)
+
+
+def annealed_bandwidth(progress: float, start: float, end: float) -> float:
+    """Bandwidth in cells after a fraction `progress` of the run: geometric from `start` to `end`.
+
+    Wide at first, so that scattered points feel distant targets; narrow at last, so that they settle on cells.
+    """
+    return start * (end / start) ** min(max(progress, 0.0), 1.0)
+
+
+def _mass_per_cell(position: Tensor, cells: int, bandwidth: float) -> Tensor:
+    """Share of a Gaussian at `position` (clouds, points) that falls into each of `cells` cells: (clouds, points, cells)."""
+    if cells == 1:
+        return torch.ones_like(position)[..., None]
+    edges = torch.arange(cells + 1, device=position.device, dtype=position.dtype)
+    # Past 4 standard deviations the tail (3e-5) is cut to exactly 0: no denormal numbers, which are very slow on CPUs,
+    # and cells that a sparse network need not look at.
+    distance = ((edges - position[..., None]) / bandwidth).clamp(-4, 4)
+    return torch.erf(distance * 0.5**0.5).diff(dim=-1) / 2
+
+
+def _padded(clouds: PointClouds) -> tuple[Tensor, Tensor]:
+    """Coordinates with zero rows after the end of short clouds, (clouds, most points, 3), and 1 where a point is."""
+    starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)
+    place = (clouds.cloud_index, torch.arange(len(starts), device=clouds.device) - starts)
+    padded = clouds.coordinates.new_zeros(len(clouds), int(clouds.sizes.max()), 3)
+    present = torch.zeros_like(padded[..., 0]).index_put(place, padded.new_ones(()))
+    return padded.index_put(place, clouds.coordinates), present

@@ -1,0 +1,218 @@
+"""What the points are seen by: distillation networks in two backends, and the classifiers of the evaluation."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import sparse
+from .clouds import Grid
+from .config import NetworkConfig
+from .errors import InputError
+from .sparse import SparseTensor
+
+
+def build_network(
+    description: NetworkConfig, channels: int, grid: Grid, classes: int, generator: torch.Generator
+) -> nn.Module:
+    """A distillation network with freshly drawn weights: maps lifted clouds to logits (clouds, classes).
+
+    Either backend takes what any lift makes: the lift decides the values, the network their layout.
+    """
+    kind = {"torch": DenseNetwork, "sparse": SparseNetwork}[description.backend]
+    network = kind(description, channels, grid, classes)
+    network.draw(generator)
+    return network
+
+
+class DenseNetwork(nn.Module):
+    """L x [Conv3d, norm, ReLU, pooling], linear: the paper's pure PyTorch network.
+
+    Along an axis of one cell, kernel and pooling window are one cell wide. The paper's code pads and pools that axis too:
+    depth 1 becomes 3, the two new planes hold nothing but the bias, and pooling by 2 keeps the first of them and the
+    data. `paper_layout` does the same to the data without computing the constant planes.
+    """
+
+    def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
+        super().__init__()
+        if description.paper_layout and (grid[0] != 1 or description.norm != "none"):
+            raise InputError(
+                f"setting network.paper_layout = true: with backend torch it is defined for depth 1 and norm none, not for "
+                f"the grid {grid} and norm {description.norm}"
+            )
+        self.description = description
+        self.kernel = tuple(3 if cells > 1 else 1 for cells in grid)
+        self.padding = tuple(size // 2 for size in self.kernel)
+        self.window = tuple(2 if cells > 1 else 1 for cells in grid)
+        width = description.width
+        self.convolution_weights, self.convolution_biases = nn.ParameterList(), nn.ParameterList()
+        self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
+        for layer in range(description.layers):
+            self.convolution_weights.append(torch.empty(width, width if layer else channels, *self.kernel))
+            self.convolution_biases.append(torch.empty(width))
+            if description.norm == "instance":
+                self.norm_weights.append(torch.ones(width))
+                self.norm_biases.append(torch.zeros(width))
+        sizes = [cells // window**description.layers for cells, window in zip(grid, self.window)]
+        if min(sizes) < 1:
+            raise _too_deep(description, grid)
+        self.head = nn.Linear(width * math.prod(sizes), classes)
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw all weights anew."""
+        for weight, bias in zip(self.convolution_weights, self.convolution_biases):
+            outputs, inputs, *kernel = weight.shape
+            _draw_convolution(weight, self.description.weights, inputs, outputs, math.prod(kernel), generator)
+            bound = (inputs * math.prod(kernel)) ** -0.5
+            bias.uniform_(-bound, bound, generator=generator)
+        _draw_linear(self.head, generator)
+
+    def forward(self, lifted: SparseTensor | Tensor) -> Tensor:
+        """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
+        features = lifted.dense() if isinstance(lifted, SparseTensor) else lifted
+        for layer, (weight, bias) in enumerate(zip(self.convolution_weights, self.convolution_biases)):
+            features = F.conv3d(features, weight, bias, padding=self.padding)
+            if self.norm_weights:
+                features = F.group_norm(features, len(weight), self.norm_weights[layer], self.norm_biases[layer])
+            features = self._pool(features.relu(), bias.relu()[:, None, None, None])
+        return self.head(features.flatten(1))
+
+    def _pool(self, features: Tensor, constant_plane: Tensor) -> Tensor:
+        if self.description.pooling == "max":
+            pooled = F.max_pool3d(features, self.window)
+            # where the planes tie the first, constant one wins, as in MaxPool3d
+            return torch.where(pooled > constant_plane, pooled, constant_plane) if self.description.paper_layout else pooled
+        pooled = F.avg_pool3d(features, self.window)
+        return (pooled + constant_plane) / 2 if self.description.paper_layout else pooled
+
+
+class SparseNetwork(nn.Module):
+    """The same on occupied cells only: the paper's MinkowskiEngine network, twice differentiable.
+
+    Convolution weights are laid out as MinkowskiEngine's, (27, in, out), without a bias. The head is dense: the last
+    layer's cells are put on their grid, see `SparseTensor.dense` for what `paper_layout` does there.
+    """
+
+    def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
+        super().__init__()
+        self.description = description
+        width = description.width
+        self.convolution_weights = nn.ParameterList()
+        self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
+        for layer in range(description.layers):
+            self.convolution_weights.append(torch.empty(27, width if layer else channels, width))
+            if description.norm == "instance":
+                self.norm_weights.append(torch.ones(width))
+                self.norm_biases.append(torch.zeros(width))
+        if max(grid) // 2**description.layers < 1:
+            raise _too_deep(description, grid)
+        stride = 1 if description.paper_layout else 2**description.layers
+        self.head = nn.Linear(width * math.prod(-(-cells // stride) for cells in grid), classes)
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw all weights anew."""
+        for weight in self.convolution_weights:
+            volume, inputs, outputs = weight.shape
+            _draw_convolution(weight, self.description.weights, inputs, outputs, volume, generator)
+        _draw_linear(self.head, generator)
+
+    def forward(self, lifted: SparseTensor | Tensor) -> Tensor:
+        """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
+        tensor = lifted if isinstance(lifted, SparseTensor) else sparse.from_dense(lifted)
+        for layer, weight in enumerate(self.convolution_weights):
+            tensor = sparse.convolution(tensor, weight)
+            if self.norm_weights:
+                tensor = sparse.instance_norm(tensor, self.norm_weights[layer], self.norm_biases[layer])
+            tensor = sparse.pool(tensor.with_features(tensor.features.relu()), self.description.pooling)
+        return self.head(tensor.dense(corner=self.description.paper_layout).flatten(1))
+
+
+class Classifier(nn.Module):
+    """ConvNet-3, the image classifier that scores a set (Zhao et al. 2021).
+
+    3 x [3x3 convolution, instance norm, ReLU, 2x2 average pool] and a linear layer; the first convolution pads by 3
+    (28 x 28 becomes 32 x 32), the others by 1.
+    """
+
+    def __init__(self, height: int, width: int, classes: int, channels: int):
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels if layer else 1, channels, 3, padding=1 if layer else 3) for layer in range(3)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(channels, channels) for _ in range(3))
+        self.head = nn.Linear(channels * ((height + 4) // 8) * ((width + 4) // 8), classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (images, 1, height, width); returns (images, classes)."""
+        features = images
+        for convolution, norm in zip(self.convolutions, self.norms):
+            features = F.avg_pool2d(norm(convolution(features)).relu(), 2)
+        return self.head(features.flatten(1))
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw all weights anew, as torch does by default."""
+        for convolution in self.convolutions:
+            outputs, inputs, *kernel = convolution.weight.shape
+            _draw_convolution(convolution.weight, "default", inputs, outputs, math.prod(kernel), generator)
+            bound = (inputs * math.prod(kernel)) ** -0.5
+            convolution.bias.uniform_(-bound, bound, generator=generator)
+        _draw_linear(self.head, generator)
+
+
+class Ensemble(nn.Module):
+    """Independent copies of one network architecture, evaluated and trained together; they share nothing but the call.
+
+    Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one (`torch.vmap`); on a CPU one
+    after another, because there the grouped convolution that vmap makes runs at half the speed.
+    """
+
+    def __init__(self, networks: list[nn.Module]):
+        super().__init__()
+        self.__dict__["template"] = networks[0]  # the computation only: its own parameters must not be trained
+        self.names = [name for name, _ in networks[0].named_parameters()]
+        stacked = zip(*(network.parameters() for network in networks))
+        self.stacked = nn.ParameterList(torch.stack([p.detach() for p in parameters]) for parameters in stacked)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: (networks, images, ...), to each network its own; returns (networks, images, classes).
+
+        With fewer inputs than networks the first networks answer.
+        """
+
+        def one(parameters, images):
+            return torch.func.functional_call(self.template, dict(zip(self.names, parameters)), (images,))
+
+        if inputs.is_cuda:
+            return torch.vmap(one)([parameter[: len(inputs)] for parameter in self.stacked], inputs)
+        copies = zip(*(parameter.unbind() for parameter in self.stacked))
+        return torch.stack([one(parameters, images) for parameters, images in zip(copies, inputs)])
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The most likely class: (networks, images)."""
+        return self(inputs).argmax(-1)
+
+
+def _draw_convolution(
+    weight: Tensor, scheme: str, inputs: int, outputs: int, volume: int, generator: torch.Generator
+) -> None:
+    if scheme == "kaiming_normal":  # He et al. 2015, fan out, gain of ReLU
+        weight.normal_(0.0, (2 / (outputs * volume)) ** 0.5, generator=generator)
+    else:  # the default of torch and of MinkowskiEngine alike
+        bound = (inputs * volume) ** -0.5
+        weight.uniform_(-bound, bound, generator=generator)
+
+
+def _draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
+    bound = linear.in_features**-0.5
+    linear.weight.uniform_(-bound, bound, generator=generator)
+    linear.bias.uniform_(-bound, bound, generator=generator)
+
+
+def _too_deep(description: NetworkConfig, grid: Grid) -> InputError:
+    most = int(math.log2(min(cells for cells in grid if cells > 1)))
+    return InputError(f"setting network.layers = {description.layers}: each halves the grid {grid}; at most {most}")

@@ -1,0 +1,80 @@
+"""The energy that moves the points: the distance between what real and what synthetic clouds do to a network.
+
+Gradients are compared as matrices, one per parameter, with one row per output channel (1-D parameters are one row).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+def parameter_gradients(network: nn.Module, lifted, labels: Tensor, create_graph: bool = False) -> list[Tensor]:
+    """Gradients of the mean cross-entropy with respect to every parameter, as matrices (see the module's text)."""
+    loss = F.cross_entropy(network(lifted), labels)
+    gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
+    return [as_rows(gradient) for gradient in gradients]
+
+
+def gradient_matching(network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, distance: Distance) -> Tensor:
+    """The matching loss of one class (Zhao et al. 2021, equation 9; paper, section 3.2.1): a scalar with a graph.
+
+    real, synthetic: lifted clouds of that class, inputs of `network`. The real gradient is a constant target.
+    """
+    target = [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
+    return distance(target, parameter_gradients(network, synthetic, labels, create_graph=True))
+
+
+def as_rows(gradient: Tensor) -> Tensor:
+    """(rows, columns) with one row per output channel.
+
+    Dense kernels and linear weights have the output channel first, sparse kernels (volume, in, out) have it last;
+    1-D parameters become one row.
+    """
+    if gradient.dim() == 1:
+        return gradient[None]
+    if gradient.dim() == 3:
+        return gradient.permute(2, 0, 1).flatten(1)
+    return gradient.flatten(1)
+
+
+def sum_of_squares(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """Squared differences summed over all entries of all parameters (paper, section 4.3)."""
+    return sum((s - r).square().sum() for r, s in zip(real, synthetic))
+
+
+def layerwise_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """1 - cosine per row, summed over rows and parameters, biases and norms included (the paper's version)."""
+    return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic))
+
+
+def layerwise_cosine_of_weights(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """`layerwise_cosine` without the 1-D parameters, as in DC (Zhao et al. 2021, equation 10 and its code)."""
+    return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic) if len(r) > 1)
+
+
+def mean_squared_error(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """`sum_of_squares` divided by the number of entries."""
+    return sum_of_squares(real, synthetic) / sum(r.numel() for r in real)
+
+
+def global_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """1 - cosine of all gradients taken as one vector."""
+    r = torch.cat([gradient.flatten() for gradient in real])
+    s = torch.cat([gradient.flatten() for gradient in synthetic])
+    return _one_minus_cosine(r, s)
+
+
+DISTANCES: dict[str, Distance] = {
+    distance.__name__: distance
+    for distance in (sum_of_squares, layerwise_cosine, layerwise_cosine_of_weights, mean_squared_error, global_cosine)
+}
+
+
+def _one_minus_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Along the last axis. The 1e-12 in the root keeps second derivatives finite where a gradient is exactly zero."""
+    norms = (real.square().sum(-1) * synthetic.square().sum(-1) + 1e-12).sqrt()
+    return 1 - (real * synthetic).sum(-1) / norms

@@ -1,0 +1,97 @@
+"""One named configuration per cell of the paper's tables, at the paper's scale and at one for two CPU cores, and our own."""
+
+from dataclasses import dataclass
+
+from .config import Config, from_dict
+from .errors import InputError, nearest_names
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration, what it is, and the accuracy that the paper states for it (percent, None where it states none)."""
+
+    config: Config
+    text: str
+    paper_accuracy: float | None = None
+
+
+# Table 1 (rows: layers) under sum of squares, and Table 2's layerwise cosine. MinkowskiEngine's row is our `sparse`.
+PAPER_ACCURACY = {
+    ("sparse", 2, "sum_of_squares"): 33.9,
+    ("sparse", 3, "sum_of_squares"): 12.78,
+    ("sparse", 4, "sum_of_squares"): 10.48,
+    ("torch", 2, "sum_of_squares"): 25.69,
+    ("torch", 3, "sum_of_squares"): 30.22,
+    ("torch", 4, "sum_of_squares"): 17.43,
+    ("sparse", 2, "layerwise_cosine"): 11.37,
+    ("torch", 3, "layerwise_cosine"): 10.23,
+}
+SMALL = {
+    "network": {"width": 32},
+    "objective": {"real_batch": 32},
+    "schedule": {"iterations": 250},
+    "evaluation": {"networks": 5, "epochs": 300, "width": 64},
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name. Raises InputError naming the nearest ones."""
+    if name not in PRESETS:
+        raise InputError(f"no preset is called {name!r}; {nearest_names(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def _paper_settings(backend: str, layers: int, distance: str) -> dict:
+    """The paper's experiment as its code ran it."""
+    network = {"backend": backend, "layers": layers, "width": 128, "pooling": "max", "paper_layout": True}
+    if backend == "sparse":
+        network |= {"norm": "instance", "weights": "kaiming_normal"}
+    return {
+        "data": {"name": "mnist", "max_points": 250},
+        "clouds": {"points_per_cloud": 250},
+        "lift": {"name": "coordinates"},
+        "network": network,
+        "objective": {"distance": distance, "real_batch": 256},
+        "optimiser": {"name": "sgd", "step_size": 0.1, "momentum": 0.5},
+        "schedule": {"iterations": 2500, "iterations_per_network": 0},
+    }
+
+
+def _merged(settings: dict, changes: dict) -> dict:
+    return {key: {**settings.get(key, {}), **changes.get(key, {})} for key in {**settings, **changes}}
+
+
+def _paper_presets() -> dict[str, Preset]:
+    presets = {}
+    for distance in ("sum_of_squares", "layerwise_cosine"):
+        for backend in ("torch", "sparse"):
+            for layers in (2, 3, 4):
+                name = f"paper-{backend}-{layers}-{distance.replace('_', '-')}"
+                settings = _paper_settings(backend, layers, distance)
+                table = "Table 1" if distance == "sum_of_squares" else "Table 2"
+                stated = PAPER_ACCURACY.get((backend, layers, distance))
+                where = table if stated else f"as {table}, not stated there"
+                text = f"{where}: {backend}, {layers} layers, {distance.replace('_', ' ')}"
+                presets[name] = Preset(from_dict(settings), text, stated)
+                small = from_dict(_merged(settings, SMALL))
+                presets[f"{name}-small"] = Preset(small, f"{text}; minutes on 2 cores", stated)
+    return presets
+
+
+GAUSSIAN = {
+    "clouds": {"points_per_cloud": 120},
+    "lift": {"name": "gaussian", "bandwidth_start": 2.5, "bandwidth_end": 0.5},
+    "network": {"layers": 3, "width": 32, "norm": "instance", "pooling": "average"},
+    "objective": {"distance": "layerwise_cosine_of_weights", "real_batch": 32},
+    "optimiser": {"name": "adam", "step_size": 0.3, "final_step_fraction": 0.1},
+    "schedule": {"iterations": 300, "iterations_per_network": 1},
+}
+QUICKSTART = _merged(GAUSSIAN, {"evaluation": {"networks": 3, "epochs": 200, "width": 32}})
+
+PRESETS: dict[str, Preset] = {
+    **_paper_presets(),
+    "gaussian": Preset(
+        from_dict(GAUSSIAN), "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells"
+    ),
+    "quickstart": Preset(from_dict(QUICKSTART), "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers"),
+}

@@ -1,0 +1,319 @@
+"""One whole run in a folder of its own: distil, checkpoint, score, record. Stopped at any moment, it can be resumed.
+
+runs/<name>-<seed>-<hash of the configuration>/
+    config.json       the settings
+    steps.jsonl       one line per iteration
+    trajectory.npz    coordinates (frames, points, 3) after so many `updates` (frames,), the initial ones first
+    checkpoint.pt     to go on from; loaded without unpickling code
+    clouds.npz        the distilled set
+    migration.png     the clouds over time
+    record.json       written last: settings, scores, health, seconds, memory, versions, commit
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import config as configuration
+from . import datasets, figures, machine
+from .clouds import PointClouds, save
+from .config import Config
+from .datasets import Splits
+from .distillation import Step, distill, initial_clouds
+from .errors import DistillationFailed, InputError
+from .evaluation import Score, evaluate
+from .files import atomic_write, atomic_write_text
+from .health import Health
+from .lifts import occupancy
+
+
+def run(
+    config: Config,
+    name: str,
+    folder: Path | str | None = None,
+    data: Path | str | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: int = 25,
+    quiet: bool = False,
+) -> Path:
+    """Distil and score as `config` says; returns the run folder (default: runs/<name>-<seed>-<hash>).
+
+    data: folder of the real data, see `datasets.load`. device: see `machine.choose_device`.
+    resume goes on from the last checkpoint, bit for bit on the same CPU; overwrite starts a finished or unfinished run
+    afresh. A run that diverges is recorded as that before DistillationFailed is raised.
+    """
+    folder = Path(folder) if folder else Path("runs") / f"{name}-{config.seed}-{configuration.identity(config)}"
+    place = machine.choose_device(device)
+    machine.keep_freed_memory()
+    checkpoint = _open_folder(folder, config, resume, overwrite)
+    splits = datasets.load(config.data, data)
+    steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    atomic_write_text(folder / "config.json", json.dumps({"name": name, **configuration.to_dict(config)}, indent=2))
+
+    progress = Progress(quiet)
+    record = {"name": name, "config": configuration.to_dict(config), "machine": machine.describe(place)}
+    try:
+        trajectory, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
+    except DistillationFailed as failure:
+        record |= {"health": f"failed at {failure}", "scores": {}}
+        atomic_write_text(folder / "record.json", json.dumps(record, indent=2))
+        raise
+    distilled = initial_clouds(config, splits.train).with_coordinates(torch.from_numpy(trajectory["coordinates"][-1]))
+    save(distilled, folder / "clouds.npz")
+    figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
+
+    scored = _score(distilled, splits, "test", config, place, progress)
+    record |= {
+        "health": health or "moving",
+        **_averages(folder / "steps.jsonl"),
+        **scored,
+        "seconds": {"distillation": seconds, **scored["seconds"]},
+    }
+    atomic_write_text(folder / "record.json", json.dumps(record, indent=2))
+    return folder
+
+
+def score(
+    clouds: PointClouds | Callable[[PointClouds], PointClouds],
+    name: str,
+    config: Config,
+    split: str = "test",
+    data: Path | str | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> tuple[PointClouds, dict[str, Any]]:
+    """Score a set that is already there, or that a function makes of the training clouds: the set and its record.
+
+    Uses `config.data`, `config.evaluation` and `config.seed` only. split: "test", or "validation" to choose by.
+    """
+    place = machine.choose_device(device)
+    machine.keep_freed_memory()
+    splits = datasets.load(config.data, data)
+    clouds = clouds(splits.train) if callable(clouds) else clouds
+    if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
+        raise InputError(
+            f"the set '{name}' has grid {clouds.grid} and classes {list(clouds.class_names)}; data.name={config.data.name} "
+            f"has {splits.test.grid} and {list(splits.test.class_names)}: choose the data that it was made from"
+        )
+    used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
+    record = {"name": name, "config": used, "machine": machine.describe(place)}
+    return clouds, record | _score(clouds, splits, split, config, place, Progress(quiet))
+
+
+def _score(
+    clouds: PointClouds, splits: Splits, split: str, config: Config, place: torch.device, progress: "Progress"
+) -> dict[str, Any]:
+    begun, real = time.monotonic(), getattr(splits, split)
+    scores = evaluate(clouds, real, config.evaluation, config.seed, place, progress)
+    progress.close()
+    return {
+        "clouds": len(clouds),
+        "points": len(clouds.coordinates),
+        "occupied_cells": int(occupancy(clouds).sum()),
+        "scores": {protocol: _score_record(score) for protocol, score in scores.items()},
+        "scored_on": f"{config.data.name}, {split} split, {len(real)} clouds",
+        "seconds": {"evaluation": time.monotonic() - begun},
+        "peak_memory_bytes": machine.peak_memory(place),
+    }
+
+
+def table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per name: means over its records (one per seed), and for scores the standard deviation over them too.
+
+    Scores are in percent, memory in MiB.
+    """
+    rows, named = [], {}
+    for record in records:
+        named.setdefault(record["name"], []).append(record)
+    for name, group in named.items():
+        row: dict[str, Any] = {"name": name, "seeds": len({record["config"]["seed"] for record in group})}
+        for protocol in {protocol: None for record in group for protocol in record["scores"]}:
+            means = [record["scores"][protocol]["mean"] for record in group if protocol in record["scores"]]
+            row[protocol] = round(float(np.mean(means)), 2)
+            row[f"{protocol} sd"] = round(float(np.std(means)), 2)
+        for key in ("mean_absolute_gradient", "mean_absolute_displacement"):
+            if all(key in record for record in group):
+                row[key] = float(f"{np.mean([record[key] for record in group]):.3g}")
+        for stage in group[0].get("seconds", {}):
+            row[f"{stage} seconds"] = round(float(np.mean([record["seconds"][stage] for record in group])), 1)
+        peaks = [record["peak_memory_bytes"] for record in group if "peak_memory_bytes" in record]
+        row["peak memory MiB"] = round(max(peaks, default=0) / 2**20)
+        row["health"] = "; ".join(sorted({record.get("health", "real clouds").split(" at iteration")[0] for record in group}))
+        rows.append(row)
+    return rows
+
+
+def _score_record(score: Score) -> dict[str, Any]:
+    """A score as a record keeps it; accuracies in percent."""
+    return {
+        "mean": score.mean,
+        "standard_deviation": score.standard_deviation,
+        "networks": len(score.accuracies),
+        "epochs": score.epochs,
+        "width": score.width,
+        "accuracies": list(score.accuracies),
+    }
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """The record in a file or in a run folder. Raises InputError if there is none or it cannot be read."""
+    path = Path(path)
+    path = path / "record.json" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the record of a finished run")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not a record ({error})") from None
+
+
+def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
+    """`updates` (frames,) and `coordinates` (frames, points, 3) of a run."""
+    with np.load(Path(folder) / "trajectory.npz", allow_pickle=False) as archive:
+        return {"updates": archive["updates"], "coordinates": archive["coordinates"]}
+
+
+class Progress:
+    """Progress bars with time left on standard error, one per stage; a line now and then where it is not a terminal."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet, self.bar, self.stage = quiet, None, None
+
+    def __call__(self, fraction: float, stage: str, note: str = "") -> None:
+        """Show that `fraction` (0 to 1) of `stage` is done."""
+        if self.quiet:
+            return
+        if stage != self.stage:
+            self.close()
+            layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
+            interval = 0.5 if sys.stderr.isatty() else 10
+            self.bar = tqdm(total=1.0, desc=stage, bar_format=layout, mininterval=interval, file=sys.stderr)
+            self.stage = stage
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(fraction - self.bar.n)
+
+    def close(self) -> None:
+        """Finish the bar that is shown."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = self.stage = None
+
+    def write(self, text: str) -> None:
+        """A line above the bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+
+def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, if any. Refuses to harm a run that is already there."""
+    if overwrite:
+        return None
+    if (folder / "record.json").exists():
+        raise InputError(f"{folder}: this run is finished; look at it with `pcdd show`, or start it afresh with --overwrite")
+    path = folder / "checkpoint.pt"
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder}: holds an unfinished run; go on with --resume, or start it afresh with --overwrite")
+        return None
+    if not folder.exists():
+        raise InputError(f"{folder}: nothing to resume; start the run without --resume")
+    if not path.exists():
+        return None  # stopped before its first checkpoint: from the beginning
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        wrong = checkpoint["configuration"] != configuration.identity(config)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"{path}: not a readable checkpoint ({error}); start the run afresh with --overwrite") from None
+    if wrong:
+        raise InputError(
+            f"{path}: checkpoint of another configuration ({checkpoint['configuration']}, this one is "
+            f"{configuration.identity(config)}); resume with the settings in config.json, or choose another folder"
+        )
+    return checkpoint
+
+
+def _distill(
+    folder: Path, config: Config, splits: Splits, steps, checkpoint: dict[str, Any] | None, checkpoint_every: int, progress
+) -> tuple[dict[str, np.ndarray], float, str | None]:
+    """Run the steps; returns the trajectory, the seconds spent (earlier parts of the run included) and the finding."""
+    total, health = config.schedule.iterations, Health()
+    if checkpoint:
+        frames, updates, seconds = list(checkpoint["frames"]), checkpoint["updates"], checkpoint["seconds"]
+        health.still, health.finding = checkpoint["still"], checkpoint["finding"]
+        _keep_lines(folder / "steps.jsonl", checkpoint["state"]["iteration"] + 1)
+    else:
+        frames, updates, seconds = [initial_clouds(config, splits.train).coordinates], [0], 0.0
+        _keep_lines(folder / "steps.jsonl", 0)
+    lines: list[str] = []
+    begun = time.monotonic() - seconds
+    for step in steps:
+        done = step.iteration + 1
+        lines.append(_line(step))
+        if done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total:
+            frames.append(step.clouds.coordinates.cpu())
+            updates.append(done)
+        well_before = health.finding is None
+        health.watch(step)
+        if health.finding and well_before:
+            progress.write(f"pcdd: {health.finding}")
+        progress(done / total, "distilling", f"matching loss {sum(step.matching_loss):.4g}")
+        if done % checkpoint_every == 0 or done == total:
+            with (folder / "steps.jsonl").open("a") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            lines.clear()
+            kept = {
+                "configuration": configuration.identity(config),
+                "state": step.state(),
+                "frames": torch.stack(frames),
+                "updates": updates,
+                "seconds": time.monotonic() - begun,
+                "still": health.still,
+                "finding": health.finding,
+            }
+            atomic_write(folder / "checkpoint.pt", lambda file: torch.save(kept, file))
+    progress.close()
+    trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
+    atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))
+    return trajectory, time.monotonic() - begun, health.finding
+
+
+def _line(step: Step) -> str:
+    row = {
+        "iteration": step.iteration,
+        "matching_loss": step.matching_loss,
+        "mean_absolute_gradient": step.mean_absolute_gradient,
+        "mean_absolute_displacement": step.mean_absolute_displacement,
+    }
+    return json.dumps(row) + "\n"
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Drop what was written after the checkpoint, a half-written last line included."""
+    lines = path.read_text().splitlines(keepends=True)[:count] if path.exists() else []
+    atomic_write_text(path, "".join(lines))
+
+
+def _averages(path: Path) -> dict[str, Any]:
+    """Means over all iterations, and the matching loss at both ends."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    means = {
+        key: float(np.mean([row[key] for row in rows])) for key in ("mean_absolute_gradient", "mean_absolute_displacement")
+    }
+    ends = {"first": sum(rows[0]["matching_loss"]), "last": sum(rows[-1]["matching_loss"])}
+    return {**means, "matching_loss": ends, "iterations": len(rows)}
