@@ -138,6 +138,26 @@ def cell_centres(clouds: PointClouds) -> PointClouds:
     return clouds.with_coordinates(clouds.coordinates.floor() + half)
 
 
+def members_per_class(clouds: PointClouds) -> list[Tensor]:
+    """The indices of each class's clouds."""
+    return [(clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))]
+
+
+def sample(
+    members: Sequence[Tensor], counts: Sequence[int], draws: torch.Generator, class_names: Sequence[str]
+) -> Tensor:
+    """So many random indices of each class, without repeats, class after class: int64 (sum of counts,)."""
+    chosen = []
+    for indices, count, name in zip(members, counts, class_names):
+        if len(indices) < count:
+            raise InputError(
+                f"class '{name}' has {len(indices)} clouds to draw from, {count} were asked for; lower "
+                "objective.real_batch or clouds.clouds_per_class"
+            )
+        chosen.append(indices.cpu()[torch.randperm(len(indices), generator=draws)[:count]])
+    return torch.cat(chosen)
+
+
 def _offsets(sizes: Tensor) -> Tensor:
     return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 

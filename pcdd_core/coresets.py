@@ -2,8 +2,7 @@
 
 import torch
 
-from .clouds import PointClouds
-from .distillation import members_per_class, sample
+from .clouds import PointClouds, members_per_class, sample
 from .evaluation import project
 from .randomness import generator
 

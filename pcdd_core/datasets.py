@@ -96,8 +96,11 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             root.mkdir(parents=True, exist_ok=True)
             MNIST(root, download=True)
         except (RuntimeError, OSError) as error:
+            for empty in (raw, raw.parent):  # what torchvision made before it failed
+                if empty.is_dir() and not any(empty.iterdir()):
+                    empty.rmdir()
             raise InputError(
-                f"MNIST is not in {raw} and could not be downloaded ({error}). Three ways out: give the folder that "
+                f"MNIST is not in {raw} and could not be downloaded ({' '.join(str(error).split())}). Three ways out: give the folder that "
                 "holds MNIST/raw with --data DIR; name it in the environment variable PCDD_DATA; or run once with a "
                 "network, which downloads it. Without any of them, data.name=digits needs no files"
             ) from None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import clouds as cloud_files
 from . import lifts
-from .clouds import PointClouds, boundary_check, cell_centres, from_list, scatter
+from .clouds import PointClouds, boundary_check, cell_centres, from_list, members_per_class, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
 from .networks import build_network
@@ -153,26 +153,6 @@ def _steps(
         live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
         live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
         yield Step(iteration, losses, gradient, displacement, moved, live)
-
-
-def members_per_class(clouds: PointClouds) -> list[Tensor]:
-    """The indices of each class's clouds."""
-    return [(clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))]
-
-
-def sample(
-    members: Sequence[Tensor], counts: Sequence[int], draws: torch.Generator, class_names: Sequence[str]
-) -> Tensor:
-    """So many random indices of each class, without repeats, class after class: int64 (sum of counts,)."""
-    chosen = []
-    for indices, count, name in zip(members, counts, class_names):
-        if len(indices) < count:
-            raise InputError(
-                f"class '{name}' has {len(indices)} clouds to draw from, {count} were asked for; lower "
-                "objective.real_batch or clouds.clouds_per_class"
-            )
-        chosen.append(indices.cpu()[torch.randperm(len(indices), generator=draws)[:count]])
-    return torch.cat(chosen)
 
 
 def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:

@@ -12,7 +12,6 @@ runs/<name>-<seed>-<hash of the configuration>/
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -35,6 +34,17 @@ from .evaluation import Score, evaluate
 from .files import atomic_write, atomic_write_text
 from .health import Health
 from .lifts import occupancy
+
+
+RUN_FILES = (
+    "record.json",
+    "clouds.npz",
+    "migration.png",
+    "checkpoint.pt",
+    "trajectory.npz",
+    "steps.jsonl",
+    "config.json",
+)
 
 
 def run(
@@ -60,8 +70,9 @@ def run(
     checkpoint = _open_folder(folder, config, resume, overwrite)
     splits = datasets.load(config.data, data)
     steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if overwrite:
+        for old in RUN_FILES:  # and nothing else that may be in the folder
+            (folder / old).unlink(missing_ok=True)
     atomic_write_text(folder / "config.json", json.dumps({"name": name, **configuration.to_dict(config)}, indent=2))
 
     progress = Progress(quiet)
