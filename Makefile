@@ -44,14 +44,18 @@ lab: install
 pair: install
 	$(BIN)/jupytext --sync notebooks/*.py
 
-# The small-scale table of the README: every paper preset at small scale, seeds 0 to 2 (about 1 hour on 2 cores);
-# runs that are finished are kept, stopped ones go on. Needs MNIST.
+# The small-scale table: every paper preset at small scale, seeds 0 to 2, JOBS at a time (about 1 hour on 2 cores), then
+# figures/records and figures/tables. Finished runs are kept, stopped ones go on. Needs MNIST.
+JOBS ?= 2
 paper-small: install
-	@for seed in 0 1 2; do for preset in $$($(BIN)/pcdd presets --json | $(BIN)/python -c \
-		'import json, sys; print(*(p["name"] for p in json.load(sys.stdin) if p["name"].endswith("-small")))'); do \
-		folder=runs/$$preset-seed$$seed; test -e $$folder/record.json && continue; \
-		$(BIN)/pcdd distill --preset $$preset --seed $$seed --output $$folder $$(test -d $$folder && echo --resume) || exit; \
-	done; done
+	$(BIN)/pcdd presets --json | $(BIN)/python -c 'import json, sys; \
+		names = [p["name"] for p in json.load(sys.stdin) if p["name"].endswith("-small")]; \
+		print(*(f"{name} {seed}" for seed in range(3) for name in names), sep="\n")' | \
+	OMP_NUM_THREADS=1 xargs -P $(JOBS) -L 1 sh -c 'folder=runs/$$0-seed$$1; test -e $$folder/record.json || \
+		$(BIN)/pcdd distill --quiet --preset $$0 --seed $$1 --output $$folder $$(test -d $$folder && echo --resume)'
+	mkdir -p figures/records
+	for folder in runs/paper-*-small-seed?; do cp $$folder/record.json figures/records/$$(basename $$folder).json; done
+	$(BIN)/pcdd table figures/records/paper-*-small-seed?.json --csv figures/tables/paper-small.csv
 
 clean:
 	rm -rf build *.egg-info

@@ -138,16 +138,19 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd table`."""
     from . import runs
     from .files import atomic_write_text
+    from .presets import PRESETS
 
     rows = runs.table(runs.read_record(path) for path in options.records)
-    text = io.StringIO()
+    for row in rows:
+        row["the paper's accuracy"] = PRESETS[row["name"]].paper_accuracy if row["name"] in PRESETS else None
     columns = list({column: None for row in rows for column in row})
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    cells = [[("" if row.get(column) is None else str(row[column])) for column in columns] for row in rows]
     if options.csv:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns, *cells])
         atomic_write_text(options.csv, text.getvalue())
-    return {"text": text.getvalue().rstrip(), "json": rows}
+    lines = [columns, ["---"] * len(columns), *cells]
+    return {"text": "\n".join("| " + " | ".join(line) + " |" for line in lines), "json": rows}
 
 
 def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:
@@ -249,9 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("path", metavar="PATH", help="a run folder or a distilled set (.npz)")
     sub.add_argument("--picture", metavar="FILE", help="where to draw it (default: beside it)")
 
-    sub = command(table, "one row per preset from the records of runs, averaged over seeds")
+    sub = command(table, "a Markdown row per preset from the records of runs, averaged over seeds")
     sub.add_argument("records", nargs="+", metavar="RECORD", help="run folders or record.json files")
-    sub.add_argument("--csv", metavar="FILE", help="write the table there too")
+    sub.add_argument("--csv", metavar="FILE", help="write it there as CSV too")
     return parser
 
 

@@ -61,6 +61,8 @@ def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
                 f"{settings.file}: grid {given.grid} and classes {list(given.class_names)}; the data has {real.grid} and "
                 f"{list(real.class_names)}"
             )
+        if missing := set(range(classes)) - set(given.labels.tolist()):
+            raise InputError(f"{settings.file}: no cloud of class '{given.class_names[min(missing)]}'; every class needs one")
         return given
     if settings.file is not None:
         raise InputError(f"setting clouds.file = {settings.file!r}: needs clouds.initialisation=file")
