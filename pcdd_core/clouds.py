@@ -4,7 +4,6 @@ Units: coordinates are in cells of the grid, in the order depth, height, width (
 point is the floor of its coordinates, so the coordinate 3.7 lies in cell 3, whose centre is 3.5.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +90,8 @@ def from_list(
     """Clouds from one (points, 3) tensor each."""
     sizes = torch.tensor([len(cloud) for cloud in clouds], dtype=torch.int64)
     coordinates = torch.cat([cloud.reshape(-1, 3).float() for cloud in clouds]) if len(clouds) else torch.zeros(0, 3)
-    return PointClouds(coordinates, _offsets(sizes), torch.as_tensor(labels), tuple(grid), tuple(class_names))
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    return PointClouds(coordinates, _offsets(sizes), labels, tuple(grid), tuple(class_names))
 
 
 def from_occupancy(
@@ -106,7 +106,7 @@ def from_occupancy(
     cloud, coordinates = cells[:, 0], cells[:, 1:].float()
     sizes = torch.bincount(cloud, minlength=len(occupied))
     if max_points is not None:
-        rank = torch.arange(len(cloud)) - _offsets(sizes)[:-1][cloud]
+        rank = torch.arange(len(cloud), device=cloud.device) - _offsets(sizes)[:-1][cloud]
         coordinates, sizes = coordinates[rank < max_points], sizes.clamp(max=max_points)
     return PointClouds(coordinates, _offsets(sizes), labels.long(), tuple(occupied.shape[1:]), tuple(class_names))
 
@@ -166,7 +166,12 @@ def _offsets(sizes: Tensor) -> Tensor:
 
 
 def save(clouds: PointClouds, path: Path | str) -> None:
-    """Write a set as .npz (no pickle inside), atomically: fields as in `PointClouds`, plus `format_version`."""
+    """Write a set as .npz (no pickle inside), atomically: fields as in `PointClouds`, plus `format_version`.
+
+    Raises InputError if a cloud is empty or the folder cannot be written to.
+    """
+    if (empty := (clouds.sizes == 0).nonzero()).numel():
+        raise InputError(f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point")
     arrays = dict(
         coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
         offsets=clouds.offsets.cpu().numpy(),
@@ -186,29 +191,35 @@ def load(path: Path | str) -> PointClouds:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise some ten kinds for damaged files
         reason = "it holds an object array, which could run code" if "pickle" in str(error).lower() else str(error)
         raise InputError(f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays") from None
-    _check(path, arrays)
+    arrays = _checked(path, arrays)
     return PointClouds(
-        torch.from_numpy(arrays["coordinates"].astype(np.float32)),
-        torch.from_numpy(arrays["offsets"].astype(np.int64)),
-        torch.from_numpy(arrays["labels"].astype(np.int64)),
-        tuple(int(cells) for cells in arrays["grid"]),
-        tuple(str(name) for name in arrays["class_names"]),
+        torch.from_numpy(arrays["coordinates"]),
+        torch.from_numpy(arrays["offsets"]),
+        torch.from_numpy(arrays["labels"]),
+        tuple(arrays["grid"].tolist()),
+        tuple(arrays["class_names"].tolist()),
     )
 
 
-def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays in the types of `PointClouds`, or an InputError for the first thing that is wrong."""
+
     def refuse(field: str, found: object, right: str):
         raise InputError(f"{path}: field '{field}' is {found}; expected {right}")
 
-    expected = {"format_version": "iu", "coordinates": "f", "offsets": "iu", "labels": "iu", "grid": "iu"}
-    for field, kinds in (*expected.items(), ("class_names", "U")):
-        if field not in arrays:
-            refuse(field, "missing", f"an array of kind '{kinds}'")
-        if arrays[field].dtype.kind not in kinds:
-            refuse(field, f"of type {arrays[field].dtype}", {"f": "floats", "iu": "integers", "U": "text"}[kinds])
+    kinds = {"format_version": "iu", "coordinates": "f", "offsets": "iu", "labels": "iu", "grid": "iu", "class_names": "U"}
+    types = {"f": (np.float32, "floats"), "iu": (np.int64, "integers"), "U": (np.str_, "text")}
+    for field, kind in kinds.items():
+        kept, words = types[kind]
+        if not isinstance(arrays.get(field), np.ndarray):
+            refuse(field, "not an array" if field in arrays else "missing", f"an array of {words}")
+        if arrays[field].dtype.kind not in kind:
+            refuse(field, f"of type {arrays[field].dtype}", words)
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as that
+            arrays[field] = arrays[field].astype(kept if kind != "U" else arrays[field].dtype)
     version = arrays["format_version"]
     if version.shape != () or not 1 <= version <= FORMAT_VERSION:
         refuse("format_version", version.tolist(), f"1 to {FORMAT_VERSION}; a newer pcdd may read this set")
@@ -237,3 +248,4 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
         row, axis = wrong[0]
         refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}], outside the grid",
                f"0 or more and below {grid[axis]}")  # fmt: skip
+    return arrays

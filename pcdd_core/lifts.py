@@ -17,15 +17,21 @@ def coordinates_as_features(clouds: PointClouds) -> sparse.SparseTensor:
 
 
 def occupancy(clouds: PointClouds) -> Tensor:
-    """1 in every cell that holds a point, else 0: float32 (clouds, 1, depth, height, width). No gradient."""
+    """1 in every cell that holds a point, else 0: float32 (clouds, 1, depth, height, width). No gradient.
+
+    Raises ValueError if a point lies outside the grid.
+    """
     dense = torch.zeros(len(clouds), 1, *clouds.grid, device=clouds.device)
-    depth, height, width = clouds.coordinates.detach().floor().long().unbind(1)
+    cells = clouds.coordinates.detach().floor().long()
+    if (cells < 0).any() or (cells >= cells.new_tensor(clouds.grid)).any():
+        raise ValueError(f"a point lies outside the grid {clouds.grid}; see clouds.boundary_check")
+    depth, height, width = cells.unbind(1)
     dense[clouds.cloud_index, 0, depth, height, width] = 1.0
     return dense
 
 
 def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
-    """Differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1).
+    """Differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1].
 
     Every point is a Gaussian of `bandwidth` cells standard deviation and total mass 1. A cell receives the mass m that
     falls into it, and saturates: 1 - exp(-saturation * m), so that a second point in a taken cell gains little.
@@ -36,7 +42,8 @@ def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float)
     masses = [_mass_per_cell(coordinates[..., axis], cells, bandwidth) for axis, cells in enumerate(clouds.grid)]
     depth_height = torch.einsum("bn,bnd,bnh->bndh", present, masses[0], masses[1]).flatten(2)
     dense = torch.bmm(depth_height.transpose(1, 2), masses[2])  # (clouds, depth x height, width)
-    return (1 - torch.exp(-saturation * dense)).view(len(clouds), 1, *clouds.grid)
+    # beyond 50 the cell is full, and exp would make denormal numbers
+    return (1 - torch.exp(-(saturation * dense).clamp(max=50))).view(len(clouds), 1, *clouds.grid)
 
 
 def annealed_bandwidth(progress: float, start: float, end: float) -> float:

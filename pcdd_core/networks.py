@@ -56,7 +56,7 @@ class DenseNetwork(nn.Module):
                 self.norm_biases.append(torch.zeros(width))
         sizes = [cells // window**description.layers for cells, window in zip(grid, self.window)]
         if min(sizes) < 1:
-            raise _too_deep(description, grid)
+            raise _too_deep(description, grid, shortest=min(cells for cells in grid if cells > 1))
         self.head = nn.Linear(width * math.prod(sizes), classes)
 
     @torch.no_grad()
@@ -82,8 +82,8 @@ class DenseNetwork(nn.Module):
     def _pool(self, features: Tensor, constant_plane: Tensor) -> Tensor:
         if self.description.pooling == "max":
             pooled = F.max_pool3d(features, self.window)
-            # where the planes tie the first, constant one wins, as in MaxPool3d
-            return torch.where(pooled > constant_plane, pooled, constant_plane) if self.description.paper_layout else pooled
+            # as in MaxPool3d the first, constant plane wins ties, and NaN wins over everything
+            return torch.where(pooled <= constant_plane, constant_plane, pooled) if self.description.paper_layout else pooled
         pooled = F.avg_pool3d(features, self.window)
         return (pooled + constant_plane) / 2 if self.description.paper_layout else pooled
 
@@ -106,8 +106,8 @@ class SparseNetwork(nn.Module):
             if description.norm == "instance":
                 self.norm_weights.append(torch.ones(width))
                 self.norm_biases.append(torch.zeros(width))
-        if max(grid) // 2**description.layers < 1:
-            raise _too_deep(description, grid)
+        if max(grid) // 2**description.layers < 1:  # along shorter axes a single cell is left, and stays
+            raise _too_deep(description, grid, shortest=max(grid))
         stride = 1 if description.paper_layout else 2**description.layers
         self.head = nn.Linear(width * math.prod(-(-cells // stride) for cells in grid), classes)
 
@@ -213,6 +213,6 @@ def _draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
     linear.bias.uniform_(-bound, bound, generator=generator)
 
 
-def _too_deep(description: NetworkConfig, grid: Grid) -> InputError:
-    most = int(math.log2(min(cells for cells in grid if cells > 1)))
+def _too_deep(description: NetworkConfig, grid: Grid, shortest: int) -> InputError:
+    most = int(math.log2(shortest))
     return InputError(f"setting network.layers = {description.layers}: each halves the grid {grid}; at most {most}")

@@ -1,6 +1,6 @@
 """The energy that moves the points: the distance between what real and what synthetic clouds do to a network.
 
-Gradients are compared as matrices, one per parameter, with one row per output channel (1-D parameters are one row).
+Gradients are compared as matrices, one per parameter, with one row per output channel; 1-D parameters are one row.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 def parameter_gradients(network: nn.Module, lifted, labels: Tensor, create_graph: bool = False) -> list[Tensor]:
-    """Gradients of the mean cross-entropy with respect to every parameter, as matrices (see the module's text)."""
+    """Gradients of the mean cross-entropy with respect to every parameter, each as `as_rows` lays it out."""
     loss = F.cross_entropy(network(lifted), labels)
     gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
     return [as_rows(gradient) for gradient in gradients]
@@ -29,13 +29,12 @@ def gradient_matching(network: nn.Module, real, real_labels: Tensor, synthetic, 
 
 
 def as_rows(gradient: Tensor) -> Tensor:
-    """(rows, columns) with one row per output channel.
+    """(rows, columns) with one row per output channel; 1-D parameters stay as they are, (columns,).
 
-    Dense kernels and linear weights have the output channel first, sparse kernels (volume, in, out) have it last;
-    1-D parameters become one row.
+    Dense kernels and linear weights have the output channel first, sparse kernels (volume, in, out) have it last.
     """
     if gradient.dim() == 1:
-        return gradient[None]
+        return gradient
     if gradient.dim() == 3:
         return gradient.permute(2, 0, 1).flatten(1)
     return gradient.flatten(1)
@@ -53,7 +52,7 @@ def layerwise_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Ten
 
 def layerwise_cosine_of_weights(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """`layerwise_cosine` without the 1-D parameters, as in DC (Zhao et al. 2021, equation 10 and its code)."""
-    return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic) if len(r) > 1)
+    return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic) if r.dim() > 1)
 
 
 def mean_squared_error(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
@@ -75,6 +74,9 @@ DISTANCES: dict[str, Distance] = {
 
 
 def _one_minus_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Along the last axis. The 1e-12 in the root keeps second derivatives finite where a gradient is exactly zero."""
+    """Along the last axis. The 1e-12 in the root keeps second derivatives finite where a gradient is exactly zero.
+
+    It has the size of the 1e-6 beside the norms in DC's code: rows with |real| |synthetic| far below 1e-6 count as 1.
+    """
     norms = (real.square().sum(-1) * synthetic.square().sum(-1) + 1e-12).sqrt()
     return 1 - (real * synthetic).sum(-1) / norms

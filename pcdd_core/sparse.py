@@ -50,11 +50,13 @@ class SparseTensor:
 
         The dense grid has ceil(size / stride) cells per axis. With `corner` it keeps the size it had at stride 1 while
         coordinates are divided by the stride all the same, so that only a corner is filled: what the paper's
-        MinkowskiEngine network does in front of its linear layer.
+        MinkowskiEngine network does in front of its linear layer. Raises ValueError if a cell is not on the grid.
         """
         sizes = self.grid if corner else tuple(-(-size // self.stride) for size in self.grid)
         position = self.cells.clone()
         position[:, 1:] //= self.stride
+        if (position < 0).any() or (position[:, 1:] >= position.new_tensor(sizes)).any():
+            raise ValueError(f"a cell lies outside the grid {self.grid}, which a dense tensor cannot show")
         dense = self.features.new_zeros(self.clouds, *sizes, self.features.shape[1])
         return dense.index_put(position.unbind(1), self.features).movedim(-1, 1)
 
@@ -74,7 +76,8 @@ def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clou
 def from_dense(dense: Tensor) -> SparseTensor:
     """The cells of a dense grid (clouds, channels, depth, height, width) where any channel is not zero."""
     dense = dense.movedim(1, -1)
-    cells = (dense.detach() != 0).any(-1).nonzero()
+    cells = (dense.detach() != 0).any(-1).nonzero().contiguous()
+    _refuse_nothing(cells)
     return SparseTensor(cells, dense[cells.unbind(1)], len(dense), tuple(dense.shape[1:4]))
 
 
@@ -105,7 +108,11 @@ def pool(tensor: SparseTensor, mode: str, kernel_size: int = 2, stride: int = 2)
 
     Where kernel and stride are equal, a cell pools the block that it is the floor corner of; elsewhere the centred
     kernel. In a tie of maxima one cell takes the whole gradient: the one with the lowest kernel offset.
+    Raises ValueError for kernels that leave gaps between strides.
     """
+    reach = kernel_size // 2 if kernel_size % 2 else kernel_size - 1
+    if kernel_size != stride and reach < stride - 1:
+        raise ValueError(f"pooling with kernel {kernel_size} and stride {stride} leaves cells out; take a larger kernel")
     cells = strided_cells(tensor, stride)
     neighbours, _ = kernel_map(tensor, cells, kernel_offsets(kernel_size, centred=kernel_size != stride))
     if mode == "max":
@@ -170,7 +177,7 @@ def kernel_map(tensor: SparseTensor, cells: Tensor, offsets: Tensor) -> tuple[Te
     inside = ((wanted >= low) & (wanted <= high)).all(-1)
     keys = _ravel(tensor.cells, low, high)
     wanted_keys = _ravel(wanted.clamp(low, high), low, high)
-    rows = torch.searchsorted(keys, wanted_keys).clamp(max=len(keys) - 1)
+    rows = torch.searchsorted(keys, wanted_keys.contiguous()).clamp(max=len(keys) - 1)
     found = inside & (keys[rows] == wanted_keys)
     return torch.where(found, rows, len(keys)), used
 
@@ -181,8 +188,14 @@ def _gather(features: Tensor, rows: Tensor, empty: float) -> Tensor:
     return padded.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
+def _refuse_nothing(cells: Tensor) -> None:
+    if len(cells) == 0:
+        raise ValueError("there is no occupied cell in any cloud; a sparse tensor needs at least one")
+
+
 def _unique_cells(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct rows in lexicographic order, the distinct row that each row is, and how many rows each one stands for."""
+    _refuse_nothing(position)
     low, high = position.amin(0), position.amax(0)
     keys, owner, count = _ravel(position, low, high).unique(return_inverse=True, return_counts=True)
     return _unravel(keys, low, high), owner, count

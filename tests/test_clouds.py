@@ -1,0 +1,370 @@
+"""Point clouds: the container, its makers, the bounds of the grid, and sets on disk."""
+
+import itertools
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcdd_core import clouds as module
+from pcdd_core.clouds import (
+    PointClouds,
+    boundary_check,
+    cell_centres,
+    from_list,
+    from_occupancy,
+    load,
+    members_per_class,
+    sample,
+    save,
+    scatter,
+)
+from pcdd_core.errors import InputError
+
+RAGGED = st.lists(st.integers(0, 6), min_size=1, max_size=6)
+GRIDS = st.tuples(*[st.integers(1, 40)] * 3)
+
+
+# --- the container ------------------------------------------------------------------------------------------------
+
+
+@given(sizes=RAGGED)
+def test_sizes_and_items_are_those_of_the_listed_clouds(sizes):
+    pieces = torch.rand(sum(sizes), 3).split(sizes)
+    clouds = from_list(pieces, [0] * len(sizes), (1, 8, 8), "a")
+    assert len(clouds) == len(sizes)
+    assert clouds.sizes.tolist() == sizes
+    for cloud, piece in enumerate(pieces):
+        assert torch.equal(clouds[cloud], piece)
+        assert torch.equal(clouds[cloud - len(sizes)], piece)
+
+
+def test_an_item_past_the_end_is_an_index_error(random_clouds):
+    clouds = random_clouds([2, 1])
+    for outside in (2, -3):
+        with pytest.raises(IndexError):
+            clouds[outside]
+
+
+@given(sizes=RAGGED)
+def test_cloud_index_names_the_owner_of_every_point(sizes):
+    clouds = from_list(torch.rand(sum(sizes), 3).split(sizes), [0] * len(sizes), (1, 8, 8), "a")
+    assert clouds.cloud_index.tolist() == [cloud for cloud, size in enumerate(sizes) for _ in range(size)]
+
+
+@given(sizes=RAGGED, data=st.data())
+def test_select_equals_a_loop_over_the_chosen_clouds(random_clouds, sizes, data):
+    clouds = random_clouds(sizes)
+    pieces = clouds.coordinates.split(sizes)
+    chosen = data.draw(st.lists(st.integers(0, len(sizes) - 1), max_size=8))
+    selected = clouds.select(torch.tensor(chosen, dtype=torch.int64))
+    assert selected.sizes.tolist() == [sizes[cloud] for cloud in chosen]
+    assert selected.labels.tolist() == [cloud % 3 for cloud in chosen]
+    assert (selected.grid, selected.class_names) == (clouds.grid, clouds.class_names)
+    for place, cloud in enumerate(chosen):
+        assert torch.equal(selected[place], pieces[cloud])
+
+
+def test_select_sends_gradients_back_once_per_repeat(random_clouds):
+    clouds = random_clouds([2, 1, 3])
+    coordinates = clouds.coordinates.requires_grad_()
+    clouds.select(torch.tensor([2, 0, 2])).coordinates.sum().backward()
+    assert coordinates.grad[:, 0].tolist() == [1, 1, 0, 2, 2, 2]
+
+
+# --- clouds from occupancy grids ----------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 1000), shape=st.tuples(*[st.integers(1, 4)] * 4), max_points=st.none() | st.integers(1, 9))
+def test_from_occupancy_lists_cells_in_raster_order(seed, shape, max_points):
+    occupied = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
+    clouds = from_occupancy(occupied, torch.arange(shape[0]), ["class"] * shape[0], max_points)
+    for cloud in range(shape[0]):
+        cells = [list(cell) for cell in itertools.product(*map(range, shape[1:])) if occupied[(cloud, *cell)]]
+        assert clouds[cloud].tolist() == cells[:max_points]
+    assert clouds.grid == shape[1:]
+    assert clouds.labels.tolist() == list(range(shape[0]))
+
+
+# --- scatter ------------------------------------------------------------------------------------------------------
+
+
+def scattered(seed, grid=(4, 8, 6), sizes=(300, 200)):
+    return scatter(sizes, [0, 1], grid, "ab", torch.Generator().manual_seed(seed))
+
+
+def test_scatter_is_uniform_up_to_the_clamp_of_the_last_cell():
+    clouds = scattered(0, sizes=(3000, 2000))
+    assert clouds.sizes.tolist() == [3000, 2000]
+    for axis, cells in enumerate(clouds.grid):
+        along = clouds.coordinates[:, axis]
+        assert along.min() >= 0 and along.max() == cells - 1
+        share = torch.bincount(along.floor().long(), minlength=cells) / len(along)
+        # 5 standard deviations of a share of 5,000 draws at most
+        assert torch.allclose(share, torch.full((cells,), 1 / cells), atol=0.031)
+
+
+def test_scatter_on_a_flat_grid_has_depth_zero():
+    assert (scattered(0, grid=(1, 8, 8)).coordinates[:, 0] == 0).all()
+
+
+def test_scatter_is_a_function_of_the_seed():
+    assert torch.equal(scattered(3).coordinates, scattered(3).coordinates)
+    assert not torch.equal(scattered(3).coordinates, scattered(4).coordinates)
+
+
+# --- the bounds of the grid ---------------------------------------------------------------------------------------
+
+ANYWHERE = st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_size=1, max_size=8)
+
+
+@given(points=ANYWHERE, grid=GRIDS)
+def test_boundary_check_is_the_nearest_point_inside(points, grid):
+    checked = boundary_check(torch.tensor(points), grid)
+    expected = [[min(max(c, 0.0), cells - 1.0) for c, cells in zip(point, grid)] for point in points]
+    assert checked.tolist() == expected
+
+
+@given(points=ANYWHERE, grid=GRIDS)
+def test_boundary_check_is_idempotent(points, grid):
+    once = boundary_check(torch.tensor(points), grid)
+    assert torch.equal(boundary_check(once, grid), once)
+
+
+@given(seed=st.integers(0, 1000), grid=GRIDS)
+def test_boundary_check_changes_nothing_inside(seed, grid):
+    inside = torch.rand(20, 3, generator=torch.Generator().manual_seed(seed)) * (torch.tensor(grid) - 1)
+    assert torch.equal(boundary_check(inside, grid), inside)
+
+
+def test_boundary_check_leaves_nan_and_bounds_its_neighbours():
+    checked = boundary_check(torch.tensor([[torch.nan, -1.0, 99.0]]), (4, 8, 8))
+    assert checked[0, 0].isnan()
+    assert checked[0, 1:].tolist() == [0, 7]
+
+
+@given(seed=st.integers(0, 1000), grid=GRIDS)
+def test_cell_centres_are_the_middle_of_the_same_cell(random_clouds, seed, grid):
+    clouds = random_clouds([5, 2], grid, seed)
+    centred = cell_centres(clouds).coordinates
+    for axis, cells in enumerate(grid):
+        cell = clouds.coordinates[:, axis].floor()
+        assert torch.equal(centred[:, axis], cell + 0.5 if cells > 1 else torch.zeros_like(cell))
+
+
+# --- draws of clouds ----------------------------------------------------------------------------------------------
+
+
+def test_members_per_class_lists_the_indices_of_every_class():
+    clouds = from_list([torch.zeros(1, 3)] * 5, [2, 0, 2, 0, 2], (1, 8, 8), "abc")
+    assert [members.tolist() for members in members_per_class(clouds)] == [[1, 3], [], [0, 2, 4]]
+
+
+@given(seed=st.integers(0, 1000), counts=st.tuples(st.integers(0, 4), st.integers(0, 6)))
+def test_sample_draws_each_class_without_repeats(seed, counts):
+    members = [torch.arange(4), torch.arange(10, 16)]
+    chosen = sample(members, counts, torch.Generator().manual_seed(seed), "ab").split(counts)
+    for indices, count, drawn in zip(members, counts, chosen):
+        assert len(set(drawn.tolist())) == count
+        assert set(drawn.tolist()) <= set(indices.tolist())
+
+
+def test_sample_from_too_small_a_class_names_it():
+    with pytest.raises(InputError, match="class 'b' has 2 clouds.* 3 were asked for"):
+        sample([torch.arange(5), torch.arange(2)], [3, 3], torch.Generator(), "ab")
+
+
+# --- sets on disk -------------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    grid=GRIDS,
+    seed=st.integers(0, 1000),
+    names=st.lists(st.text(st.characters(exclude_categories=["C"]), max_size=5), min_size=3, max_size=4),
+)
+def test_a_saved_set_is_loaded_exactly(tmp_path_factory, random_clouds, sizes, grid, seed, names):
+    made = random_clouds(sizes, grid, seed)
+    saved = PointClouds(made.coordinates.float().requires_grad_(), made.offsets, made.labels, grid, tuple(names))
+    path = tmp_path_factory.mktemp("sets") / "set.npz"
+    save(saved, path)
+    loaded = load(path)
+    for field in ("coordinates", "offsets", "labels"):
+        assert getattr(loaded, field).dtype == getattr(saved, field).dtype
+        assert torch.equal(getattr(loaded, field), getattr(saved, field))
+    assert (loaded.grid, loaded.class_names) == (saved.grid, saved.class_names)
+
+
+def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_clouds, monkeypatch):
+    path = tmp_path / "set.npz"
+    save(random_clouds([2]), path)
+    before = path.read_bytes()
+
+    def disk_full(file, **arrays):
+        file.write(b"half of it")
+        assert len(list(tmp_path.iterdir())) == 2  # beside the old file: a rename is atomic within a file system only
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module.np, "savez_compressed", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save(random_clouds([3]), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_save_where_no_folder_can_be_made_is_an_input_error(tmp_path, random_clouds):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/set.npz"):
+        save(random_clouds([2]), tmp_path / "file" / "set.npz")
+
+
+GOOD = dict(
+    coordinates=np.array([[0, 1, 2], [0, 3, 4.5], [0, 7, 7]], np.float32),
+    offsets=np.array([0, 2, 3]),
+    labels=np.array([0, 1]),
+    grid=np.array([1, 8, 8]),
+    class_names=np.array(["zero", "one"]),
+    format_version=np.int64(1),
+)
+
+
+def with_coordinate(value, dtype=np.float32):
+    coordinates = GOOD["coordinates"].astype(dtype)
+    coordinates[1, 2] = value
+    return {"coordinates": coordinates}
+
+
+def test_the_set_that_the_broken_ones_are_made_of_is_good(tmp_path):
+    np.savez(tmp_path / "set.npz", **GOOD)
+    assert torch.equal(load(tmp_path / "set.npz")[1], torch.tensor([[0.0, 7, 7]]))
+
+
+@pytest.mark.parametrize("field", GOOD)
+def test_a_missing_field_is_named(tmp_path, field):
+    path = tmp_path / "set.npz"
+    np.savez(path, **{name: array for name, array in GOOD.items() if name != field})
+    with pytest.raises(InputError) as error:
+        load(path)
+    assert str(path) in str(error.value) and f"'{field}' is missing" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changed, field, value",
+    [
+        (with_coordinate(np.nan), "coordinates", "nan at [1, 2]"),
+        (with_coordinate(np.inf), "coordinates", "inf at [1, 2]"),
+        (with_coordinate(-0.25), "coordinates", "-0.25 at [1, 2]"),
+        (with_coordinate(8), "coordinates", "8.0 at [1, 2]"),
+        (with_coordinate(np.nextafter(8, 0), np.float64), "coordinates", "at [1, 2]"),
+        (dict(coordinates=GOOD["coordinates"][:, :2]), "coordinates", "(3, 2)"),
+        (dict(coordinates=GOOD["coordinates"].ravel()), "coordinates", "(9,)"),
+        (dict(coordinates=GOOD["coordinates"].astype(np.int32)), "coordinates", "int32"),
+        (dict(coordinates=GOOD["coordinates"].astype(np.complex64)), "coordinates", "complex64"),
+        (dict(offsets=np.array([0, 3])), "offsets", "(2,)"),
+        (dict(offsets=np.array([[0, 2, 3]])), "offsets", "(1, 3)"),
+        (dict(offsets=np.array([0.0, 2, 3])), "offsets", "float64"),
+        (dict(offsets=np.array([1, 2, 3])), "offsets", "1 ... 3"),
+        (dict(offsets=np.array([0, 2, 4])), "offsets", "0 ... 4"),
+        (dict(offsets=np.array([0, 4, 3])), "offsets", "0 ... 3"),
+        (dict(offsets=np.array([0, 4, 3], np.uint64)), "offsets", "0 ... 3"),
+        (dict(offsets=np.array([0, 3, 3])), "offsets", "cloud 1"),
+        (dict(labels=np.array([0, 2])), "labels", "2 at cloud 1"),
+        (dict(labels=np.array([-1, 1])), "labels", "-1 at cloud 0"),
+        (dict(labels=np.array([0.0, 1.0])), "labels", "float64"),
+        (dict(labels=np.array([[0, 1]])), "labels", "(1, 2)"),
+        (dict(labels=np.zeros(0, np.int64)), "labels", "(0,)"),
+        (dict(grid=np.array([8, 8])), "grid", "[8, 8]"),
+        (dict(grid=np.array([0, 8, 8])), "grid", "[0, 8, 8]"),
+        (dict(grid=np.array([1.0, 8, 8])), "grid", "float64"),
+        (dict(class_names=np.array("zero")), "class_names", "()"),
+        (dict(class_names=np.array([], np.str_)), "class_names", "(0,)"),
+        (dict(class_names=np.array([b"zero", b"one"])), "class_names", "S4"),
+        (dict(format_version=np.int64(2)), "format_version", "2"),
+        (dict(format_version=np.int64(0)), "format_version", "0"),
+        (dict(format_version=np.array([1])), "format_version", "[1]"),
+        (dict(format_version=np.float64(1)), "format_version", "float64"),
+    ],
+)
+def test_a_wrong_value_is_an_input_error_with_file_field_and_value(tmp_path, changed, field, value):
+    path = tmp_path / "set.npz"
+    np.savez(path, **{**GOOD, **changed})
+    with pytest.raises(InputError) as error:
+        load(path)
+    for part in (str(path), f"'{field}'", value):
+        assert part in str(error.value)
+
+
+def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
+    class RunsWhenUnpickled:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "code ran"),)
+
+    path = tmp_path / "set.npz"
+    np.savez(path, **{**GOOD, "labels": np.array([RunsWhenUnpickled(), 1], dtype=object)}, allow_pickle=True)
+    with pytest.raises(InputError, match="object array"):
+        load(path)
+    assert list(tmp_path.iterdir()) == [path]
+    np.load(path, allow_pickle=True)["labels"]  # the trap was real
+    assert (tmp_path / "code ran").is_dir()
+
+
+def test_a_missing_file_and_a_folder_are_input_errors(tmp_path):
+    for path in (tmp_path / "none.npz", tmp_path):
+        with pytest.raises(InputError, match="no such file") as error:
+            load(path)
+        assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY", b"coordinates,labels\n1,2\n"])
+def test_a_file_that_is_no_zip_is_an_input_error(tmp_path, content):
+    path = tmp_path / "set.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="set.npz"):
+        load(path)
+
+
+def test_a_single_array_is_an_input_error(tmp_path):
+    path = tmp_path / "set.npz"
+    with open(path, "wb") as file:
+        np.save(file, GOOD["coordinates"])
+    with pytest.raises(InputError, match="set.npz"):
+        load(path)
+
+
+def test_a_member_that_is_no_array_is_an_input_error(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez(path, **{name: array for name, array in GOOD.items() if name != "grid"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("grid", "1 8 8")
+    with pytest.raises(InputError, match="'grid'"):
+        load(path)
+
+
+def test_a_file_truncated_anywhere_is_an_input_error(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, **GOOD)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="set.npz"):
+            load(path)
+
+
+def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, **GOOD)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            loaded = load(path)  # bytes that nothing reads, such as time stamps
+        except InputError:
+            continue
+        assert np.array_equal(loaded.coordinates, GOOD["coordinates"])
+        assert np.array_equal(loaded.labels, GOOD["labels"])

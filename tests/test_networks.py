@@ -1,0 +1,287 @@
+"""Networks against literal torch layers and against each other; initial weights; ensembles."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pcdd_core.config import NetworkConfig
+from pcdd_core.errors import InputError
+from pcdd_core.lifts import coordinates_as_features
+from pcdd_core.networks import Classifier, Ensemble, build_network
+from pcdd_core.randomness import generator
+from pcdd_core.sparse import from_dense
+
+FLAT, SOLID = (1, 8, 8), (4, 4, 4)
+BACKENDS = ["torch", "sparse"]
+
+
+def built(backend="torch", grid=FLAT, channels=3, classes=5, seed=0, **settings):
+    description = NetworkConfig(backend=backend, **{"layers": 2, "width": 4} | settings)
+    return build_network(description, channels, grid, classes, generator(seed, "network"))
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+# --- the paper's dense network ------------------------------------------------------------------------------------
+
+
+def literal_paper_network(network, layers, pooling):
+    """The layers of the paper's code, which pads and pools the depth axis too, with the weights of `network`."""
+    stack = []
+    for layer in range(layers):
+        convolution = nn.Conv3d(4 if layer else 3, 4, (1, 3, 3), padding=1)
+        stack += [convolution, nn.ReLU(), {"max": nn.MaxPool3d, "average": nn.AvgPool3d}[pooling](2)]
+        convolution.weight, convolution.bias = network.convolution_weights[layer], network.convolution_biases[layer]
+    return nn.Sequential(*stack, nn.Flatten(), network.head)
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_paper_layout_equals_the_literal_layers(random_clouds, pooling, layers):
+    network = built(layers=layers, pooling=pooling, paper_layout=True).double()
+    literal = literal_paper_network(network, layers, pooling)
+    # few points in a large grid: most windows see no data, where the planes tie
+    images = coordinates_as_features(random_clouds([6, 3, 9], FLAT)).dense().requires_grad_()
+    close(network(images), literal(images))
+    inputs = [images, *network.parameters()]
+    by_network = torch.autograd.grad(network(images).square().sum(), inputs)
+    by_literal = torch.autograd.grad(literal(images).square().sum(), inputs)
+    for actual, expected in zip(by_network, by_literal, strict=True):
+        close(actual, expected)
+
+
+def test_paper_layout_does_not_hide_nan():
+    network = built(paper_layout=True)
+    images = torch.full((1, 3, *FLAT), torch.nan)
+    assert literal_paper_network(network, 2, "max")(images).isnan().all()
+    assert network(images).isnan().all()
+
+
+@pytest.mark.parametrize("settings, grid", [(dict(norm="instance"), FLAT), ({}, SOLID)])
+def test_paper_layout_where_it_is_not_defined_is_an_input_error(settings, grid):
+    with pytest.raises(InputError, match="network.paper_layout"):
+        built(grid=grid, paper_layout=True, **settings)
+
+
+# --- sparse and dense ---------------------------------------------------------------------------------------------
+
+
+def dense_twin(network, grid, **settings):
+    """A dense network with the weights of a sparse one: kernels reordered, and no bias."""
+    twin = built("torch", grid, **settings).double()
+    for own, weight, bias in zip(twin.convolution_weights, network.convolution_weights, twin.convolution_biases):
+        kernel = weight.detach().view(3, 3, 3, *weight.shape[1:]).permute(4, 3, 2, 1, 0)  # depth runs fastest
+        own.data = kernel if grid[0] > 1 else kernel[:, :, 1:2]
+        bias.data.zero_()
+    twin.head.load_state_dict(network.head.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize("grid", [FLAT, SOLID])
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling, layers):
+    network = built("sparse", grid, layers=layers, pooling=pooling).double()
+    twin = dense_twin(network, grid, layers=layers, pooling=pooling)
+    images = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator(1)).requires_grad_()
+    close(network(from_dense(images)), twin(images))
+    actual = torch.autograd.grad(network(from_dense(images)).square().sum(), [images, network.head.weight])
+    expected = torch.autograd.grad(twin(images).square().sum(), [images, twin.head.weight])
+    close(actual, expected)
+
+
+@pytest.mark.parametrize("norm", ["none", "instance"])
+@pytest.mark.parametrize("paper_layout", [False, True])
+def test_the_sparse_network_does_not_depend_on_the_order_of_points(random_clouds, norm, paper_layout):
+    clouds = random_clouds([9, 1, 14], FLAT)
+    network = built("sparse", norm=norm, paper_layout=paper_layout).double()
+    shuffled = [cloud[torch.randperm(len(cloud), generator=generator(2))] for cloud in clouds]
+    assert not torch.equal(torch.cat(shuffled), clouds.coordinates)
+    close(
+        network(coordinates_as_features(clouds.with_coordinates(torch.cat(shuffled)))),
+        network(coordinates_as_features(clouds)),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", ["none", "instance"])
+def test_dense_and_sparse_inputs_give_the_same_logits(random_clouds, backend, norm):
+    lifted = coordinates_as_features(random_clouds([9, 2, 14], SOLID))
+    network = built(backend, SOLID, norm=norm).double()
+    close(network(lifted), network(lifted.dense()))
+
+
+def test_with_paper_layout_the_sparse_head_sees_the_whole_grid_but_its_corner_only_is_filled(random_clouds):
+    network = built("sparse", paper_layout=True).double()
+    assert network.head.in_features == 4 * math.prod(FLAT)
+    network(coordinates_as_features(random_clouds([30, 30], FLAT))).sum().backward()
+    used = network.head.weight.grad.abs().sum(0).view(4, *FLAT).sum((0, 1)) > 0
+    assert used[:2, :2].any()
+    assert not used[2:].any() and not used[:, 2:].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_instance_norm_makes_logits_independent_of_the_scale_of_a_clouds_features(random_clouds, backend):
+    lifted = coordinates_as_features(random_clouds([9, 14], SOLID))
+    network = built(backend, SOLID, norm="instance").double()
+    for bias in getattr(network, "convolution_biases", []):
+        bias.data.zero_()
+    scaled = lifted.with_features(lifted.features * 7)
+    torch.testing.assert_close(network(scaled), network(lifted), rtol=1e-4, atol=1e-4)  # not exact: the epsilon
+
+
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grid, most", [(FLAT, 3), (SOLID, 2), ((1, 28, 28), 4)])
+def test_more_layers_than_the_grid_has_halvings_is_an_input_error(backend, grid, most):
+    built(backend, grid, layers=most)
+    with pytest.raises(InputError, match=f"network.layers = {most + 1}.*at most {most}"):
+        built(backend, grid, layers=most + 1)
+
+
+def test_a_sparse_network_on_a_grid_of_one_cell_is_an_input_error():
+    with pytest.raises(InputError):
+        built("sparse", (1, 1, 1), layers=1)
+
+
+# --- initial weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weights", ["default", "kaiming_normal"])
+def test_weights_are_a_function_of_the_seed(backend, weights):
+    first, same, other = (built(backend, weights=weights, norm="instance", seed=seed) for seed in (0, 0, 1))
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, same.get_parameter(name))
+        drawn = not name.startswith("norm")
+        assert torch.equal(parameter, other.get_parameter(name)) != drawn
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_draw_gives_other_weights(backend):
+    network = built(backend)
+    before = [parameter.clone() for parameter in network.parameters()]
+    network.draw(generator(9))
+    assert not any(torch.equal(old, new) for old, new in zip(before, network.parameters()))
+
+
+def is_uniform(weight, bound):
+    """Fills the interval of +-bound and has its standard deviation, at a few thousand draws."""
+    return 0.98 * bound < weight.abs().max() <= bound and abs(weight.std() / (bound / 3**0.5) - 1) < 0.03
+
+
+@pytest.mark.parametrize("backend, volume", [("torch", 9), ("sparse", 27)])
+def test_default_weights_are_uniform_within_one_over_root_fan_in(backend, volume):
+    network = built(backend, width=64)
+    for layer, inputs in enumerate((3, 64)):
+        assert is_uniform(network.convolution_weights[layer], (inputs * volume) ** -0.5)
+    assert is_uniform(network.head.weight, network.head.in_features**-0.5)
+
+
+def test_default_weights_have_the_distribution_that_torch_gives_a_new_layer():
+    torch_bound = nn.Conv3d(64, 64, (1, 3, 3)).weight.abs().max().item()
+    assert math.isclose(built(width=64).convolution_weights[1].abs().max().item(), torch_bound, rel_tol=0.001)
+
+
+@pytest.mark.parametrize("backend, volume", [("torch", 9), ("sparse", 27)])
+def test_kaiming_weights_are_normal_with_variance_two_over_fan_out(backend, volume):
+    network = built(backend, width=64, weights="kaiming_normal")
+    for weight in network.convolution_weights:
+        scaled = weight.detach() / (2 / (64 * volume)) ** 0.5
+        assert abs(scaled.std() - 1) < 0.05
+        assert abs((scaled.abs() < 1).float().mean() - 0.6827) < 0.03
+    assert is_uniform(network.head.weight, network.head.in_features**-0.5)
+
+
+@pytest.mark.parametrize("weights", ["default", "kaiming_normal"])
+def test_biases_are_uniform_within_one_over_root_fan_in(weights):
+    network = built(width=512, layers=1, weights=weights)
+    bias, bound = network.convolution_biases[0], (3 * 9) ** -0.5
+    assert 0.95 * bound < bias.abs().max() <= bound
+    assert bias.min() < -0.9 * bound and bias.max() > 0.9 * bound
+
+
+def test_norms_start_as_the_identity():
+    network = built(norm="instance")
+    assert [weight.tolist() for weight in network.norm_weights] == [[1] * 4] * 2
+    assert [bias.tolist() for bias in network.norm_biases] == [[0] * 4] * 2
+
+
+# --- the classifier and its ensemble ------------------------------------------------------------------------------
+
+
+def classifiers(count):
+    networks = [Classifier(8, 12, 5, channels=3).double() for _ in range(count)]
+    for seed, network in enumerate(networks):
+        network.draw(generator(seed))
+    return networks
+
+
+def images(*shape, seed=0):
+    return torch.rand(*shape, 1, 8, 12, dtype=torch.float64, generator=generator(seed))
+
+
+def test_the_classifier_equals_literal_layers():
+    (network,) = classifiers(1)
+    stack = []
+    for convolution, norm in zip(network.convolutions, network.norms):
+        stack += [convolution, norm, nn.ReLU(), nn.AvgPool2d(2)]
+        assert convolution.kernel_size == (3, 3) and norm.num_groups == norm.num_channels == 3
+    assert [convolution.padding for convolution in network.convolutions] == [(3, 3), (1, 1), (1, 1)]
+    close(network(images(4)), nn.Sequential(*stack, nn.Flatten(), network.head)(images(4)))
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (9, 14)])
+def test_the_classifier_takes_images_of_any_size(shape):
+    assert Classifier(*shape, 5, channels=2)(torch.rand(3, 1, *shape)).shape == (3, 5)
+
+
+def test_an_ensemble_equals_its_networks_one_by_one():
+    networks, inputs = classifiers(3), images(3, 4)
+    close(Ensemble(networks)(inputs), torch.stack([network(own) for network, own in zip(networks, inputs)]))
+
+
+def test_an_ensemble_equals_vmap_over_its_networks():
+    networks, inputs = classifiers(3), images(3, 4)
+    parameters, _ = torch.func.stack_module_state(networks)
+    expected = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)))(parameters, inputs)
+    close(Ensemble(networks)(inputs), expected)
+
+
+def test_with_fewer_inputs_the_first_networks_of_an_ensemble_answer():
+    ensemble, inputs = Ensemble(classifiers(3)), images(3, 4)
+    assert torch.equal(ensemble(inputs[:2]), ensemble(inputs)[:2])
+
+
+def test_the_gradient_of_one_member_leaves_the_others_alone():
+    networks, inputs = classifiers(3), images(3, 4)
+    ensemble = Ensemble(networks)
+    ensemble(inputs)[1].square().sum().backward()
+    networks[1](inputs[1]).square().sum().backward()
+    for stacked, alone in zip(ensemble.stacked, networks[1].parameters(), strict=True):
+        close(stacked.grad[1], alone.grad)
+        assert stacked.grad[[0, 2]].abs().sum() == 0
+
+
+def test_training_an_ensemble_does_not_change_the_networks_it_was_made_of():
+    networks = classifiers(2)
+    before = [parameter.clone() for parameter in networks[0].parameters()]
+    ensemble = Ensemble(networks)
+    assert len(list(ensemble.parameters())) == len(before)  # the template's own parameters are not among them
+    ensemble(images(2, 4)).square().sum().backward()
+    torch.optim.SGD(ensemble.parameters(), lr=0.1).step()
+    assert all(torch.equal(old, new) for old, new in zip(before, networks[0].parameters(), strict=True))
+    assert not torch.equal(ensemble.stacked[0][0], before[0])
+
+
+def test_predict_is_the_most_likely_class_of_every_network():
+    networks, inputs = classifiers(2), images(2, 6)
+    expected = torch.stack([network(own).argmax(1) for network, own in zip(networks, inputs)])
+    assert torch.equal(Ensemble(networks).predict(inputs), expected)
+    assert len(expected.unique()) > 1  # else any constant would do

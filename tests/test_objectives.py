@@ -1,0 +1,230 @@
+"""Distances between gradients, and the gradient of the whole matching loss against finite differences."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcdd_core.config import NetworkConfig
+from pcdd_core.lifts import coordinates_as_features, gaussian_occupancy
+from pcdd_core.networks import build_network
+from pcdd_core.objectives import DISTANCES, as_rows, gradient_matching, layerwise_cosine_of_weights, parameter_gradients
+from pcdd_core.randomness import generator
+
+SHAPES = [(3, 4), (3,), (1, 5)]  # a weight, a bias, a weight with one row
+
+
+def gradients(seed, shapes=SHAPES):
+    draws = generator(seed)
+    return [torch.randn(shape, dtype=torch.float64, generator=draws) for shape in shapes]
+
+
+# --- distances ----------------------------------------------------------------------------------------------------
+
+
+def cosine_distances(real, synthetic):
+    """1 - cosine per row; a bias is one row."""
+    return [1 - r @ s / np.sqrt(r @ r * (s @ s)) for r, s in zip(np.atleast_2d(real), np.atleast_2d(synthetic))]
+
+
+FORMULAS = {
+    "sum_of_squares": lambda real, synthetic: sum(((s - r) ** 2).sum() for r, s in zip(real, synthetic)),
+    "layerwise_cosine": lambda real, synthetic: sum(sum(cosine_distances(r, s)) for r, s in zip(real, synthetic)),
+    "layerwise_cosine_of_weights": lambda real, synthetic: sum(
+        sum(cosine_distances(real[place], synthetic[place])) for place in (0, 2)
+    ),
+    "mean_squared_error": lambda real, synthetic: np.mean(
+        np.concatenate([(s - r).ravel() ** 2 for r, s in zip(real, synthetic)])
+    ),
+    "global_cosine": lambda real, synthetic: cosine_distances(
+        *([np.concatenate([gradient.ravel() for gradient in side])] for side in (real, synthetic))
+    )[0],
+}
+
+
+def test_every_distance_has_a_formula_here():
+    assert DISTANCES.keys() == FORMULAS.keys()
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+@given(seed=st.integers(0, 1000))
+def test_a_distance_equals_its_formula(name, seed):
+    real, synthetic = gradients(seed), gradients(seed + 1)
+    expected = FORMULAS[name]([gradient.numpy() for gradient in real], [gradient.numpy() for gradient in synthetic])
+    # Cosines differ by the 1e-12 in the root: in proportion to it over the squared norms, which are not tiny here.
+    np.testing.assert_allclose(DISTANCES[name](real, synthetic).item(), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_a_distance_is_zero_between_equal_gradients_and_positive_between_others(name):
+    distance, real = DISTANCES[name], gradients(0)
+    assert abs(distance(real, real)) < 1e-10
+    assert distance(real, gradients(1)) > 0.1
+
+
+@pytest.mark.parametrize("name", [name for name in DISTANCES if "cosine" in name])
+def test_cosines_ignore_the_length_of_gradients(name):
+    real, synthetic = gradients(0), gradients(1)
+    longer = [7 * gradient for gradient in synthetic]
+    torch.testing.assert_close(DISTANCES[name](real, longer), DISTANCES[name](real, synthetic))
+
+
+def test_layerwise_cosine_of_weights_ignores_one_dimensional_parameters():
+    real, synthetic = gradients(0), gradients(1)
+    with_other_bias = [synthetic[0], -3 * synthetic[1] + 1, synthetic[2]]
+    same = layerwise_cosine_of_weights(real, synthetic)
+    assert torch.equal(layerwise_cosine_of_weights(real, with_other_bias), same)
+    assert DISTANCES["layerwise_cosine"](real, with_other_bias) != DISTANCES["layerwise_cosine"](real, synthetic)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_both_derivatives_of_a_distance(check_two_derivatives, name):
+    shapes = [shape for shape in SHAPES if len(shape) > 1]  # a bias does not take part in every distance
+    real = gradients(0, shapes)
+    check_two_derivatives(lambda *synthetic: DISTANCES[name](real, synthetic), *gradients(1, shapes))
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_derivatives_are_finite_where_a_gradient_is_exactly_zero(name):
+    synthetic = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in SHAPES]
+    options = dict(create_graph=True, materialize_grads=True)
+    first = torch.autograd.grad(DISTANCES[name](gradients(0), synthetic), synthetic, **options)
+    second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), synthetic, **options)
+    for gradient in (*first, *second):
+        assert gradient.isfinite().all()
+
+
+# --- gradients as matrices ----------------------------------------------------------------------------------------
+
+
+def test_as_rows_gives_dense_weights_one_row_per_output_channel():
+    linear, kernel = torch.randn(5, 7), torch.randn(5, 2, 1, 3, 3)
+    assert torch.equal(as_rows(linear), linear)
+    assert as_rows(kernel).shape == (5, 18)
+    for output in range(5):
+        assert torch.equal(as_rows(kernel)[output], kernel[output].flatten())
+
+
+def test_as_rows_gives_sparse_weights_one_row_per_output_channel():
+    kernel = torch.randn(27, 2, 5)  # (volume, in, out)
+    assert as_rows(kernel).shape == (5, 54)
+    for output in range(5):
+        assert torch.equal(as_rows(kernel)[output], kernel[:, :, output].flatten())
+
+
+def test_as_rows_leaves_a_bias_as_it_is():
+    bias = torch.randn(5)
+    assert torch.equal(as_rows(bias), bias)
+
+
+# --- the matching loss --------------------------------------------------------------------------------------------
+
+GRIDS = {"flat": (1, 8, 8), "solid": (4, 4, 4)}
+LIFTS = {"coordinates": coordinates_as_features, "gaussian": lambda clouds: gaussian_occupancy(clouds, 0.9, 3.0)}
+CASES = [
+    (backend, pooling, norm, lift, grid, False)
+    for backend in ("torch", "sparse")
+    for pooling in ("max", "average")
+    for norm in ("none", "instance")
+    for lift in LIFTS
+    for grid in GRIDS
+] + [
+    ("torch", "max", "none", "coordinates", "flat", True),
+    ("torch", "average", "none", "gaussian", "flat", True),
+    ("sparse", "max", "instance", "coordinates", "flat", True),
+    ("sparse", "average", "none", "gaussian", "flat", True),
+]
+every_case = pytest.mark.parametrize("backend, pooling, norm, lift, grid, paper_layout", CASES)
+REAL_LABELS, LABELS = torch.tensor([1, 1, 1]), torch.tensor([1, 1])
+
+
+def matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout):
+    """A network, the lifted real clouds, and the synthetic clouds, all in float64."""
+    grid = GRIDS[grid]
+    description = NetworkConfig(
+        backend=backend, layers=2, width=4, pooling=pooling, norm=norm, paper_layout=paper_layout
+    )
+    network = build_network(description, {"coordinates": 3, "gaussian": 1}[lift], grid, 3, generator(0)).double()
+    return network, LIFTS[lift](random_clouds([7, 4, 9], grid, seed=1)), random_clouds([5, 3], grid, seed=2)
+
+
+@every_case
+def test_every_parameter_gradient_of_the_synthetic_loss_has_a_graph(
+    random_clouds, backend, pooling, norm, lift, grid, paper_layout
+):
+    network, _, clouds = matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout)
+    coordinates = clouds.coordinates.requires_grad_()
+    lifted = LIFTS[lift](clouds.with_coordinates(coordinates))
+    found = parameter_gradients(network, lifted, LABELS, create_graph=True)
+    for (name, _), gradient in zip(network.named_parameters(), found, strict=True):
+        assert gradient.grad_fn is not None, name
+        # and the graph leads to the points, not only to the weights
+        (by_point,) = torch.autograd.grad(gradient.square().sum(), coordinates, retain_graph=True)
+        assert by_point.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("distance", ["sum_of_squares", "layerwise_cosine"])
+@every_case
+def test_the_gradient_of_the_matching_loss_agrees_with_finite_differences(
+    random_clouds, backend, pooling, norm, lift, grid, paper_layout, distance
+):
+    network, real, clouds = matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout)
+
+    def loss(coordinates):
+        lifted = LIFTS[lift](clouds.with_coordinates(coordinates))
+        return gradient_matching(network, real, REAL_LABELS, lifted, LABELS, DISTANCES[distance])
+
+    coordinates = clouds.coordinates.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(coordinates), coordinates)
+    step, differences = 1e-6, torch.zeros_like(gradient)
+    for point in range(len(coordinates)):
+        for axis in range(3):
+            move = torch.zeros_like(gradient)
+            move[point, axis] = step
+            differences[point, axis] = (loss(clouds.coordinates + move) - loss(clouds.coordinates - move)) / (2 * step)
+    assert gradient.abs().max() > 1e-6
+    torch.testing.assert_close(gradient, differences, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_the_matching_loss_is_the_distance_between_the_gradients_of_two_mean_cross_entropies(random_clouds, backend):
+    network, real, clouds = matching_case(random_clouds, backend, "max", "instance", "coordinates", "flat", False)
+    lifted = coordinates_as_features(clouds)
+    sides = []
+    for inputs, labels in ((real, REAL_LABELS), (lifted, LABELS)):
+        logits = network(inputs)
+        loss = -sum(logits[cloud].log_softmax(0)[label] for cloud, label in enumerate(labels)) / len(labels)
+        sides.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
+    actual = gradient_matching(network, real, REAL_LABELS, lifted, LABELS, DISTANCES["sum_of_squares"])
+    torch.testing.assert_close(actual.detach(), (sides[0] - sides[1]).square().sum())
+
+
+def test_parameter_gradients_are_those_of_backward_in_the_order_of_the_parameters(random_clouds):
+    network, real, _ = matching_case(random_clouds, "sparse", "max", "instance", "coordinates", "solid", False)
+    found = parameter_gradients(network, real, REAL_LABELS)
+    F.cross_entropy(network(real), REAL_LABELS).backward()
+    for parameter, gradient in zip(network.parameters(), found, strict=True):
+        assert not gradient.requires_grad
+        torch.testing.assert_close(gradient, as_rows(parameter.grad))
+
+
+def test_the_matching_loss_is_zero_for_equal_clouds_and_has_no_gradient_there(random_clouds):
+    network, _, clouds = matching_case(random_clouds, "torch", "max", "none", "gaussian", "flat", False)
+    coordinates = clouds.coordinates.requires_grad_()
+    lifted = LIFTS["gaussian"](clouds.with_coordinates(coordinates))
+    loss = gradient_matching(network, lifted, LABELS, lifted, LABELS, DISTANCES["sum_of_squares"])
+    (gradient,) = torch.autograd.grad(loss, coordinates)
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+def test_the_real_clouds_are_a_constant_target(random_clouds):
+    network, _, clouds = matching_case(random_clouds, "torch", "max", "none", "gaussian", "flat", False)
+    real = clouds.coordinates.clone().requires_grad_()
+    synthetic = (clouds.coordinates + 0.05).requires_grad_()
+    lifted = [LIFTS["gaussian"](clouds.with_coordinates(coordinates)) for coordinates in (real, synthetic)]
+    gradient_matching(network, lifted[0], LABELS, lifted[1], LABELS, DISTANCES["sum_of_squares"]).backward()
+    assert real.grad is None
+    assert synthetic.grad.abs().sum() > 0
