@@ -89,14 +89,14 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained
 left.plot(steps.iteration, steps.matching_loss.apply(sum))
 left.set(xlabel="iteration", ylabel="matching loss, all classes")
 right.plot(steps.iteration, steps.mean_absolute_displacement)
-right.set(xlabel="iteration", ylabel="mean displacement in cells");
+right.set(xlabel="iteration", ylabel="mean displacement in cells")
 
 # %% [markdown]
 # ## 4. What the clouds are worth
 #
 # The same classifiers, trained in the same way on as many clouds: distilled ones, real ones drawn at random, and the real
 # ones nearest to their class's mean (herding's first pick). Under the `standard` protocol test images are left as they
-# are; under the paper's protocol they are augmented too, which costs every method about ten points.
+# are; under the paper's protocol they are augmented too, which makes the same task harder for all of them.
 
 # %%
 records = {"distilled from scatter": record}

@@ -48,10 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def distill(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd distill`."""
-    from . import runs
     from .presets import preset
 
     config = override(preset(options.preset).config, _settings(options))
+    from . import records, runs  # after the settings are known to be right: they bring torch
+
     folder = runs.run(
         config,
         options.preset,
@@ -63,14 +64,14 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
         checkpoint_every=options.checkpoint_every,
         quiet=options.quiet,
     )
-    record = runs.read_record(folder)
+    record = records.read_record(folder)
     text = f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
     return {"text": text, "json": {"folder": str(folder), **record}}
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd evaluate`."""
-    from . import clouds, runs
+    from . import clouds
 
     path = Path(options.set)
     config = _config_of_run(path) if path.is_dir() else Config()
@@ -107,14 +108,14 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd show`."""
-    from . import clouds, figures, runs
+    from . import clouds, figures, records
 
     path = Path(options.path)
     found = clouds.load(path / "clouds.npz" if path.is_dir() else path)
     picture = Path(options.picture) if options.picture else (path / "clouds.png" if path.is_dir() else path.with_suffix(".png"))
     figures.save(figures.gallery(found), picture)
     record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
-    record = runs.read_record(record_path) if record_path.exists() else None
+    record = records.read_record(record_path) if record_path.exists() else None
     sizes = found.sizes.tolist()
     about = {
         "clouds": len(found),
@@ -136,21 +137,22 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd table`."""
-    from . import runs
     from .files import atomic_write_text
     from .presets import PRESETS
+    from .records import markdown, read_record
+    from .records import table as make_table
 
-    rows = runs.table(runs.read_record(path) for path in options.records)
+    rows = make_table(read_record(path) for path in options.records)
     for row in rows:
-        row["the paper's accuracy"] = PRESETS[row["name"]].paper_accuracy if row["name"] in PRESETS else None
-    columns = list({column: None for row in rows for column in row})
-    cells = [[("" if row.get(column) is None else str(row[column])) for column in columns] for row in rows]
+        row["paper's figure"] = PRESETS[row["name"]].paper_accuracy if row["name"] in PRESETS else None
     if options.csv:
+        columns = list({column: None for row in rows for column in row})
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([columns, *cells])
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         atomic_write_text(options.csv, text.getvalue())
-    lines = [columns, ["---"] * len(columns), *cells]
-    return {"text": "\n".join("| " + " | ".join(line) + " |" for line in lines), "json": rows}
+    return {"text": markdown(rows), "json": rows}
 
 
 def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:

@@ -99,8 +99,9 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for empty in (raw, raw.parent):  # what torchvision made before it failed
                 if empty.is_dir() and not any(empty.iterdir()):
                     empty.rmdir()
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"MNIST is not in {raw} and could not be downloaded ({' '.join(str(error).split())}). Three ways out: give the folder that "
+                f"MNIST is not in {raw} and could not be downloaded ({reason}). Three ways out: give the folder that "
                 "holds MNIST/raw with --data DIR; name it in the environment variable PCDD_DATA; or run once with a "
                 "network, which downloads it. Without any of them, data.name=digits needs no files"
             ) from None

@@ -14,8 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ from .config import Config
 from .datasets import Splits
 from .distillation import Step, distill, initial_clouds
 from .errors import DistillationFailed, InputError
-from .evaluation import Score, evaluate
+from .evaluation import evaluate
 from .files import atomic_write, atomic_write_text
 from .health import Health
 from .lifts import occupancy
-
+from .records import averages, score_record
 
 RUN_FILES = (
     "record.json",
@@ -90,7 +89,7 @@ def run(
     scored = _score(distilled, splits, "test", config, place, progress)
     record |= {
         "health": health or "moving",
-        **_averages(folder / "steps.jsonl"),
+        **averages(folder / "steps.jsonl"),
         **scored,
         "seconds": {"distillation": seconds, **scored["seconds"]},
     }
@@ -135,67 +134,11 @@ def _score(
         "clouds": len(clouds),
         "points": len(clouds.coordinates),
         "occupied_cells": int(occupancy(clouds).sum()),
-        "scores": {protocol: _score_record(score) for protocol, score in scores.items()},
+        "scores": {protocol: score_record(score) for protocol, score in scores.items()},
         "scored_on": f"{config.data.name}, {split} split, {len(real)} clouds",
         "seconds": {"evaluation": time.monotonic() - begun},
         "peak_memory_bytes": machine.peak_memory(place),
     }
-
-
-def table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per name: means over its records (one per seed), and for scores the standard deviation over them too.
-
-    Scores are in percent, memory in MiB.
-    """
-    rows, named = [], {}
-    for record in records:
-        named.setdefault(record["name"], []).append(record)
-    for name, group in named.items():
-        row: dict[str, Any] = {"name": name, "seeds": len({record["config"]["seed"] for record in group})}
-        for protocol in {protocol: None for record in group for protocol in record["scores"]}:
-            means = [record["scores"][protocol]["mean"] for record in group if protocol in record["scores"]]
-            row[protocol] = round(float(np.mean(means)), 2)
-            row[f"{protocol} sd"] = round(float(np.std(means)), 2)
-        for key in ("mean_absolute_gradient", "mean_absolute_displacement"):
-            if all(key in record for record in group):
-                row[key] = float(f"{np.mean([record[key] for record in group]):.3g}")
-        for stage in group[0].get("seconds", {}):
-            row[f"{stage} seconds"] = round(float(np.mean([record["seconds"][stage] for record in group])), 1)
-        peaks = [record["peak_memory_bytes"] for record in group if "peak_memory_bytes" in record]
-        row["peak memory MiB"] = round(max(peaks, default=0) / 2**20)
-        row["health"] = "; ".join(sorted({record.get("health", "real clouds").split(" at iteration")[0] for record in group}))
-        rows.append(row)
-    return rows
-
-
-def _score_record(score: Score) -> dict[str, Any]:
-    """A score as a record keeps it; accuracies in percent."""
-    return {
-        "mean": score.mean,
-        "standard_deviation": score.standard_deviation,
-        "networks": len(score.accuracies),
-        "epochs": score.epochs,
-        "width": score.width,
-        "accuracies": list(score.accuracies),
-    }
-
-
-def read_record(path: Path | str) -> dict[str, Any]:
-    """The record in a file or in a run folder. Raises InputError if there is none or it cannot be read."""
-    path = Path(path)
-    path = path / "record.json" if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the record of a finished run")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not a record ({error})") from None
-
-
-def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
-    """`updates` (frames,) and `coordinates` (frames, points, 3) of a run."""
-    with np.load(Path(folder) / "trajectory.npz", allow_pickle=False) as archive:
-        return {"updates": archive["updates"], "coordinates": archive["coordinates"]}
 
 
 class Progress:
@@ -318,13 +261,3 @@ def _keep_lines(path: Path, count: int) -> None:
     """Drop what was written after the checkpoint, a half-written last line included."""
     lines = path.read_text().splitlines(keepends=True)[:count] if path.exists() else []
     atomic_write_text(path, "".join(lines))
-
-
-def _averages(path: Path) -> dict[str, Any]:
-    """Means over all iterations, and the matching loss at both ends."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    means = {
-        key: float(np.mean([row[key] for row in rows])) for key in ("mean_absolute_gradient", "mean_absolute_displacement")
-    }
-    ends = {"first": sum(rows[0]["matching_loss"]), "last": sum(rows[-1]["matching_loss"])}
-    return {**means, "matching_loss": ends, "iterations": len(rows)}
