@@ -74,16 +74,16 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     from . import clouds
 
     path = Path(options.set)
-    config = _config_of_run(path) if path.is_dir() else Config()
+    config = _base(options, _config_of_run(path) if path.is_dir() else Config())
     scored = clouds.load(path / "clouds.npz" if path.is_dir() else path)
-    return _score(options, scored, path.stem, override(config, _settings(options)))
+    return _score(options, scored, path.stem, config)
 
 
 def baseline(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd baseline`."""
     from .coresets import BASELINES
 
-    config = override(Config(), _settings(options))
+    config = _base(options, Config())
 
     def choose(real):
         return BASELINES[options.name](real, options.clouds_per_class, config.seed)
@@ -170,6 +170,12 @@ def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> di
     return {"text": text, "json": record}
 
 
+def _base(options: argparse.Namespace, otherwise: Config) -> Config:
+    from .presets import preset
+
+    return override(preset(options.preset).config if options.preset else otherwise, _settings(options))
+
+
 def _scores(record: dict[str, Any]) -> str:
     parts = [
         f"{protocol}: {score['mean']:.2f} +- {score['standard_deviation']:.2f} % ({score['networks']} classifiers)"
@@ -228,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def scoring(sub: argparse.ArgumentParser) -> None:
         working(sub)
+        sub.add_argument("--preset", metavar="NAME", help="take data and evaluation settings from this preset")
         sub.add_argument("--split", choices=("test", "validation"), default="test", help="what to score on")
         sub.add_argument("--output", metavar="DIR", help="folder for the set and the record of its score")
 

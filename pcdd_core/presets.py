@@ -97,5 +97,8 @@ PRESETS: dict[str, Preset] = {
     "gaussian": Preset(
         from_dict(GAUSSIAN), "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells"
     ),
+    "gaussian-small": Preset(
+        from_dict({**GAUSSIAN, "evaluation": SMALL["evaluation"]}), "`gaussian`, scored as the paper's small presets are"
+    ),
     "quickstart": Preset(from_dict(QUICKSTART), "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers"),
 }
