@@ -30,8 +30,13 @@ if neither is given; the setting data.name=digits needs no files.
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the input is wrong) or 130 (stopped by Ctrl-C)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow shared CPUs several times
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, late = parser.parse_known_args(arguments)  # argparse takes settings in one place only; here they go anywhere
+    if unknown := [argument for argument in late if argument.startswith("-") or not hasattr(options, "settings")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
+        if late:
+            options.settings = [*options.settings, *late]
         result = options.command(options)
         sys.stdout.write(json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n")
         return 0
