@@ -35,7 +35,7 @@ demo: install
 	@echo "The executed notebook is runs/quickstart-$(DATASET).ipynb"
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lab: install
 	$(BIN)/jupyter lab notebooks

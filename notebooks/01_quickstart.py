@@ -89,7 +89,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained
 left.plot(steps.iteration, steps.matching_loss.apply(sum))
 left.set(xlabel="iteration", ylabel="matching loss, all classes")
 right.plot(steps.iteration, steps.mean_absolute_displacement)
-right.set(xlabel="iteration", ylabel="mean displacement in cells")
+right.set(xlabel="iteration", ylabel="mean displacement in cells");
 
 # %% [markdown]
 # ## 4. What the clouds are worth

@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"pcdd: the run failed at {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\npcdd: stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        hint = "; the same command with --resume goes on from the last checkpoint" if options.command is distill else ""
+        print(f"\npcdd: stopped{hint}", file=sys.stderr)
         return 130
 
 
@@ -118,9 +119,9 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     path = Path(options.path)
     found = clouds.load(path / "clouds.npz" if path.is_dir() else path)
     picture = Path(options.picture) if options.picture else (path / "clouds.png" if path.is_dir() else path.with_suffix(".png"))
-    figures.save(figures.gallery(found), picture)
     record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
     record = records.read_record(record_path) if record_path.exists() else None
+    figures.save(figures.gallery(found), picture)
     sizes = found.sizes.tolist()
     about = {
         "clouds": len(found),
@@ -163,8 +164,9 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
 def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:
     from . import runs
     from .clouds import save
-    from .files import atomic_write_text
+    from .files import atomic_write_text, refuse_file_in_the_way
 
+    refuse_file_in_the_way(options.output or ".")
     clouds, record = runs.score(clouds, name, config, options.split, options.data, options.device, options.quiet)
     text = f"{name}: {_scores(record)}"
     if options.output:
@@ -195,10 +197,10 @@ def _config_of_run(folder: Path) -> Config:
         raise InputError(f"{path}: no such file; expected a run folder")
     try:
         settings = json.loads(path.read_text())
-    except ValueError as error:
+        settings.pop("name", None)
+        return from_dict(settings)
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not the settings of a run ({error})") from None
-    settings.pop("name", None)
-    return from_dict(settings)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -247,8 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--preset", required=True, metavar="NAME", help="where to start from, see `pcdd presets`")
     working(sub)
     sub.add_argument("--output", metavar="DIR", help="run folder (default: runs/<preset>-<seed>-<hash of the settings>)")
-    sub.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    sub.add_argument("--overwrite", action="store_true", help="start afresh a run that is already there")
+    there = sub.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    there.add_argument("--overwrite", action="store_true", help="start afresh a run that is already there")
     sub.add_argument("--checkpoint-every", type=_positive, default=25, metavar="N", help="iterations between checkpoints (25)")
 
     sub = command(evaluate, "score a distilled set (.npz) or the set of a run folder", _settings_help("data", "evaluation"))

@@ -143,17 +143,23 @@ def members_per_class(clouds: PointClouds) -> list[Tensor]:
     return [(clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))]
 
 
+def refuse_too_few(members: Sequence[Tensor], counts: Sequence[int], class_names: Sequence[str]) -> None:
+    """Raise InputError if a class has fewer clouds than are asked of it."""
+    for indices, count, name in zip(members, counts, class_names):
+        if len(indices) < count:
+            raise InputError(
+                f"class '{name}' has {len(indices)} clouds to draw from, {count} were asked for; lower the number of "
+                "clouds per class (clouds.clouds_per_class) or of the batch (objective.real_batch)"
+            )
+
+
 def sample(
     members: Sequence[Tensor], counts: Sequence[int], draws: torch.Generator, class_names: Sequence[str]
 ) -> Tensor:
     """So many random indices of each class, without repeats, class after class: int64 (sum of counts,)."""
+    refuse_too_few(members, counts, class_names)
     chosen = []
-    for indices, count, name in zip(members, counts, class_names):
-        if len(indices) < count:
-            raise InputError(
-                f"class '{name}' has {len(indices)} clouds to draw from, {count} were asked for; lower "
-                "objective.real_batch or clouds.clouds_per_class"
-            )
+    for indices, count in zip(members, counts):
         chosen.append(indices.cpu()[torch.randperm(len(indices), generator=draws)[:count]])
     return torch.cat(chosen)
 

@@ -5,6 +5,7 @@ Checked by pydantic; fields are documented where they are declared, and `pcdd di
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Annotated, Any, Literal, get_type_hints
@@ -125,7 +126,7 @@ class ScheduleConfig:
 class EvaluationConfig:
     """How the result is scored; the protocols' own numbers unless they are scaled down here."""
 
-    protocols: tuple[Literal["paper", "standard"], ...] = setting(
+    protocols: Annotated[tuple[Literal["paper", "standard"], ...], Field(min_length=1)] = setting(
         ("standard", "paper"), "standard: the field's, 20 networks; paper: 5 networks, test images augmented too"
     )
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
@@ -157,11 +158,12 @@ def from_dict(settings: dict) -> Config:
     """The configuration with these settings; the rest have their defaults. Raises InputError."""
     _refuse_unknown(settings, Config, "")
     try:
-        return pydantic.TypeAdapter(Config).validate_json(json.dumps(settings), strict=True)
+        return pydantic.TypeAdapter(Config).validate_json(json.dumps(settings, default=_plain), strict=True)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part in _all_names())
-        raise InputError(f"setting {where} = {first['input']!r}: {first['msg']}") from None
+        first = max(error.errors(), key=lambda found: len(found["loc"]))  # of a choice of types, the closest
+        where = [part for part in first["loc"] if part in _all_names()]
+        value = functools.reduce(lambda section, name: section[name], where, settings)
+        raise InputError(f"setting {'.'.join(where)} = {value!r}: {first['msg']}") from None
 
 
 def override(config: Config, settings: dict[str, Any]) -> Config:
@@ -195,6 +197,13 @@ def described_settings() -> dict[str, tuple[Any, str]]:
         else:
             found[section.name] = (section.default, section.metadata["help"])
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's own."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise InputError(f"value {value!r} is no setting: expected a number, a word, true, false, null or a list")
 
 
 def _all_names() -> set[str]:

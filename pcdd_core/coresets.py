@@ -2,7 +2,7 @@
 
 import torch
 
-from .clouds import PointClouds, members_per_class, sample
+from .clouds import PointClouds, members_per_class, refuse_too_few, sample
 from .evaluation import project
 from .randomness import generator
 
@@ -18,8 +18,9 @@ def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
     The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
     """
-    chosen = []
-    for members in members_per_class(real):
+    classes, chosen = members_per_class(real), []
+    refuse_too_few(classes, [clouds_per_class] * len(classes), real.class_names)
+    for members in classes:
         images = project(real.select(members)).flatten(1)
         mean, total = images.mean(0), torch.zeros(images.shape[1])
         left = torch.ones(len(members), dtype=torch.bool)

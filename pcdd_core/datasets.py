@@ -92,11 +92,12 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     raw = root / "MNIST" / "raw"
     if not any((raw / name).exists() for name in MNIST_FILES):
+        made = [folder for folder in (root, *root.parents) if not folder.exists()]
         try:
             root.mkdir(parents=True, exist_ok=True)
             MNIST(root, download=True)
         except (RuntimeError, OSError) as error:
-            for empty in (raw, raw.parent):  # what torchvision made before it failed
+            for empty in (raw, raw.parent, *made):  # what was made before it failed
                 if empty.is_dir() and not any(empty.iterdir()):
                     empty.rmdir()
             reason = " ".join(str(error).split())
@@ -108,6 +109,9 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for name, (magic, shape) in MNIST_FILES.items():
         _check_idx(raw / name, magic, shape)
     train, test = MNIST(root, train=True), MNIST(root, train=False)
+    for name, labels in zip(list(MNIST_FILES)[1::2], (train.targets, test.targets)):
+        if labels.max() > 9:
+            raise InputError(f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; put the original file there")
     return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
 
 

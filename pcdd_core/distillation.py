@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from math import cos, isfinite, pi
@@ -44,9 +45,11 @@ class Step:
     def state(self) -> dict[str, Any]:
         """All that is needed to go on from here (tensors, numbers, lists and dicts only): pass it to `distill`.
 
-        Call it before asking for the next step: the optimiser's and the network's part are live.
+        Call it before asking for the next step, which changes the optimiser and the network that it copies.
         """
-        return {key: part.state_dict() if hasattr(part, "state_dict") else part for key, part in self._state.items()}
+        return {
+            key: deepcopy(part.state_dict() if hasattr(part, "state_dict") else part) for key, part in self._state.items()
+        }
 
 
 def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
@@ -119,7 +122,7 @@ def _steps(
     if state is not None:
         first = state["iteration"] + 1
         coordinates.data.copy_(state["coordinates"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimiser.load_state_dict(deepcopy(state["optimiser"]))
 
     for iteration in range(first, settings.iterations):
         per_network = settings.iterations_per_network or settings.iterations
@@ -127,7 +130,7 @@ def _steps(
             network, network_optimiser = _draw_network(config, real, number=iteration // per_network)
             if iteration % per_network and state is not None:
                 network.load_state_dict(state["network"])
-                network_optimiser.load_state_dict(state["network_optimiser"])
+                network_optimiser.load_state_dict(deepcopy(state["network_optimiser"]))
 
         coordinates.data = boundary_check(coordinates.data, real.grid)
         lift = _lift_at(config, iteration)
@@ -147,6 +150,7 @@ def _steps(
         optimiser.param_groups[0]["lr"] = _step_size_at(config, iteration)
         optimiser.step()
         displacement = (coordinates.detach() - before).abs().mean().item()
+        _refuse_non_finite(iteration, losses, gradient, displacement)
         moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
         for _ in range(settings.training_steps):
             network_optimiser.zero_grad()
@@ -193,13 +197,15 @@ def _step_size_at(config: Config, iteration: int) -> float:
     return config.optimiser.step_size * (lowest + (1 - lowest) * height)
 
 
-def _refuse_non_finite(iteration: int, losses: list[float], gradient: float) -> None:
-    if isfinite(sum(losses)) and isfinite(gradient):
+def _refuse_non_finite(iteration: int, losses: list[float], gradient: float, displacement: float = 0.0) -> None:
+    if isfinite(sum(losses)) and isfinite(gradient) and isfinite(displacement):
         return
     if not isfinite(sum(losses)):
         label = next(label for label, loss in enumerate(losses) if not isfinite(loss))
         what = f"the matching loss of class {label} is {losses[label]}"
-    else:
+    elif not isfinite(gradient):
         what = f"the mean absolute gradient is {gradient}"
+    else:
+        what = f"the mean absolute displacement is {displacement}"
     cause = "the network's training diverged (lower schedule.training_step_size)"
     raise DistillationFailed(iteration, what, f"the step size is too large (lower optimiser.step_size), or {cause}")

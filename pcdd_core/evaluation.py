@@ -110,7 +110,7 @@ def augment(images: Tensor, draws: torch.Generator) -> Tensor:
     angle = torch.where(choice == 2, (torch.rand(count, generator=draws) * 2 - 1) * torch.pi / 4, 0.0)
     size = torch.tensor([width, height])
     matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(count, 2, 2)
-    matrix = matrix * (size / size[:, None]).T / scale[:, None, :]  # grid coordinates run from -1 to 1 on either axis
+    matrix = matrix * (size / size[:, None]) / scale[:, None, :]  # grid coordinates run from -1 to 1 on either axis
     affine = torch.cat([matrix, (2 * shift / size)[:, :, None]], dim=2).to(flat)
     grid = F.affine_grid(affine, list(flat.shape), align_corners=False)
     return F.grid_sample(flat, grid, align_corners=False).view(images.shape)

@@ -34,6 +34,13 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def refuse_file_in_the_way(folder: Path | str) -> None:
+    """Raise InputError if `folder`, or a folder that it lies in, is a file."""
+    for part in (Path(folder), *Path(folder).parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{folder}: cannot be a folder, because {part} is a file; choose another folder")
+
+
 def atomic_write_text(path: Path | str, text: str) -> None:
     """`atomic_write` for a text."""
     atomic_write(path, lambda file: file.write(text.encode()))

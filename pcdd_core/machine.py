@@ -12,7 +12,7 @@ import torch
 
 from .errors import InputError
 
-LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
+LIBRARIES = ("torchvision", "numpy", "scikit-learn")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -57,7 +57,7 @@ def describe(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": {"torch": torch.__version__, **{name: metadata.version(name) for name in LIBRARIES}},
         "commit": _commit(),
     }
 

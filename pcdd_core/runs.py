@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from .datasets import Splits
 from .distillation import Step, distill, initial_clouds
 from .errors import DistillationFailed, InputError
 from .evaluation import evaluate
-from .files import atomic_write, atomic_write_text
+from .files import atomic_write, atomic_write_text, refuse_file_in_the_way
 from .health import Health
 from .lifts import occupancy
 from .records import averages, score_record
@@ -44,6 +45,7 @@ RUN_FILES = (
     "steps.jsonl",
     "config.json",
 )
+CHECKPOINT_KEYS = {"configuration", "state", "frames", "updates", "seconds", "still", "finding"}
 
 
 def run(
@@ -70,7 +72,7 @@ def run(
     splits = datasets.load(config.data, data)
     steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
     if overwrite:
-        for old in RUN_FILES:  # and nothing else that may be in the folder
+        for old in (*RUN_FILES, "clouds.png"):  # the last is `pcdd show`'s; and nothing else that may be in the folder
             (folder / old).unlink(missing_ok=True)
     atomic_write_text(folder / "config.json", json.dumps({"name": name, **configuration.to_dict(config)}, indent=2))
 
@@ -113,6 +115,8 @@ def score(
     place = machine.choose_device(device)
     machine.keep_freed_memory()
     splits = datasets.load(config.data, data)
+    if len(getattr(splits, split)) == 0:
+        raise InputError(f"setting data.validation_fraction = {config.data.validation_fraction}: the {split} split is empty")
     clouds = clouds(splits.train) if callable(clouds) else clouds
     if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
         raise InputError(
@@ -174,10 +178,11 @@ class Progress:
 
 def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """The checkpoint to go on from, if any. Refuses to harm a run that is already there."""
+    refuse_file_in_the_way(folder)
     if overwrite:
         return None
     if (folder / "record.json").exists():
-        raise InputError(f"{folder}: this run is finished; look at it with `pcdd show`, or start it afresh with --overwrite")
+        raise InputError(f"{folder}: this run has ended; look at it with `pcdd show`, or start it afresh with --overwrite")
     path = folder / "checkpoint.pt"
     if not resume:
         if folder.exists() and any(folder.iterdir()):
@@ -190,8 +195,10 @@ def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         wrong = checkpoint["configuration"] != configuration.identity(config)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path}: not a readable checkpoint ({error}); start the run afresh with --overwrite") from None
+        if missing := CHECKPOINT_KEYS - set(checkpoint):
+            raise KeyError(*missing)
+    except Exception:  # torch raises many kinds for a damaged file, and its advice is to load it unsafely
+        raise InputError(f"{path}: not a readable checkpoint; start the run afresh with --overwrite") from None
     if wrong:
         raise InputError(
             f"{path}: checkpoint of another configuration ({checkpoint['configuration']}, this one is "
@@ -214,33 +221,41 @@ def _distill(
         _keep_lines(folder / "steps.jsonl", 0)
     lines: list[str] = []
     begun = time.monotonic() - seconds
-    for step in steps:
-        done = step.iteration + 1
-        lines.append(_line(step))
-        if done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total:
-            frames.append(step.clouds.coordinates.cpu())
-            updates.append(done)
-        well_before = health.finding is None
-        health.watch(step)
-        if health.finding and well_before:
-            progress.write(f"pcdd: {health.finding}")
-        progress(done / total, "distilling", f"matching loss {sum(step.matching_loss):.4g}")
-        if done % checkpoint_every == 0 or done == total:
-            with (folder / "steps.jsonl").open("a") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            lines.clear()
-            kept = {
-                "configuration": configuration.identity(config),
-                "state": step.state(),
-                "frames": torch.stack(frames),
-                "updates": updates,
-                "seconds": time.monotonic() - begun,
-                "still": health.still,
-                "finding": health.finding,
-            }
-            atomic_write(folder / "checkpoint.pt", lambda file: torch.save(kept, file))
+
+    def write_lines() -> None:
+        with (folder / "steps.jsonl").open("a") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        lines.clear()
+
+    try:
+        for step in steps:
+            done = step.iteration + 1
+            lines.append(_line(step))
+            if done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total:
+                frames.append(step.clouds.coordinates.cpu())
+                updates.append(done)
+            well_before = health.finding is None
+            health.watch(step)
+            if health.finding and well_before:
+                progress.write(f"pcdd: {health.finding}")
+            progress(done / total, "distilling", f"matching loss {sum(step.matching_loss):.4g}")
+            if done % checkpoint_every == 0 or done == total:
+                write_lines()
+                kept = {
+                    "configuration": configuration.identity(config),
+                    "state": step.state(),
+                    "frames": torch.stack(frames),
+                    "updates": updates,
+                    "seconds": time.monotonic() - begun,
+                    "still": health.still,
+                    "finding": health.finding,
+                }
+                atomic_write(folder / "checkpoint.pt", partial(torch.save, kept))
+    except DistillationFailed:
+        write_lines()  # what led there
+        raise
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
     atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))

@@ -1,0 +1,245 @@
+"""The configuration: every setting checked, named in errors, and part of the identity; the presets."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pcdd_core.config import Config, described_settings, from_dict, identity, override, to_dict
+from pcdd_core.errors import InputError
+from pcdd_core.networks import build_network
+from pcdd_core.presets import PRESETS, preset
+
+# Another valid value of every setting that is no number.
+OTHER = {
+    "data.name": "digits",
+    "data.max_points": 7,
+    "clouds.initialisation": "real",
+    "clouds.file": "set.npz",
+    "lift.name": "gaussian",
+    "network.backend": "sparse",
+    "network.pooling": "average",
+    "network.norm": "instance",
+    "network.weights": "kaiming_normal",
+    "network.paper_layout": True,
+    "objective.distance": "global_cosine",
+    "optimiser.name": "adam",
+    "evaluation.protocols": ["standard"],
+    "evaluation.networks": 7,
+}
+
+
+def another(name: str, default):
+    if name in OTHER:
+        return OTHER[name]
+    return default + 1 if isinstance(default, int) else default / 2
+
+
+def leaves(settings: dict, prefix: str = ""):
+    for name, value in settings.items():
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+
+
+def test_described_settings_are_all_settings_there_are():
+    assert set(described_settings()) == set(leaves(to_dict(Config())))
+
+
+def test_every_setting_is_explained():
+    assert all(len(text) > 5 for _, text in described_settings().values())
+
+
+def test_dictionary_round_trip_keeps_every_changed_setting():
+    changed = override(Config(), {name: another(name, default) for name, (default, _) in described_settings().items()})
+    assert from_dict(to_dict(changed)) == changed
+    assert from_dict(json.loads(json.dumps(to_dict(changed)))) == changed
+
+
+@pytest.mark.parametrize("name", described_settings())
+def test_identity_changes_with_every_single_setting(name):
+    default, _ = described_settings()[name]
+    changed = override(Config(), {name: another(name, default)})
+    assert changed != Config()
+    assert identity(changed) != identity(Config())
+
+
+def test_identity_is_the_same_for_equal_settings():
+    assert identity(override(Config(), {"network.layers": 3, "optimiser.momentum": 0.5})) == identity(Config())
+
+
+def test_override_changes_only_what_it_names():
+    before, after = to_dict(Config()), to_dict(override(Config(), {"network.layers": 2, "seed": 5}))
+    assert after.pop("seed") == 5 and before.pop("seed") == 0
+    assert after["network"].pop("layers") == 2 and before["network"].pop("layers") == 3
+    assert after == before
+
+
+def test_settings_left_out_have_their_defaults():
+    assert from_dict({"network": {"layers": 2}}) == override(Config(), {"network.layers": 2})
+
+
+def test_whole_numbers_serve_as_decimal_ones_and_lists_as_tuples():
+    changed = override(
+        Config(), {"lift.saturation": 2, "clouds.clouds_per_class": [1, 2], "clouds.points_per_cloud": None}
+    )
+    assert changed.lift.saturation == 2.0
+    assert changed.clouds.clouds_per_class == (1, 2)
+    assert changed.clouds.points_per_cloud is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("network.layer", "network.layers"),
+        ("networks.layers", "network.layers"),
+        ("layers", "network.layers"),
+        ("optimizer.step_size", "optimiser.step_size"),
+        ("sed", "seed"),
+        ("network.layers.deep", "network.layers"),
+    ],
+)
+def test_unknown_setting_names_the_nearest(wrong, nearest):
+    with pytest.raises(InputError) as error:
+        override(Config(), {wrong: 1})
+    assert repr(wrong) in str(error.value) and nearest in str(error.value)
+
+
+def test_unknown_setting_in_a_dictionary_is_named_with_its_section():
+    with pytest.raises(InputError, match=r"'network\.wdth'.*network\.width"):
+        from_dict({"network": {"wdth": 3}})
+
+
+def test_setting_that_resembles_nothing_lists_all():
+    with pytest.raises(InputError) as error:
+        override(Config(), {"zzzzqqqq": 1})
+    assert all(name in str(error.value) for name in described_settings())
+
+
+def test_a_section_is_not_a_setting():
+    with pytest.raises(InputError, match="network.layers"):
+        override(Config(), {"network": {"layers": 2}})
+
+
+ILL = [
+    ("network.layers", True, "True"),
+    ("network.layers", "3", "'3'"),
+    ("network.layers", 2.5, "2.5"),
+    ("network.layers", 2.0, "2.0"),
+    ("network.layers", None, "None"),
+    ("network.layers", 0, "0"),
+    ("network.paper_layout", 1, "1"),
+    ("network.paper_layout", "yes", "'yes'"),
+    ("network.backend", "torhc", "'torhc'"),
+    ("network.backend", 1, "1"),
+    ("optimiser.step_size", True, "True"),
+    ("optimiser.step_size", "0.1", "'0.1'"),
+    ("optimiser.step_size", 0, "0"),
+    ("optimiser.step_size", -1.0, "-1.0"),
+    ("optimiser.step_size", math.nan, "nan"),
+    ("optimiser.step_size", math.inf, "inf"),
+    ("optimiser.momentum", 1.0, "1.0"),
+    ("optimiser.final_step_fraction", 1.5, "1.5"),
+    ("optimiser.final_step_fraction", math.nan, "nan"),
+    ("data.threshold", -0.1, "-0.1"),
+    ("data.threshold", math.nan, "nan"),
+    ("data.max_points", 0, "0"),
+    ("clouds.clouds_per_class", "x", "'x'"),
+    ("clouds.clouds_per_class", [1, 0], "[1, 0]"),
+    ("clouds.points_per_cloud", -3, "-3"),
+    ("clouds.file", 3, "3"),
+    ("evaluation.protocols", ["papr"], "'papr'"),
+    ("evaluation.protocols", "paper", "'paper'"),
+    ("evaluation.protocols", [], "[]"),
+    ("seed", -1, "-1"),
+    ("seed", 1.5, "1.5"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "shown"), ILL, ids=[f"{name}={shown}" for name, _, shown in ILL])
+def test_ill_value_is_an_input_error_naming_setting_and_value(name, value, shown):
+    with pytest.raises(InputError) as error:
+        override(Config(), {name: value})
+    assert name in str(error.value) and shown in str(error.value)
+
+
+def test_wrong_choice_names_the_right_ones():
+    with pytest.raises(InputError, match="'torch'.*'sparse'"):
+        override(Config(), {"network.backend": "minkowski"})
+
+
+# --- presets ------------------------------------------------------------------------------------------------------
+
+STATED = {  # percent; the paper's Table 1, and the cosine column of Table 2
+    "paper-sparse-2-sum-of-squares": 33.9,
+    "paper-sparse-3-sum-of-squares": 12.78,
+    "paper-sparse-4-sum-of-squares": 10.48,
+    "paper-torch-2-sum-of-squares": 25.69,
+    "paper-torch-3-sum-of-squares": 30.22,
+    "paper-torch-4-sum-of-squares": 17.43,
+    "paper-sparse-2-layerwise-cosine": 11.37,
+    "paper-torch-3-layerwise-cosine": 10.23,
+}
+CELLS = [
+    (f"paper-{backend}-{layers}-{distance}", backend, layers, distance.replace("-", "_"))
+    for distance in ("sum-of-squares", "layerwise-cosine")
+    for backend in ("torch", "sparse")
+    for layers in (2, 3, 4)
+]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_a_valid_configuration_whose_network_fits_mnist(name):
+    config = preset(name).config
+    assert from_dict(to_dict(config)) == config
+    channels = 3 if config.lift.name == "coordinates" else 1
+    assert build_network(config.network, channels, (1, 28, 28), 10, torch.Generator())
+
+
+def test_no_two_presets_are_the_same():
+    assert len({identity(entry.config) for entry in PRESETS.values()}) == len(PRESETS)
+
+
+@pytest.mark.parametrize(("name", "backend", "layers", "distance"), CELLS, ids=[cell[0] for cell in CELLS])
+def test_paper_cell_is_there_at_both_scales_with_the_paper_s_figure(name, backend, layers, distance):
+    for entry in (preset(name), preset(f"{name}-small")):
+        assert entry.paper_accuracy == STATED.get(name)
+        config = entry.config
+        assert (config.network.backend, config.network.layers, config.objective.distance) == (backend, layers, distance)
+        assert config.network.paper_layout and config.lift.name == "coordinates" and config.data.name == "mnist"
+
+
+@pytest.mark.parametrize("name", [cell[0] for cell in CELLS])
+def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
+    config = preset(name).config
+    assert (config.data.max_points, config.clouds.points_per_cloud, config.clouds.clouds_per_class) == (250, 250, 1)
+    assert config.data.threshold == 75 / 255 and config.clouds.initialisation == "scatter"
+    assert (config.network.width, config.network.pooling, config.objective.real_batch) == (128, "max", 256)
+    assert (config.optimiser.name, config.optimiser.step_size, config.optimiser.momentum) == ("sgd", 0.1, 0.5)
+    assert config.optimiser.final_step_fraction == 1
+    assert (config.schedule.iterations, config.schedule.iterations_per_network, config.schedule.training_steps) == (
+        2500,
+        0,
+        0,
+    )
+    assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (None, 1000, 128)
+
+
+@pytest.mark.parametrize("name", [cell[0] for cell in CELLS])
+def test_small_scale_asks_for_less_of_the_same_experiment(name):
+    paper, small = to_dict(preset(name).config), to_dict(preset(f"{name}-small").config)
+    changed = {place for place in leaves(paper) if _at(paper, place) != _at(small, place)}
+    scale = {"network.width", "objective.real_batch", "schedule.iterations", "optimiser.step_size"}
+    assert changed <= scale | {"evaluation.networks", "evaluation.epochs", "evaluation.width"}
+    for place in ("network.width", "objective.real_batch", "schedule.iterations", "evaluation.epochs"):
+        assert _at(small, place) < _at(paper, place)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(InputError, match="'gausian'.*gaussian"):
+        preset("gausian")
+
+
+def _at(settings: dict, place: str):
+    for part in place.split("."):
+        settings = settings[part]
+    return settings

@@ -1,0 +1,235 @@
+"""Real data as clouds: MNIST found or refused, digits, splits, threshold and cut."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torchvision
+
+from pcdd_core import datasets
+from pcdd_core.config import DataConfig
+from pcdd_core.datasets import MNIST_FILES
+from pcdd_core.errors import InputError
+
+MNIST = DataConfig(name="mnist")
+REAL_MNIST = os.environ.get("PCDD_DATA", "")
+
+
+def made_up_images(count: int) -> np.ndarray:
+    """Nearly empty images that carry their own number: its 16 bits are the first pixels of row 2."""
+    images = np.zeros((count, 28, 28), np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = 76, 75  # just above and just at the threshold
+    images[:, 2, :16] = (np.arange(count)[:, None] >> np.arange(16) & 1) * 255
+    images[:, 27, 27] = 255
+    return images
+
+
+def numbers(clouds) -> list[int]:
+    """The numbers that images made by `made_up_images` carry, read from their clouds."""
+    _, height, width = clouds.coordinates.long().unbind(1)
+    bits = torch.where(height == 2, 2**width, 0)
+    return torch.zeros(len(clouds), dtype=torch.int64).index_add(0, clouds.cloud_index, bits).tolist()
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory) -> Path:
+    """A folder with files of MNIST's exact sizes; labels go 0, 1, ... 9, 0, 1 ..."""
+    folder = tmp_path_factory.mktemp("mnist")
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for name, (magic, shape) in MNIST_FILES.items():
+        content = made_up_images(shape[0]) if len(shape) == 3 else (np.arange(shape[0]) % 10).astype(np.uint8)
+        header = np.array([magic, *shape], dtype=">u4")
+        (folder / "MNIST" / "raw" / name).write_bytes(header.tobytes() + content.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(mnist):
+    return datasets.load(MNIST, mnist)
+
+
+@pytest.fixture
+def linked(mnist, tmp_path) -> Path:
+    """The raw folder of a copy of `mnist` that a test may damage: its files are links, to be replaced."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in MNIST_FILES:
+        (raw / name).symlink_to(mnist / "MNIST" / "raw" / name)
+    return raw
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def download(self):
+        os.makedirs(self.raw_folder, exist_ok=True)  # as torchvision does before it tries
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
+
+
+def test_mnist_is_found_in_the_folder_given(loaded):
+    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [54000, 6000, 10000]
+    assert loaded.train.class_names == tuple("0123456789")
+
+
+def test_mnist_is_found_through_the_environment(mnist, monkeypatch):
+    monkeypatch.setenv("PCDD_DATA", str(mnist))
+    assert len(datasets.load(MNIST).test) == 10000
+
+
+def test_folder_given_wins_over_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("PCDD_DATA", str(tmp_path / "environment"))
+    with pytest.raises(InputError, match="given: no such folder"):
+        datasets.load(MNIST, tmp_path / "given")
+
+
+def test_an_axis_of_one_cell_is_added(loaded):
+    assert loaded.train.grid == loaded.test.grid == (1, 28, 28)
+    assert (loaded.train.coordinates[:, 0] == 0).all()
+
+
+def test_pixels_above_the_threshold_become_points_and_those_at_it_do_not(loaded):
+    points = [tuple(point) for point in loaded.test[0].tolist()]  # number 0: no bit is set
+    assert points == [(0, 0, 0), (0, 27, 27)]
+
+
+def test_threshold_is_a_setting(mnist):
+    clouds = datasets.load(DataConfig(threshold=80 / 255), mnist).test
+    assert [tuple(point) for point in clouds[0].tolist()] == [(0, 27, 27)]
+
+
+def test_clouds_keep_different_numbers_of_points(loaded):
+    expected = [2 + number.bit_count() for number in range(10000)]
+    assert loaded.test.sizes.tolist() == expected
+
+
+def test_max_points_keeps_the_first_in_raster_order(mnist):
+    clouds = datasets.load(DataConfig(max_points=3), mnist).test
+    assert clouds.sizes.max() == 3
+    assert clouds[0b1011].tolist() == [[0, 0, 0], [0, 2, 0], [0, 2, 1]]
+
+
+def test_splits_are_disjoint_and_complete(loaded):
+    train, validation = numbers(loaded.train), numbers(loaded.validation)
+    assert sorted(train + validation) == list(range(60000))
+    assert numbers(loaded.test) == list(range(10000))
+
+
+def test_labels_stay_with_their_clouds(loaded):
+    for part in (loaded.train, loaded.validation, loaded.test):
+        assert [number % 10 for number in numbers(part)] == part.labels.tolist()
+
+
+def test_splits_are_stratified(loaded):
+    assert torch.bincount(loaded.train.labels).tolist() == [5400] * 10
+    assert torch.bincount(loaded.validation.labels).tolist() == [600] * 10
+
+
+def test_image_without_a_bright_pixel_is_refused_by_threshold():
+    with pytest.raises(InputError, match=r"data\.threshold = 0\.99.*image 0 of digits"):
+        datasets.load(DataConfig(name="digits", threshold=0.99))
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere: no such folder.*MNIST/raw"):
+        datasets.load(MNIST, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+def test_missing_file_is_named(linked, name):
+    (linked / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: missing"):
+        datasets.load(MNIST, linked.parents[1])
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+@pytest.mark.parametrize("change", [-1, 1], ids=["cut short", "too long"])
+def test_file_of_a_wrong_length_is_named_with_both_lengths(linked, name, change):
+    right = (linked / name).stat().st_size
+    shutil.copy((linked / name).resolve(), linked / "copy")
+    os.truncate(linked / "copy", right + change)
+    os.replace(linked / "copy", linked / name)
+    with pytest.raises(
+        InputError, match=f"{name}: damaged or cut short \\({right + change} bytes, expected {right}\\)"
+    ):
+        datasets.load(MNIST, linked.parents[1])
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08\x00 still gzipped", b"<html>"], ids=["empty", "gzip", "html"])
+def test_file_that_is_no_idx_is_named(linked, name, content):
+    (linked / name).unlink()
+    (linked / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: not an IDX file"):
+        datasets.load(MNIST, linked.parents[1])
+
+
+def test_labels_in_place_of_images_are_refused(linked):
+    images, labels = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+    (linked / images).unlink()
+    (linked / images).symlink_to((linked / labels).resolve())
+    with pytest.raises(InputError, match=f"{images}: not an IDX file"):
+        datasets.load(MNIST, linked.parents[1])
+
+
+def test_images_of_another_shape_are_refused(linked):
+    name = "t10k-images-idx3-ubyte"
+    content = (linked / name).read_bytes()
+    (linked / name).unlink()
+    (linked / name).write_bytes(
+        np.array([2051, 10000, 14, 56], dtype=">u4").tobytes() + content[16:]
+    )  # the same length
+    with pytest.raises(InputError, match=name):
+        datasets.load(MNIST, linked.parents[1])
+
+
+def test_neither_data_nor_network_names_the_three_ways_out(no_network, tmp_path):
+    with pytest.raises(InputError) as error:
+        datasets.load(MNIST, tmp_path)
+    message = str(error.value)
+    assert "--data" in message and "PCDD_DATA" in message and "network" in message
+    assert str(tmp_path / "MNIST" / "raw") in message and "Error downloading" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_folder_the_download_goes_to_the_cache(no_network, monkeypatch, tmp_path):
+    monkeypatch.delenv("PCDD_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"\.cache/pcdd/MNIST/raw"):
+        datasets.load(MNIST)
+
+
+@pytest.mark.skipif(not (Path(REAL_MNIST) / "MNIST").is_dir(), reason="PCDD_DATA names no folder with MNIST")
+def test_real_mnist():
+    real = datasets.load(MNIST, REAL_MNIST)
+    assert (len(real.train) + len(real.validation), len(real.test)) == (60000, 10000)
+    assert torch.bincount(real.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert real.train.sizes.min() > 0 and 90 < real.train.sizes.float().mean() < 150
+
+
+def test_digits_are_split_three_ways():
+    real = tiny.digits()
+    assert len(real.train) + len(real.validation) + len(real.test) == 1797
+    assert 0.3 < len(real.test) / 1797 < 0.35
+    for part in (real.train, real.validation, real.test):
+        assert part.grid == (1, 28, 28)
+        assert part.sizes.min() > 0
+        assert part.labels.unique().tolist() == list(range(10))
+
+
+def test_digits_lie_within_the_frame_of_mnist_s():
+    coordinates = tiny.digits().train.coordinates
+    assert (coordinates[:, 0] == 0).all()
+    assert coordinates[:, 1:].min() >= 4 and coordinates[:, 1:].max() <= 23
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_every_class_gives_the_validation_fraction(fraction):
+    real = datasets.load(DataConfig(name="digits", validation_fraction=fraction))
+    kept, held_out = (torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation))
+    assert held_out.tolist() == [int(fraction * count) for count in (kept + held_out).tolist()]
+    assert len(real.test) == len(tiny.digits().test)  # the choice of a validation split never touches the test split

@@ -1,0 +1,400 @@
+"""The loop: what moves and what must not, resume, initialisation, failure and health."""
+
+import copy
+import io
+import itertools
+
+import pytest
+import tiny
+import torch
+
+from pcdd_core import clouds as cloud_files
+from pcdd_core import lifts
+from pcdd_core.clouds import PointClouds
+from pcdd_core.distillation import distill, initial_clouds
+from pcdd_core.errors import DistillationFailed, InputError
+from pcdd_core.health import STUCK_BELOW, WINDOW, Health
+from pcdd_core.networks import build_network
+from pcdd_core.objectives import DISTANCES, gradient_matching
+from pcdd_core.randomness import generator
+
+
+def run(config, real=None, state=None) -> list:
+    return list(distill(config, real or tiny.three_digits(), state=state))
+
+
+def last_coordinates(config, **more) -> torch.Tensor:
+    return run(config, **more)[-1].clouds.coordinates
+
+
+def assert_well_formed(step, grid):
+    """Finite numbers, points inside the grid, depth 0 where the grid is flat."""
+    numbers = [*step.matching_loss, step.mean_absolute_gradient, step.mean_absolute_displacement]
+    assert torch.tensor(numbers).isfinite().all()
+    coordinates = step.clouds.coordinates
+    assert coordinates.isfinite().all()
+    assert (coordinates >= 0).all() and (coordinates <= torch.tensor(grid) - 1).all()
+
+
+# --- steps --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_every_combination_moves_points_inside_the_flat_grid(backend, lift, distance, optimiser):
+    config = tiny.config(
+        network__backend=backend, lift__name=lift, objective__distance=distance, optimiser__name=optimiser,
+        schedule__iterations=3,
+    )  # fmt: skip
+    start, steps = initial_clouds(config, tiny.three_digits()), run(config)
+    assert [step.iteration for step in steps] == [0, 1, 2]
+    for step in steps:
+        assert_well_formed(step, (1, 28, 28))
+        assert (step.clouds.coordinates[:, 0] == 0).all()
+        assert len(step.matching_loss) == 3
+    assert not torch.equal(steps[-1].clouds.coordinates, start.coordinates)
+
+
+@pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_points_move_along_all_three_axes_of_a_solid_grid(backend, lift):
+    config = tiny.config(network__backend=backend, lift__name=lift, optimiser__name="adam")
+    start, steps = initial_clouds(config, tiny.three_solids()), run(config, tiny.three_solids())
+    for step in steps:
+        assert_well_formed(step, (6, 6, 6))
+    assert ((steps[-1].clouds.coordinates - start.coordinates).abs() > 1e-4).any(0).all()
+
+
+@pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_unequal_clouds_keep_their_numbers_and_sizes(backend, lift):
+    config = tiny.config(
+        network__backend=backend, lift__name=lift, clouds__clouds_per_class=[1, 3, 2],
+        clouds__points_per_cloud=[5, 6, 7, 8, 9, 1],
+    )  # fmt: skip
+    for step in run(config):
+        assert step.clouds.labels.tolist() == [0, 1, 1, 1, 2, 2]
+        assert step.clouds.sizes.tolist() == [5, 6, 7, 8, 9, 1]
+        assert_well_formed(step, (1, 28, 28))
+
+
+def test_steps_share_no_memory_with_the_run():
+    steps = distill(tiny.config(), tiny.three_digits())
+    first = next(steps)
+    kept = first.clouds.coordinates.clone()
+    next(steps)
+    assert torch.equal(first.clouds.coordinates, kept)
+
+
+def test_same_seed_same_run():
+    assert torch.equal(last_coordinates(tiny.config(seed=1)), last_coordinates(tiny.config(seed=1)))
+
+
+@pytest.mark.parametrize("initialisation", ["scatter", "real"])
+def test_other_seed_other_run(initialisation):
+    config = {"clouds__initialisation": initialisation}
+    assert not torch.equal(
+        last_coordinates(tiny.config(seed=1, **config)), last_coordinates(tiny.config(seed=2, **config))
+    )
+
+
+def test_run_does_not_depend_on_torch_s_own_random_numbers():
+    coordinates = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        coordinates.append(last_coordinates(tiny.config(schedule__training_steps=1)))
+    assert torch.equal(*coordinates)
+
+
+@pytest.mark.parametrize(("iterations_per_network", "drawn_at"), [(0, [0]), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
+def test_network_is_drawn_anew_as_often_as_asked(iterations_per_network, drawn_at):
+    weights = [torch.zeros(0)]
+    for step in distill(
+        tiny.config(schedule__iterations_per_network=iterations_per_network, schedule__iterations=7),
+        tiny.three_digits(),
+    ):
+        weights.append(step.state()["network"]["head.weight"].clone())
+    assert [n for n in range(7) if not torch.equal(weights[n], weights[n + 1])] == drawn_at
+    assert len({tuple(weight.flatten().tolist()) for weight in weights[1:]}) == len(drawn_at)
+
+
+def test_training_moves_the_network_and_no_training_leaves_it():
+    for training_steps in (0, 2):
+        config = tiny.config(schedule__iterations_per_network=0, schedule__training_steps=training_steps)
+        steps = distill(config, tiny.three_digits())
+        first, second = (next(steps).state()["network"]["head.weight"].clone() for _ in range(2))
+        assert torch.equal(first, second) == (training_steps == 0)
+
+
+@pytest.mark.parametrize(("real_batch", "different"), [(3, 4), (8, 1)])
+def test_real_clouds_are_drawn_anew_in_every_iteration(real_batch, different):
+    config = tiny.config(  # nothing else changes: the losses differ if the batches do, and a batch of all cannot
+        objective__real_batch=real_batch, optimiser__name="sgd", optimiser__step_size=1e-12, schedule__iterations=4,
+        schedule__iterations_per_network=0, lift__bandwidth_start=1.5, lift__bandwidth_end=1.5,
+    )  # fmt: skip
+    assert len({f"{sum(step.matching_loss):.4g}" for step in run(config)}) == different
+
+
+# --- gradients ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
+    real = tiny.three_digits()
+    config = tiny.config(  # all 8 clouds of a class are in the batch, so that it does not matter which are drawn
+        network__backend=backend, lift__name=lift, objective__real_batch=8,
+        optimiser__name="sgd", optimiser__step_size=1e-3,
+    )  # fmt: skip
+    step = next(distill(config, real))
+    channels = 3 if lift == "coordinates" else 1
+    network = build_network(config.network, channels, real.grid, 3, generator(0))
+    network.load_state_dict(step.state()["network"])
+
+    def lifted(clouds: PointClouds):
+        if lift == "coordinates":
+            return lifts.coordinates_as_features(clouds)
+        return lifts.gaussian_occupancy(clouds, config.lift.bandwidth_start, config.lift.saturation)
+
+    start = initial_clouds(config, real)
+    coordinates = start.coordinates.requires_grad_()
+    theirs = cloud_files.cell_centres(real) if lift == "gaussian" else real
+    losses = []
+    for label in range(3):
+        ours = start.with_coordinates(coordinates).select(torch.tensor([label]))
+        same = theirs.select((real.labels == label).nonzero().flatten())
+        distance = DISTANCES[config.objective.distance]
+        losses.append(gradient_matching(network, lifted(same), same.labels, lifted(ours), ours.labels, distance))
+    (gradient,) = torch.autograd.grad(sum(losses), coordinates)
+    assert step.matching_loss == pytest.approx([loss.item() for loss in losses], rel=1e-4)
+    assert step.mean_absolute_gradient == pytest.approx(gradient.abs().mean().item(), rel=1e-3)
+    assert step.mean_absolute_displacement == pytest.approx(1e-3 * gradient.abs().mean().item(), rel=1e-2)
+    expected = cloud_files.boundary_check(start.coordinates.detach() - 1e-3 * gradient, real.grid)
+    torch.testing.assert_close(step.clouds.coordinates, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_matching_loss_falls_where_network_batch_and_bandwidth_stay_the_same(backend):
+    config = tiny.config(
+        network__backend=backend, objective__real_batch=8, lift__bandwidth_start=1.5, lift__bandwidth_end=1.5,
+        schedule__iterations_per_network=0, schedule__iterations=40, optimiser__name="adam", optimiser__step_size=0.2,
+    )  # fmt: skip
+    losses = [sum(step.matching_loss) for step in run(config)]
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+
+
+def test_step_size_falls_to_its_final_fraction():
+    falling = tiny.config(
+        optimiser__name="adam", optimiser__step_size=0.1, optimiser__momentum=0.0, optimiser__final_step_fraction=0.01,
+        schedule__iterations=12,
+    )  # fmt: skip
+    moves = [step.mean_absolute_displacement for step in run(falling)]
+    assert moves[-1] < 0.2 * moves[0]
+
+
+# --- resume -------------------------------------------------------------------------------------------------------
+
+
+def through_a_file(state: dict) -> dict:
+    """The state as a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+@pytest.mark.parametrize("training_steps", [0, 2])
+@pytest.mark.parametrize("iterations_per_network", [0, 1, 3])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, training_steps):
+    config = tiny.config(
+        optimiser__name=optimiser, schedule__iterations_per_network=iterations_per_network,
+        schedule__training_steps=training_steps, schedule__iterations=7,
+    )  # fmt: skip
+    unbroken = run(config)
+    for done in (1, 3, 5):
+        state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), done - 1, None)).state())
+        resumed = run(config, state=state)
+        assert [step.iteration for step in resumed] == list(range(done, 7))
+        for step, expected in zip(resumed, unbroken[done:]):
+            assert torch.equal(step.clouds.coordinates, expected.clouds.coordinates)
+            assert step.matching_loss == expected.matching_loss
+
+
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_resume_holds_for_the_paper_s_lift_too(backend):
+    config = tiny.config(network__backend=backend, lift__name="coordinates", schedule__iterations_per_network=0)
+    state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 2, None)).state())
+    assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_state_that_is_kept_does_not_change_while_the_run_goes_on(optimiser):
+    config = tiny.config(optimiser__name=optimiser, schedule__training_steps=1, schedule__iterations_per_network=0)
+    steps = distill(config, tiny.three_digits())
+    state = next(steps).state()
+    on_the_spot = copy.deepcopy(state)
+    unbroken = list(steps)[-1].clouds.coordinates
+    assert torch.equal(last_coordinates(config, state=on_the_spot), unbroken)
+    assert torch.equal(last_coordinates(config, state=state), unbroken)
+
+
+def test_state_of_the_last_step_leaves_nothing_to_do():
+    config = tiny.config()
+    assert run(config, state=run(config)[-1].state()) == []
+
+
+# --- initialisation -----------------------------------------------------------------------------------------------
+
+
+def test_scatter_fills_the_whole_box():
+    config = tiny.config(clouds__points_per_cloud=300)
+    clouds = initial_clouds(config, tiny.three_solids())
+    assert clouds.coordinates.min(0).values.max() < 0.5 and clouds.coordinates.max(0).values.min() > 4.5
+    assert clouds.labels.tolist() == [0, 1, 2] and clouds.sizes.tolist() == [300] * 3
+
+
+@pytest.mark.parametrize("grid", ["flat", "solid"])
+def test_real_initialisation_takes_training_clouds_of_the_right_class_at_cell_centres(grid):
+    real = tiny.three_digits() if grid == "flat" else tiny.three_solids()
+    config = tiny.config(
+        clouds__initialisation="real", clouds__points_per_cloud=None, clouds__clouds_per_class=[1, 2, 3]
+    )
+    start = initial_clouds(config, real)
+    assert start.labels.tolist() == [0, 1, 1, 2, 2, 2]
+    half = torch.tensor([0.0 if cells == 1 else 0.5 for cells in real.grid])
+    sources = []
+    for cloud in range(len(start)):
+        found = [n for n in range(len(real)) if torch.equal(real[n], start[cloud] - half)]
+        assert len(found) == 1 and real.labels[found[0]] == start.labels[cloud]
+        sources += found
+    assert len(set(sources)) == 6
+
+
+@pytest.mark.parametrize("size", [3, 60, 500])
+def test_real_initialisation_is_resampled_to_the_size_asked_for(size):
+    config = tiny.config(clouds__initialisation="real", clouds__points_per_cloud=size)
+    whole = tiny.config(clouds__initialisation="real", clouds__points_per_cloud=None)
+    resampled, source = initial_clouds(config, tiny.three_digits()), initial_clouds(whole, tiny.three_digits())
+    assert resampled.sizes.tolist() == [size] * 3
+    for cloud in range(3):
+        points, origin = (set(map(tuple, clouds[cloud].tolist())) for clouds in (resampled, source))
+        assert points <= origin
+        assert len(points) == min(size, len(origin))  # no point twice before every one is there once
+
+
+def test_file_initialisation_starts_where_the_set_is(tmp_path):
+    clouds = last_coordinates_as_set(tmp_path / "set.npz")
+    config = tiny.config(
+        clouds__initialisation="file", clouds__file=str(tmp_path / "set.npz"), optimiser__step_size=1e-6
+    )
+    assert torch.equal(initial_clouds(config, tiny.three_digits()).coordinates, clouds.coordinates)
+    torch.testing.assert_close(last_coordinates(config), clouds.coordinates, atol=1e-4, rtol=0)
+
+
+def last_coordinates_as_set(path) -> PointClouds:
+    clouds = run(tiny.config(clouds__points_per_cloud=[4, 5, 6]))[-1].clouds
+    cloud_files.save(clouds, path)
+    return clouds
+
+
+def test_file_of_another_grid_is_refused(tmp_path):
+    cloud_files.save(tiny.three_solids(), tmp_path / "solids.npz")
+    config = tiny.config(clouds__initialisation="file", clouds__file=str(tmp_path / "solids.npz"))
+    with pytest.raises(InputError, match=r"solids\.npz.*\(6, 6, 6\).*\(1, 28, 28\)"):
+        distill(config, tiny.three_digits())
+
+
+def test_file_that_lacks_a_class_is_refused(tmp_path):
+    cloud_files.save(tiny.three_digits().select(torch.arange(16)), tmp_path / "two.npz")
+    config = tiny.config(clouds__initialisation="file", clouds__file=str(tmp_path / "two.npz"))
+    with pytest.raises(InputError, match=r"two\.npz.*'2'"):
+        distill(config, tiny.three_digits())
+
+
+# --- settings that do not fit the data ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
+        ({"clouds__initialisation": "real", "clouds__clouds_per_class": 9}, "class '0' has 8 clouds.*9 were asked for"),
+        ({"clouds__clouds_per_class": [1, 2]}, "clouds_per_class has 2 numbers; expected.*per class: 3"),
+        ({"clouds__points_per_cloud": [1, 2]}, "points_per_cloud has 2 numbers; expected.*per cloud: 3"),
+        ({"clouds__points_per_cloud": None}, "points_per_cloud = null"),
+        ({"clouds__initialisation": "file"}, "clouds.file"),
+        ({"clouds__initialisation": "file", "clouds__file": "nowhere.npz"}, "nowhere.npz: no such file"),
+        ({"clouds__file": "unused.npz"}, "clouds.file.*clouds.initialisation=file"),
+        ({"network__layers": 5}, "network.layers = 5.*at most 4"),
+        ({"network__layers": 5, "network__backend": "sparse"}, "network.layers = 5.*at most 4"),
+        ({"network__paper_layout": True, "network__norm": "instance"}, "paper_layout"),
+    ],
+)
+def test_setting_that_does_not_fit_is_refused_before_the_first_step(settings, message):
+    with pytest.raises(InputError, match=message):
+        distill(tiny.config(**settings), tiny.three_digits())
+
+
+# --- failure and health -------------------------------------------------------------------------------------------
+
+
+def test_nan_is_reported_with_iteration_class_and_likely_cause(monkeypatch):
+    calls = itertools.count()
+
+    def broken(real, synthetic):
+        factor = float("nan") if next(calls) == 7 else 1.0  # 3 classes per iteration: class 1 of iteration 2
+        return factor * sum(s.square().sum() for s in synthetic)
+
+    monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
+    steps = distill(tiny.config(objective__distance="sum_of_squares"), tiny.three_digits())
+    assert [next(steps).iteration, next(steps).iteration] == [0, 1]
+    with pytest.raises(DistillationFailed, match=r"iteration 2.*class 1 is nan.*lower optimiser\.step_size") as failure:
+        next(steps)
+    assert failure.value.iteration == 2
+
+
+def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
+    def steep(real, synthetic):  # the root of 0: finite, with an infinite derivative
+        return sum((s - s.detach()).abs().sum().sqrt() for s in synthetic)
+
+    monkeypatch.setitem(DISTANCES, "sum_of_squares", steep)
+    with pytest.raises(DistillationFailed, match="iteration 0: the mean absolute gradient is (nan|inf)"):
+        run(tiny.config(objective__distance="sum_of_squares"))
+
+
+def watched(config) -> list[str | None]:
+    """The finding after each iteration."""
+    health, findings = Health(), []
+    for step in distill(config, tiny.three_digits()):
+        health.watch(step)
+        findings.append(health.finding)
+    return findings
+
+
+def test_stuck_run_is_reported_with_iteration_and_cause():
+    config = tiny.config(optimiser__name="sgd", optimiser__step_size=1e-9, schedule__iterations=WINDOW + 1)
+    findings = watched(config)
+    assert set(findings[: WINDOW - 1]) == {None}
+    for finding in findings[WINDOW - 1 :]:
+        assert finding.startswith("stopped moving at iteration 0:")
+        assert "optimiser.step_size" in finding and "gradient" in finding
+
+
+def test_run_that_moves_again_is_no_longer_stuck():
+    health = Health(still=WINDOW, finding="stopped moving")
+    step = next(distill(tiny.config(optimiser__name="adam"), tiny.three_digits()))
+    assert step.mean_absolute_displacement > STUCK_BELOW
+    health.watch(step)
+    assert health.finding is None and health.still == 0
+
+
+def test_points_piled_up_on_the_border_are_reported_with_iteration_and_cause():
+    findings = watched(tiny.config(optimiser__name="adam", optimiser__step_size=1000.0, schedule__iterations=2))
+    assert findings[0].startswith("diverged at iteration 0:") and "border" in findings[0]
+    assert "lower optimiser.step_size" in findings[0]
+
+
+def test_healthy_run_is_not_reported():
+    assert watched(tiny.config(optimiser__name="adam")) == [None] * 5

@@ -1,0 +1,468 @@
+"""Run folders: what a run leaves, what protects it, and that a stopped run goes on as if it had not been stopped."""
+
+import itertools
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from tiny import files, pcdd
+
+from pcdd_core import clouds, runs
+from pcdd_core.config import from_dict, identity, to_dict
+from pcdd_core.distillation import initial_clouds
+from pcdd_core.objectives import DISTANCES
+from pcdd_core.records import read_record, read_trajectory, table
+from pcdd_core.runs import RUN_FILES
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SCHEDULE = {  # much state to lose: momentum, a network that is trained and drawn anew in mid-run
+    "schedule__iterations": 8,
+    "schedule__iterations_per_network": 3,
+    "schedule__training_steps": 1,
+    "schedule__snapshots": 4,
+}
+
+
+def distill(folder: Path, *options: str, **changes) -> int:
+    """Run in `folder` with a checkpoint every 2 iterations; returns the exit code."""
+    changes = {**SCHEDULE, **changes}
+    return pcdd(
+        "distill",
+        "--preset",
+        "quickstart",
+        "--output",
+        str(folder),
+        "--quiet",
+        "--checkpoint-every",
+        "2",
+        *options,
+        **changes,
+    )
+
+
+def interrupt_at(iteration: int, monkeypatch) -> None:
+    """Let Ctrl-C arrive when that iteration has been made."""
+    watch = runs.Health.watch
+
+    def interrupted(health, step):
+        if step.iteration == iteration:
+            raise KeyboardInterrupt
+        watch(health, step)
+
+    monkeypatch.setattr(runs.Health, "watch", interrupted)
+
+
+def assert_same_result(folder: Path, other: Path) -> None:
+    """Distilled set, steps and trajectory are equal to the last bit."""
+    assert torch.equal(clouds.load(folder / "clouds.npz").coordinates, clouds.load(other / "clouds.npz").coordinates)
+    assert (folder / "steps.jsonl").read_text() == (other / "steps.jsonl").read_text()
+    one, two = read_trajectory(folder), read_trajectory(other)
+    assert np.array_equal(one["updates"], two["updates"]) and np.array_equal(one["coordinates"], two["coordinates"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An unbroken run. Not to be changed: tests that do take `copy`."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert distill(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def interrupted(tmp_path) -> Path:
+    """A run stopped after 5 of its 8 iterations; its last checkpoint is after 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(4, patch)
+        assert distill(tmp_path / "interrupted") == 130
+    return tmp_path / "interrupted"
+
+
+# --- what a run leaves --------------------------------------------------------------------------------------------
+
+
+def test_finished_run_holds_its_files_and_nothing_else(finished):
+    assert sorted(path.name for path in finished.iterdir()) == sorted(RUN_FILES)
+
+
+def test_run_folder_is_named_by_preset_seed_and_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pcdd("distill", "--preset", "quickstart", "--quiet", "--seed", "7", schedule__iterations=1) == 0
+    expected = identity(tiny.config(schedule__iterations=1, seed=7))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"quickstart-7-{expected}"]
+
+
+def test_config_file_gives_the_settings_back(finished):
+    settings = json.loads((finished / "config.json").read_text())
+    assert settings.pop("name") == "quickstart"
+    assert from_dict(settings) == tiny.config(**SCHEDULE)
+
+
+def test_steps_file_has_a_line_per_iteration(finished):
+    rows = [json.loads(line) for line in (finished / "steps.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(8))
+    for row in rows:
+        assert len(row["matching_loss"]) == 10
+        assert row["mean_absolute_gradient"] > 0 and row["mean_absolute_displacement"] > 0
+
+
+def test_trajectory_goes_from_the_initial_to_the_distilled_clouds(finished):
+    trajectory = read_trajectory(finished)
+    assert trajectory["updates"].tolist() == [0, 2, 4, 6, 8]
+    start = initial_clouds(tiny.config(**SCHEDULE), tiny.digits().train)
+    assert np.array_equal(trajectory["coordinates"][0], start.coordinates.numpy())
+    assert np.array_equal(trajectory["coordinates"][-1], clouds.load(finished / "clouds.npz").coordinates.numpy())
+
+
+def test_more_snapshots_than_iterations_keep_every_iteration(tmp_path):
+    assert distill(tmp_path / "run", schedule__snapshots=60, schedule__iterations=3) == 0
+    assert read_trajectory(tmp_path / "run")["updates"].tolist() == [0, 1, 2, 3]
+
+
+def test_distilled_set_has_the_clouds_asked_for(finished):
+    distilled = clouds.load(finished / "clouds.npz")
+    assert distilled.labels.tolist() == list(range(10)) and distilled.sizes.tolist() == [20] * 10
+    assert distilled.grid == (1, 28, 28) and distilled.class_names == tuple("0123456789")
+
+
+def test_picture_is_a_png(finished):
+    assert (finished / "migration.png").read_bytes().startswith(PNG)
+
+
+def test_record_says_what_was_run_where_and_at_what_cost(finished):
+    record = read_record(finished)
+    assert record["name"] == "quickstart" and record["config"] == to_dict(tiny.config(**SCHEDULE))
+    assert record["config"]["seed"] == 0
+    assert set(record["machine"]["versions"]) == {"torch", "torchvision", "numpy", "scikit-learn"}
+    assert record["machine"]["versions"]["torch"] == torch.__version__
+    assert record["machine"]["device"] and record["machine"]["threads"] >= 1 and "commit" in record["machine"]
+    assert record["seconds"]["distillation"] > 0 and record["seconds"]["evaluation"] > 0
+    assert record["peak_memory_bytes"] > 2**26
+    assert record["health"] == "moving"
+    assert (record["clouds"], record["points"]) == (10, 200) and 0 < record["occupied_cells"] <= 200
+
+
+def test_record_s_scores_are_consistent_with_their_accuracies(finished):
+    record = read_record(finished)
+    assert set(record["scores"]) == {"standard", "paper"}
+    for score in record["scores"].values():
+        assert (len(score["accuracies"]), score["networks"], score["epochs"], score["width"]) == (2, 2, 2, 4)
+        assert score["mean"] == pytest.approx(np.mean(score["accuracies"]))
+        assert score["standard_deviation"] == pytest.approx(np.std(score["accuracies"]))
+        assert 0 <= min(score["accuracies"]) and max(score["accuracies"]) <= 100
+    assert record["scored_on"] == f"digits, test split, {len(tiny.digits().test)} clouds"
+
+
+def test_record_s_averages_are_those_of_the_steps(finished):
+    record, rows = (
+        read_record(finished),
+        [json.loads(line) for line in (finished / "steps.jsonl").read_text().splitlines()],
+    )
+    assert record["iterations"] == 8
+    for key in ("mean_absolute_gradient", "mean_absolute_displacement"):
+        assert record[key] == pytest.approx(np.mean([row[key] for row in rows]))
+    assert record["matching_loss"]["first"] == pytest.approx(sum(rows[0]["matching_loss"]))
+    assert record["matching_loss"]["last"] == pytest.approx(sum(rows[-1]["matching_loss"]))
+
+
+def test_checkpoint_loads_without_unpickling_code(finished):
+    checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
+    assert checkpoint["configuration"] == identity(tiny.config(**SCHEDULE))
+    assert checkpoint["state"]["iteration"] == 7
+
+
+def test_same_settings_same_result(finished, tmp_path):
+    assert distill(tmp_path / "again") == 0
+    assert_same_result(tmp_path / "again", finished)
+    assert read_record(tmp_path / "again")["scores"] == read_record(finished)["scores"]
+
+
+def test_how_often_checkpoints_are_written_changes_nothing(finished, tmp_path):
+    assert distill(tmp_path / "rarely", "--checkpoint-every", "100") == 0
+    assert_same_result(tmp_path / "rarely", finished)
+
+
+# --- what protects a run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--resume"]], ids=["again", "resume"])
+def test_finished_run_is_not_overwritten(copy, options, capsys):
+    before = files(copy)
+    assert distill(copy, *options) == 2
+    assert "finished" in capsys.readouterr().err
+    assert files(copy) == before
+
+
+def test_overwrite_replaces_the_run_and_leaves_foreign_files_alone(copy):
+    (copy / "notes.txt").write_text("mine")
+    (copy / "more").mkdir()
+    (copy / "more" / "clouds.npz").write_text("mine too")
+    assert distill(copy, "--overwrite", schedule__iterations=3) == 0
+    assert read_record(copy)["iterations"] == 3 and len((copy / "steps.jsonl").read_text().splitlines()) == 3
+    assert (copy / "notes.txt").read_text() == "mine" and (copy / "more" / "clouds.npz").read_text() == "mine too"
+
+
+def test_run_that_is_overwritten_is_not_taken_for_finished(copy, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(0, patch)
+        assert distill(copy, "--overwrite") == 130
+    assert not {"record.json", "clouds.npz", "checkpoint.pt"} & {path.name for path in copy.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (["--device", "cuda:99"], {}),
+        ([], {"objective__real_batch": 100000}),
+        (["--data", "nowhere"], {"data__name": "mnist"}),
+    ],
+    ids=["device", "too few samples", "no data"],
+)
+def test_overwrite_with_wrong_input_removes_nothing(copy, options, changes):
+    before = files(copy)
+    assert distill(copy, "--overwrite", *options, **changes) == 2
+    assert files(copy) == before
+
+
+def test_unfinished_run_is_not_started_over_unasked(interrupted, capsys):
+    before = files(interrupted)
+    assert distill(interrupted) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert files(interrupted) == before
+
+
+# --- stop and go on -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iteration", [0, 2, 5, 7], ids=["before any checkpoint", "early", "late", "at the last"])
+def test_interrupted_and_resumed_run_equals_the_unbroken_one(iteration, finished, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt_at(iteration, patch)
+        assert distill(tmp_path / "run") == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "record.json").exists()
+    assert distill(tmp_path / "run", "--resume") == 0
+    assert_same_result(tmp_path / "run", finished)
+    assert read_record(tmp_path / "run")["scores"] == read_record(finished)["scores"]
+
+
+def test_run_can_be_interrupted_twice(interrupted, finished, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(6, patch)
+        assert distill(interrupted, "--resume") == 130
+    assert distill(interrupted, "--resume") == 0
+    assert_same_result(interrupted, finished)
+
+
+def test_lines_written_after_the_last_checkpoint_are_dropped(interrupted, finished):
+    with (interrupted / "steps.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "matching_loss": [0]}\n{"iteration": 5, "matc')
+    assert distill(interrupted, "--resume") == 0
+    assert_same_result(interrupted, finished)
+
+
+def test_run_stopped_while_it_was_scored_is_scored_on_resume(copy, finished):
+    for name in ("record.json", "clouds.npz", "migration.png", "trajectory.npz"):
+        (copy / name).unlink()
+    assert distill(copy, "--resume") == 0
+    assert_same_result(copy, finished)
+    assert read_record(copy)["scores"] == read_record(finished)["scores"]
+
+
+LONG = {**SCHEDULE, "schedule__iterations": 40, "evaluation__protocols": ["standard"]}
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen:
+    """`pcdd distill` as a process of its own, with one thread and long enough to be stopped."""
+    settings = {name.replace("__", "."): value for name, value in LONG.items()}
+    settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, **settings})
+    command = [
+        sys.executable,
+        "-m",
+        "pcdd_core",
+        "distill",
+        *settings,
+        "--preset",
+        "quickstart",
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
+    return subprocess.Popen(
+        [*command, "--output", str(folder), "--checkpoint-every", "4", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )
+
+
+def stop_after_the_first_checkpoint(process: subprocess.Popen, folder: Path, how: signal.Signals) -> str:
+    """Returns what the process said on standard error."""
+    while not (folder / "checkpoint.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.send_signal(how)
+    said = process.communicate()[1]
+    assert not (folder / "record.json").exists() and not (folder / "clouds.npz").exists(), (
+        "stopped too late to test anything"
+    )
+    return said
+
+
+def test_run_killed_in_mid_run_and_resumed_equals_the_unbroken_one(tmp_path):
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    process = start(killed)
+    stop_after_the_first_checkpoint(process, killed, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    for folder, options in ((killed, ["--resume"]), (unbroken, [])):
+        process = start(folder, *options)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert_same_result(killed, unbroken)
+    assert read_record(killed)["scores"] == read_record(unbroken)["scores"]
+
+
+def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    said = stop_after_the_first_checkpoint(process, folder, signal.SIGINT)
+    assert process.returncode == 130
+    assert "--resume" in said and "Traceback" not in said
+    assert distill(folder, "--resume", **LONG) == 0
+    rows = [json.loads(row) for row in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(40))
+
+
+# --- what cannot be resumed ---------------------------------------------------------------------------------------
+
+
+def test_checkpoint_of_another_configuration_is_refused(interrupted, capsys):
+    before = files(interrupted)
+    assert distill(interrupted, "--resume", optimiser__step_size=0.123) == 2
+    message = capsys.readouterr().err
+    assert "another configuration" in message and str(interrupted) in message
+    assert identity(tiny.config(**SCHEDULE)) in message
+    assert files(interrupted) == before
+
+
+class Malicious:
+    """Creates the file `path` if it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("damage", ["empty", "no checkpoint", "cut short", "malicious"])
+def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(damage, interrupted, capsys, tmp_path):
+    path = interrupted / "checkpoint.pt"
+    content = {
+        "empty": b"",
+        "no checkpoint": b"garbage",
+        "cut short": path.read_bytes()[:1000],
+        "malicious": pickle.dumps(Malicious(tmp_path / "harm"), protocol=2),
+    }
+    path.write_bytes(content[damage])
+    before = files(interrupted)
+    assert distill(interrupted, "--resume") == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"pcdd: {path}: not a readable checkpoint") and "--overwrite" in message
+    assert message.count("\n") == 1
+    assert "weights_only" not in message  # torch's advice to switch its protection off
+    assert files(interrupted) == before and not (tmp_path / "harm").exists()
+
+
+def test_nothing_to_resume_is_said(tmp_path, capsys):
+    assert distill(tmp_path / "nothing", "--resume") == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert files(tmp_path) == {}
+
+
+# --- failure ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failed(tmp_path, monkeypatch, capsys) -> Path:
+    """A run whose matching loss is NaN from iteration 1 on, and that has said so."""
+    calls = itertools.count()
+
+    def broken(real, synthetic):
+        return sum(s.square().sum() for s in synthetic) * (float("nan") if next(calls) >= 10 else 1.0)
+
+    monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
+    assert distill(tmp_path / "failed", objective__distance="sum_of_squares") == 1
+    monkeypatch.undo()
+    message = capsys.readouterr().err
+    assert message.startswith("pcdd: the run failed at iteration 1:") and "likely cause" in message
+    return tmp_path / "failed"
+
+
+def test_run_that_fails_is_recorded_as_failed(failed):
+    record = read_record(failed)
+    assert record["health"].startswith("failed at iteration 1:") and record["scores"] == {}
+
+
+def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
+    rows = table([read_record(finished), read_record(failed)])
+    assert "failed" in rows[0]["health"] and "moving" in rows[0]["health"]
+
+
+def test_stuck_run_is_recorded_as_that(tmp_path):
+    stuck = {"optimiser__name": "sgd", "optimiser__step_size": 1e-9, "schedule__iterations": 52}
+    assert distill(tmp_path / "run", **stuck, schedule__training_steps=0) == 0
+    assert read_record(tmp_path / "run")["health"].startswith("stopped moving at iteration 0:")
+
+
+def test_health_is_watched_across_a_resume(tmp_path, monkeypatch):
+    stuck = {
+        "optimiser__name": "sgd",
+        "optimiser__step_size": 1e-9,
+        "schedule__iterations": 52,
+        "schedule__training_steps": 0,
+    }
+    with monkeypatch.context() as patch:
+        interrupt_at(30, patch)
+        assert distill(tmp_path / "run", **stuck) == 130
+    assert distill(tmp_path / "run", "--resume", **stuck) == 0
+    assert read_record(tmp_path / "run")["health"].startswith("stopped moving at iteration 0:")
+
+
+# --- tables of records --------------------------------------------------------------------------------------------
+
+
+def record(name: str, seed: int, accuracy: float, seconds: float) -> dict:
+    return {
+        "name": name,
+        "config": {"seed": seed},
+        "scores": {"standard": {"mean": accuracy}},
+        "seconds": {"evaluation": seconds},
+        "peak_memory_bytes": 2**30,
+        "health": "moving" if seed else "stopped moving at iteration 3: why",
+    }
+
+
+def test_table_averages_over_the_records_of_a_name():
+    rows = table([record("a", 0, 10.0, 1.0), record("b", 0, 50.0, 4.0), record("a", 1, 20.0, 3.0)])
+    assert [row["name"] for row in rows] == ["a", "b"]
+    a, b = rows
+    assert (a["seeds"], a["standard"], a["standard sd"], a["evaluation seconds"]) == (2, 15.0, 5.0, 2.0)
+    assert (b["seeds"], b["standard"], b["standard sd"], b["peak memory MiB"]) == (1, 50.0, None, 1024)
+    assert a["health"] == "moving; stopped moving"

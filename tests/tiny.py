@@ -1,0 +1,70 @@
+"""Small data and small settings that several test files share."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from pcdd_core import datasets
+from pcdd_core.cli import main
+from pcdd_core.clouds import PointClouds, from_occupancy
+from pcdd_core.config import Config, DataConfig, override
+from pcdd_core.presets import preset
+
+DISTILLATION = {
+    "data.name": "digits",
+    "network.width": 4,
+    "network.layers": 2,
+    "objective.real_batch": 4,
+    "clouds.points_per_cloud": 20,
+    "schedule.iterations": 5,
+}
+EVALUATION = {"evaluation.networks": 2, "evaluation.epochs": 2, "evaluation.width": 4}
+
+
+def config(**changes) -> Config:
+    """The `quickstart` preset made tiny; `network__layers=3` changes network.layers."""
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return override(preset("quickstart").config, {**DISTILLATION, **EVALUATION, **changes})
+
+
+def arguments(settings: dict) -> list[str]:
+    """Settings as the command line takes them."""
+    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+
+@cache
+def digits() -> datasets.Splits:
+    """scikit-learn's digits as clouds."""
+    return datasets.load(DataConfig(name="digits"))
+
+
+@cache
+def three_digits() -> PointClouds:
+    """The first 8 training clouds of the digits 0, 1 and 2: all that most tests of the loop need."""
+    train = digits().train
+    chosen = torch.cat([(train.labels == label).nonzero().flatten()[:8] for label in range(3)])
+    few = train.select(chosen)
+    return PointClouds(few.coordinates, few.offsets, few.labels, few.grid, few.class_names[:3])
+
+
+@cache
+def three_solids() -> PointClouds:
+    """Three classes of clouds in a 6 x 6 x 6 grid: noise in the lower, the upper, or either half."""
+    occupied = torch.rand(24, 6, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.3
+    labels = torch.arange(24) % 3
+    occupied[labels == 0, 3:] = False
+    occupied[labels == 1, :3] = False
+    return from_occupancy(occupied, labels, ("lower", "upper", "either"))
+
+
+def pcdd(*words: str, **changes) -> int:
+    """`pcdd words...` in this process, on the CPU, with tiny settings of a run on the digits; returns the exit code."""
+    settings = {**DISTILLATION, **EVALUATION, **{name.replace("__", "."): value for name, value in changes.items()}}
+    return main([words[0], *arguments(settings), "--device", "cpu", *words[1:]])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file and folder below `folder`, with its content."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
