@@ -146,10 +146,14 @@ def _score(
 
 
 class Progress:
-    """Progress bars with time left on standard error, one per stage; a line now and then where it is not a terminal."""
+    """Progress bars with time left, one per stage; a line now and then where there is no terminal.
+
+    On standard error, but in a notebook on standard output, which is not shown as an alarm there.
+    """
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar, self.stage = quiet, None, None
+        self.stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
 
     def __call__(self, fraction: float, stage: str, note: str = "") -> None:
         """Show that `fraction` (0 to 1) of `stage` is done."""
@@ -158,8 +162,8 @@ class Progress:
         if stage != self.stage:
             self.close()
             layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
-            interval = 0.5 if sys.stderr.isatty() else 10
-            self.bar = tqdm(total=1.0, desc=stage, bar_format=layout, mininterval=interval, file=sys.stderr)
+            interval = 0.5 if self.stream.isatty() else 10
+            self.bar = tqdm(total=1.0, desc=stage, bar_format=layout, mininterval=interval, file=self.stream)
             self.stage = stage
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(fraction - self.bar.n)
@@ -173,7 +177,7 @@ class Progress:
     def write(self, text: str) -> None:
         """A line above the bar."""
         if not self.quiet:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(text, file=self.stream)
 
 
 def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
