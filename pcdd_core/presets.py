@@ -81,8 +81,8 @@ def _paper_presets() -> dict[str, Preset]:
 
 
 GAUSSIAN = {
-    "clouds": {"points_per_cloud": 150},
-    "lift": {"name": "gaussian", "bandwidth_start": 2.5, "bandwidth_end": 0.5},
+    "clouds": {"points_per_cloud": 250},
+    "lift": {"name": "gaussian", "bandwidth_start": 2.5, "bandwidth_end": 0.5, "saturation": 6.0},
     "network": {"layers": 3, "width": 32, "norm": "instance", "pooling": "average"},
     "objective": {"distance": "layerwise_cosine_of_weights", "real_batch": 32},
     "optimiser": {"name": "adam", "step_size": 0.3, "final_step_fraction": 0.1},
