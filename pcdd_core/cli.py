@@ -32,11 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow shared CPUs several times
     parser = _parser()
     options, late = parser.parse_known_args(arguments)  # argparse takes settings in one place only; here they go anywhere
-    if unknown := [argument for argument in late if argument.startswith("-") or not hasattr(options, "settings")]:
+    if unknown := [argument for argument in late if argument.startswith("-") or "settings" not in options]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if late:
+        options.settings += late
     try:
-        if late:
-            options.settings = [*options.settings, *late]
         result = options.command(options)
         sys.stdout.write(json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n")
         return 0
