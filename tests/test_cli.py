@@ -261,8 +261,8 @@ def test_table_as_text_names_columns_and_rows(run, capsys):
 
 
 @pytest.fixture
-def refused(here, capsys):
-    """refused(command, parts ...): `command()` returns 2, says one line with the parts in it, and changes no file."""
+def assert_refused(here, capsys):
+    """assert_refused(command, parts ...): `command()` returns 2, says one line with the parts in it, and changes no file."""
 
     def call(command, *parts: str) -> str:
         before = files(here)
@@ -281,12 +281,12 @@ def distill(*words: str, **changes):
     return lambda: pcdd("distill", "--preset", "quickstart", "--quiet", *words, **changes)
 
 
-def test_unknown_preset_names_the_nearest(refused):
-    refused(lambda: main(["distill", "--preset", "quickstrat"]), "'quickstrat'", "nearest: quickstart")
+def test_unknown_preset_names_the_nearest(assert_refused):
+    assert_refused(lambda: main(["distill", "--preset", "quickstrat"]), "'quickstrat'", "nearest: quickstart")
 
 
-def test_unknown_setting_names_the_nearest(refused):
-    refused(lambda: main(["distill", "network.layer=2", "--preset", "quickstart"]), "'network.layer'", "network.layers")
+def test_unknown_setting_names_the_nearest(assert_refused):
+    assert_refused(lambda: main(["distill", "network.layer=2", "--preset", "quickstart"]), "'network.layer'", "network.layers")
 
 
 @pytest.mark.parametrize(
@@ -308,12 +308,12 @@ def test_unknown_setting_names_the_nearest(refused):
         ("=3", ["''"]),
     ],
 )
-def test_wrong_setting_is_named_with_its_value_and_what_would_be_right(argument, parts, refused):
-    refused(lambda: main(["distill", *tiny.arguments(tiny.DISTILLATION), argument, "--preset", "quickstart"]), *parts)
+def test_wrong_setting_is_named_with_its_value_and_what_would_be_right(argument, parts, assert_refused):
+    assert_refused(lambda: main(["distill", *tiny.arguments(tiny.DISTILLATION), argument, "--preset", "quickstart"]), *parts)
 
 
-def test_negative_seed_is_refused(refused):
-    refused(distill("--seed", "-1"), "seed", "-1", "0")
+def test_negative_seed_is_refused(assert_refused):
+    assert_refused(distill("--seed", "-1"), "seed", "-1", "0")
 
 
 @pytest.mark.parametrize(
@@ -340,37 +340,37 @@ def test_wrong_option_ends_with_exit_code_2(words, here, capsys):
 @pytest.mark.parametrize(
     "count", [{"objective__real_batch": 300}, {"clouds__initialisation": "real", "clouds__clouds_per_class": 300}]
 )
-def test_class_with_fewer_samples_than_asked_is_named(count, refused):
-    refused(distill(**count), "class '0'", "300 were asked for")
+def test_class_with_fewer_samples_than_asked_is_named(count, assert_refused):
+    assert_refused(distill(**count), "class '0'", "300 were asked for")
 
 
 @pytest.mark.parametrize("name", ["random", "herding"])
-def test_baseline_of_more_clouds_than_a_class_has_is_refused(name, refused):
-    refused(lambda: main(["baseline", name, *SCORING, *ON_CPU, "--clouds-per-class", "300"]), "class '0'", "300")
+def test_baseline_of_more_clouds_than_a_class_has_is_refused(name, assert_refused):
+    assert_refused(lambda: main(["baseline", name, *SCORING, *ON_CPU, "--clouds-per-class", "300"]), "class '0'", "300")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "cuda:x", "mps:3", "meta"])
-def test_device_that_is_not_there_is_named_with_those_that_are(device, refused):
-    refused(distill("--device", device), repr(device), "cpu")
+def test_device_that_is_not_there_is_named_with_those_that_are(device, assert_refused):
+    assert_refused(distill("--device", device), repr(device), "cpu")
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]], ids=["new", "overwrite"])
 @pytest.mark.parametrize("place", ["file", "file/run"])
-def test_run_folder_that_cannot_be_written_to_is_named(place, options, here, refused):
+def test_run_folder_that_cannot_be_written_to_is_named(place, options, here, assert_refused):
     (here / "file").write_text("not a folder")  # holds for root too, whom permissions do not stop
-    refused(distill("--output", place, *options), place)
+    assert_refused(distill("--output", place, *options), place)
 
 
 @pytest.mark.parametrize("place", ["file", "file/scored"])
-def test_folder_for_scores_that_cannot_be_written_to_is_named(place, here, refused):
+def test_folder_for_scores_that_cannot_be_written_to_is_named(place, here, assert_refused):
     (here / "file").write_text("not a folder")
-    refused(lambda: main(["baseline", "random", *SCORING, *ON_CPU, "--output", place]), place)
+    assert_refused(lambda: main(["baseline", "random", *SCORING, *ON_CPU, "--output", place]), place)
 
 
-def test_files_that_cannot_be_written_are_named(run, here, refused):
+def test_files_that_cannot_be_written_are_named(run, here, assert_refused):
     (here / "file").write_text("not a folder")
-    refused(lambda: main(["show", "run", "--picture", "file/picture.png"]), "file/picture.png")
-    refused(lambda: main(["table", "run", "--csv", "file/table.csv"]), "file/table.csv")
+    assert_refused(lambda: main(["show", "run", "--picture", "file/picture.png"]), "file/picture.png")
+    assert_refused(lambda: main(["table", "run", "--csv", "file/table.csv"]), "file/table.csv")
 
 
 # MNIST
@@ -389,24 +389,24 @@ def raw(here) -> Path:
     return here / "data" / "MNIST" / "raw"
 
 
-def test_truncated_mnist_file_is_named(raw, refused):
-    refused(mnist("--data", "data"), "train-images-idx3-ubyte", "cut short", "47040016")
+def test_truncated_mnist_file_is_named(raw, assert_refused):
+    assert_refused(mnist("--data", "data"), "train-images-idx3-ubyte", "cut short", "47040016")
 
 
-def test_mnist_file_that_is_no_idx_is_named(raw, refused):
+def test_mnist_file_that_is_no_idx_is_named(raw, assert_refused):
     (raw / "train-images-idx3-ubyte").write_bytes(b"<html>not found</html>")
-    refused(mnist("--data", "data"), "train-images-idx3-ubyte", "not an IDX file")
+    assert_refused(mnist("--data", "data"), "train-images-idx3-ubyte", "not an IDX file")
 
 
-def test_missing_mnist_file_is_named(raw, refused):
+def test_missing_mnist_file_is_named(raw, assert_refused):
     (raw / "train-images-idx3-ubyte").rename(raw / "t10k-images-idx3-ubyte")
-    refused(mnist("--data", "data"), "train-images-idx3-ubyte", "missing")
+    assert_refused(mnist("--data", "data"), "train-images-idx3-ubyte", "missing")
 
 
-def test_missing_data_folder_is_named(refused, monkeypatch):
-    refused(mnist("--data", "nowhere"), "nowhere", "MNIST/raw")
+def test_missing_data_folder_is_named(assert_refused, monkeypatch):
+    assert_refused(mnist("--data", "nowhere"), "nowhere", "MNIST/raw")
     monkeypatch.setenv("PCDD_DATA", "elsewhere")
-    refused(mnist(), "elsewhere", "MNIST/raw")
+    assert_refused(mnist(), "elsewhere", "MNIST/raw")
 
 
 @pytest.fixture
@@ -418,15 +418,15 @@ def no_network(monkeypatch):
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
 
 
-def test_neither_mnist_nor_network_names_the_three_ways_out(no_network, here, refused):
+def test_neither_mnist_nor_network_names_the_three_ways_out(no_network, here, assert_refused):
     (here / "data").mkdir()
-    refused(mnist("--data", "data"), "--data", "PCDD_DATA", "network", "data.name=digits")
+    assert_refused(mnist("--data", "data"), "--data", "PCDD_DATA", "network", "data.name=digits")
 
 
-def test_failed_download_leaves_nothing_in_the_cache(no_network, here, refused, monkeypatch):
+def test_failed_download_leaves_nothing_in_the_cache(no_network, here, assert_refused, monkeypatch):
     monkeypatch.delenv("PCDD_DATA", raising=False)
     monkeypatch.setenv("HOME", str(here))
-    refused(mnist(), "--data", "PCDD_DATA", "network", "data.name=digits")
+    assert_refused(mnist(), "--data", "PCDD_DATA", "network", "data.name=digits")
 
 
 # distilled sets
@@ -469,17 +469,17 @@ BAD_SETS = {
 
 @pytest.mark.parametrize("command", ["evaluate", "show"])
 @pytest.mark.parametrize("name", BAD_SETS)
-def test_bad_set_is_refused_by_field_place_and_value(name, command, run, here, refused):
+def test_bad_set_is_refused_by_field_place_and_value(name, command, run, here, assert_refused):
     spoil, parts = BAD_SETS[name]
     with np.load(run / "clouds.npz") as archive:
         arrays = spoil(dict(archive))
     np.savez(here / "bad.npz", **arrays)
-    refused(lambda: main([command, "bad.npz"]), "bad.npz", *parts)
+    assert_refused(lambda: main([command, "bad.npz"]), "bad.npz", *parts)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "show"])
 @pytest.mark.parametrize("name", ["text", "empty", "cut short", "one bit wrong", "single array", "no file", "folder"])
-def test_file_that_is_no_set_is_refused(name, command, run, here, refused):
+def test_file_that_is_no_set_is_refused(name, command, run, here, assert_refused):
     right = (run / "clouds.npz").read_bytes()
     wrong = bytearray(right)
     wrong[100] ^= 0xFF  # within the compressed coordinates
@@ -491,51 +491,51 @@ def test_file_that_is_no_set_is_refused(name, command, run, here, refused):
         (here / "array.npy").rename(here / "bad.npz")
     elif name == "folder":
         (here / "bad.npz").mkdir()
-    refused(lambda: main([command, "bad.npz"]), "bad.npz")
+    assert_refused(lambda: main([command, "bad.npz"]), "bad.npz")
 
 
-def test_set_of_other_data_is_refused(here, refused):
+def test_set_of_other_data_is_refused(here, assert_refused):
     clouds.save(tiny.three_solids(), here / "solids.npz")
-    refused(lambda: main(["evaluate", "solids.npz", *SCORING]), "solids", "(6, 6, 6)", "(1, 28, 28)")
+    assert_refused(lambda: main(["evaluate", "solids.npz", *SCORING]), "solids", "(6, 6, 6)", "(1, 28, 28)")
 
 
-def test_split_without_clouds_is_refused(run, refused):
+def test_split_without_clouds_is_refused(run, assert_refused):
     words = ["data.validation_fraction=0", "--split", "validation", *ON_CPU]
-    refused(lambda: main(["evaluate", "run", *words]), "validation")
+    assert_refused(lambda: main(["evaluate", "run", *words]), "validation")
 
 
 # runs and records
 
 
-def test_checkpoint_of_another_configuration_is_refused(run, refused):
+def test_checkpoint_of_another_configuration_is_refused(run, assert_refused):
     (run / "record.json").unlink()
-    refused(distill("--resume", "--output", "run", seed=9), "run/checkpoint.pt", "another configuration", "config.json")
+    assert_refused(distill("--resume", "--output", "run", seed=9), "run/checkpoint.pt", "another configuration", "config.json")
 
 
-def test_damaged_checkpoint_is_refused(run, refused):
+def test_damaged_checkpoint_is_refused(run, assert_refused):
     (run / "record.json").unlink()
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:500])
-    refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
+    assert_refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2]", '"text"', '{"hello": 1}', '{"network": {"wdth": 4}}'])
-def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, refused):
+def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, assert_refused):
     (run / "config.json").write_text(content)
-    refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")
+    assert_refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"hello": 1}'])
 @pytest.mark.parametrize("command", ["show", "table"])
-def test_damaged_record_is_named(content, command, run, refused):
+def test_damaged_record_is_named(content, command, run, assert_refused):
     (run / "record.json").write_text(content)
-    refused(lambda: main([command, "run"]), "run/record.json")
+    assert_refused(lambda: main([command, "run"]), "run/record.json")
 
 
-def test_table_of_something_else_than_records_is_refused(run, here, refused):
+def test_table_of_something_else_than_records_is_refused(run, here, assert_refused):
     (here / "quickstart.ipynb").write_text('{"cells": []}')  # what `pcdd table runs/*` finds beside the runs of a demo
-    refused(lambda: main(["table", "run", "quickstart.ipynb"]), "quickstart.ipynb")
+    assert_refused(lambda: main(["table", "run", "quickstart.ipynb"]), "quickstart.ipynb")
 
 
 @pytest.mark.parametrize("command", ["show", "evaluate", "table"])
-def test_missing_path_is_named(command, refused):
-    refused(lambda: main([command, "nowhere"]), "nowhere", "no such file")
+def test_missing_path_is_named(command, assert_refused):
+    assert_refused(lambda: main([command, "nowhere"]), "nowhere", "no such file")

@@ -150,7 +150,7 @@ def test_shifts_are_whole_pixels_that_bring_in_zeros(height, width):
 
 
 @pytest.fixture(scope="module")
-def test_clouds() -> PointClouds:
+def real_test_clouds() -> PointClouds:
     return tiny.digits().test.select(torch.arange(60))
 
 
@@ -163,79 +163,79 @@ def one_per_class() -> PointClouds:
     return random(tiny.digits().train, 1, 0)
 
 
-def test_same_seed_same_scores(one_per_class, test_clouds):
-    once, again = (evaluate(one_per_class, test_clouds, settings(), 3) for _ in range(2))
+def test_same_seed_same_scores(one_per_class, real_test_clouds):
+    once, again = (evaluate(one_per_class, real_test_clouds, settings(), 3) for _ in range(2))
     assert once == again
 
 
-def test_other_seed_other_scores(one_per_class, test_clouds):
-    once, other = (evaluate(one_per_class, test_clouds, settings(networks=4), seed) for seed in (3, 4))
+def test_other_seed_other_scores(one_per_class, real_test_clouds):
+    once, other = (evaluate(one_per_class, real_test_clouds, settings(networks=4), seed) for seed in (3, 4))
     assert once["standard"].accuracies != other["standard"].accuracies
 
 
-def test_scores_do_not_depend_on_torch_s_own_random_numbers(one_per_class, test_clouds):
+def test_scores_do_not_depend_on_torch_s_own_random_numbers(one_per_class, real_test_clouds):
     scores = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        scores.append(evaluate(one_per_class, test_clouds, settings(), 0))
+        scores.append(evaluate(one_per_class, real_test_clouds, settings(), 0))
     assert scores[0] == scores[1]
 
 
-def test_real_clouds_rank_above_label_shuffled_ones(test_clouds):
+def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
     real = random(tiny.digits().train, 5, 0)
     wrong = PointClouds(real.coordinates, real.offsets, (real.labels + 1) % 10, real.grid, real.class_names)
     long = settings(epochs=40, width=8, protocols=("standard",))
-    right, shuffled = (evaluate(clouds, test_clouds, long, 0)["standard"].mean for clouds in (real, wrong))
+    right, shuffled = (evaluate(clouds, real_test_clouds, long, 0)["standard"].mean for clouds in (real, wrong))
     assert right > 35 and shuffled < 10
 
 
-def test_protocols_have_their_own_numbers_of_classifiers(one_per_class, test_clouds):
-    scores = evaluate(one_per_class, test_clouds, settings(networks=None, epochs=1), 0)
+def test_protocols_have_their_own_numbers_of_classifiers(one_per_class, real_test_clouds):
+    scores = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
     assert {name: len(score.accuracies) for name, score in scores.items()} == {"standard": 20, "paper": 5}
     assert {name: (score.protocol, score.epochs, score.width) for name, score in scores.items()} == {
         "standard": ("standard", 1, 4), "paper": ("paper", 1, 4),
     }  # fmt: skip
 
 
-def test_number_of_classifiers_can_be_scaled_down(one_per_class, test_clouds):
-    scores = evaluate(one_per_class, test_clouds, settings(networks=3), 0)
+def test_number_of_classifiers_can_be_scaled_down(one_per_class, real_test_clouds):
+    scores = evaluate(one_per_class, real_test_clouds, settings(networks=3), 0)
     assert [len(score.accuracies) for score in scores.values()] == [3, 3]
 
 
-def test_standard_score_is_the_same_with_and_without_the_paper_s(one_per_class, test_clouds):
-    alone = evaluate(one_per_class, test_clouds, settings(networks=None, epochs=1, protocols=("standard",)), 0)
-    both = evaluate(one_per_class, test_clouds, settings(networks=None, epochs=1), 0)
+def test_standard_score_is_the_same_with_and_without_the_paper_s(one_per_class, real_test_clouds):
+    alone = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1, protocols=("standard",)), 0)
+    both = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
     assert list(alone) == ["standard"] and alone["standard"] == both["standard"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_each_score_is_the_same_alone_where_the_number_of_classifiers_is_set(protocol, one_per_class, test_clouds):
-    alone = evaluate(one_per_class, test_clouds, settings(protocols=(protocol,)), 0)
-    assert alone[protocol] == evaluate(one_per_class, test_clouds, settings(), 0)[protocol]
+def test_each_score_is_the_same_alone_where_the_number_of_classifiers_is_set(protocol, one_per_class, real_test_clouds):
+    alone = evaluate(one_per_class, real_test_clouds, settings(protocols=(protocol,)), 0)
+    assert alone[protocol] == evaluate(one_per_class, real_test_clouds, settings(), 0)[protocol]
 
 
-def test_only_the_paper_s_protocol_augments_test_images(one_per_class, test_clouds, monkeypatch):
+def test_only_the_paper_s_protocol_augments_test_images(one_per_class, real_test_clouds, monkeypatch):
     shapes = []
     real_augment = evaluation.augment
     monkeypatch.setattr(
         evaluation, "augment", lambda images, draws: shapes.append(images.shape[:2]) or real_augment(images, draws)
     )
-    evaluate(one_per_class, test_clouds, settings(protocols=("standard",)), 0)
+    evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
     assert set(shapes) == {(2, 10)}  # 2 networks, 10 training images: nothing else
     shapes.clear()
-    evaluate(one_per_class, test_clouds, settings(protocols=("paper",)), 0)
+    evaluate(one_per_class, real_test_clouds, settings(protocols=("paper",)), 0)
     assert set(shapes) == {(2, 10), (2, 60)}
 
 
-def test_every_test_cloud_counts_once(one_per_class, monkeypatch, test_clouds):
+def test_every_test_cloud_counts_once(one_per_class, monkeypatch, real_test_clouds):
     monkeypatch.setattr(evaluation, "TEST_BATCH", 7)  # 60 is no multiple of it
-    in_parts = evaluate(one_per_class, test_clouds, settings(protocols=("standard",)), 0)
+    in_parts = evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
     monkeypatch.undo()
-    assert in_parts == evaluate(one_per_class, test_clouds, settings(protocols=("standard",)), 0)
+    assert in_parts == evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
 
 
-def test_accuracies_are_percentages_of_the_test_clouds(one_per_class, test_clouds):
-    for accuracy in evaluate(one_per_class, test_clouds, settings(networks=5), 0)["standard"].accuracies:
+def test_accuracies_are_percentages_of_the_test_clouds(one_per_class, real_test_clouds):
+    for accuracy in evaluate(one_per_class, real_test_clouds, settings(networks=5), 0)["standard"].accuracies:
         assert accuracy * 60 / 100 == pytest.approx(round(accuracy * 60 / 100), abs=1e-4)
 
 
@@ -244,9 +244,9 @@ def test_mean_and_standard_deviation_are_over_the_classifiers():
     assert score.mean == pytest.approx(30) and score.standard_deviation == pytest.approx((1400 / 3) ** 0.5)
 
 
-def test_progress_reaches_the_end_of_training_and_of_testing(one_per_class, test_clouds):
+def test_progress_reaches_the_end_of_training_and_of_testing(one_per_class, real_test_clouds):
     told = []
-    evaluate(one_per_class, test_clouds, settings(), 0, progress=lambda fraction, text: told.append((text, fraction)))
+    evaluate(one_per_class, real_test_clouds, settings(), 0, progress=lambda fraction, text: told.append((text, fraction)))
     ends = dict(told)  # the last fraction of every stage
     assert len(ends) == 3 and set(ends.values()) == {1.0}
 

@@ -22,7 +22,7 @@ def built(backend="torch", grid=FLAT, channels=3, classes=5, seed=0, **settings)
     return build_network(description, channels, grid, classes, generator(seed, "network"))
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -46,12 +46,12 @@ def test_paper_layout_equals_the_literal_layers(random_clouds, pooling, layers):
     literal = literal_paper_network(network, layers, pooling)
     # few points in a large grid: most windows see no data, where the planes tie
     images = coordinates_as_features(random_clouds([6, 3, 9], FLAT)).dense().requires_grad_()
-    close(network(images), literal(images))
+    assert_close(network(images), literal(images))
     inputs = [images, *network.parameters()]
     by_network = torch.autograd.grad(network(images).square().sum(), inputs)
     by_literal = torch.autograd.grad(literal(images).square().sum(), inputs)
     for actual, expected in zip(by_network, by_literal, strict=True):
-        close(actual, expected)
+        assert_close(actual, expected)
 
 
 def test_paper_layout_does_not_hide_nan():
@@ -88,10 +88,10 @@ def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling,
     network = built("sparse", grid, layers=layers, pooling=pooling).double()
     twin = dense_twin(network, grid, layers=layers, pooling=pooling)
     images = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator(1)).requires_grad_()
-    close(network(from_dense(images)), twin(images))
+    assert_close(network(from_dense(images)), twin(images))
     actual = torch.autograd.grad(network(from_dense(images)).square().sum(), [images, network.head.weight])
     expected = torch.autograd.grad(twin(images).square().sum(), [images, twin.head.weight])
-    close(actual, expected)
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("norm", ["none", "instance"])
@@ -101,7 +101,7 @@ def test_the_sparse_network_does_not_depend_on_the_order_of_points(random_clouds
     network = built("sparse", norm=norm, paper_layout=paper_layout).double()
     shuffled = [cloud[torch.randperm(len(cloud), generator=generator(2))] for cloud in clouds]
     assert not torch.equal(torch.cat(shuffled), clouds.coordinates)
-    close(
+    assert_close(
         network(coordinates_as_features(clouds.with_coordinates(torch.cat(shuffled)))),
         network(coordinates_as_features(clouds)),
     )
@@ -112,7 +112,7 @@ def test_the_sparse_network_does_not_depend_on_the_order_of_points(random_clouds
 def test_dense_and_sparse_inputs_give_the_same_logits(random_clouds, backend, norm):
     lifted = coordinates_as_features(random_clouds([9, 2, 14], SOLID))
     network = built(backend, SOLID, norm=norm).double()
-    close(network(lifted), network(lifted.dense()))
+    assert_close(network(lifted), network(lifted.dense()))
 
 
 def test_with_paper_layout_the_sparse_head_sees_the_whole_grid_but_its_corner_only_is_filled(random_clouds):
@@ -234,7 +234,7 @@ def test_the_classifier_equals_literal_layers():
         stack += [convolution, norm, nn.ReLU(), nn.AvgPool2d(2)]
         assert convolution.kernel_size == (3, 3) and norm.num_groups == norm.num_channels == 3
     assert [convolution.padding for convolution in network.convolutions] == [(3, 3), (1, 1), (1, 1)]
-    close(network(images(4)), nn.Sequential(*stack, nn.Flatten(), network.head)(images(4)))
+    assert_close(network(images(4)), nn.Sequential(*stack, nn.Flatten(), network.head)(images(4)))
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8), (9, 14)])
@@ -244,14 +244,14 @@ def test_the_classifier_takes_images_of_any_size(shape):
 
 def test_an_ensemble_equals_its_networks_one_by_one():
     networks, inputs = classifiers(3), images(3, 4)
-    close(Ensemble(networks)(inputs), torch.stack([network(own) for network, own in zip(networks, inputs)]))
+    assert_close(Ensemble(networks)(inputs), torch.stack([network(own) for network, own in zip(networks, inputs)]))
 
 
 def test_an_ensemble_equals_vmap_over_its_networks():
     networks, inputs = classifiers(3), images(3, 4)
     parameters, _ = torch.func.stack_module_state(networks)
     expected = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)))(parameters, inputs)
-    close(Ensemble(networks)(inputs), expected)
+    assert_close(Ensemble(networks)(inputs), expected)
 
 
 def test_with_fewer_inputs_the_first_networks_of_an_ensemble_answer():
@@ -265,7 +265,7 @@ def test_the_gradient_of_one_member_leaves_the_others_alone():
     ensemble(inputs)[1].square().sum().backward()
     networks[1](inputs[1]).square().sum().backward()
     for stacked, alone in zip(ensemble.stacked, networks[1].parameters(), strict=True):
-        close(stacked.grad[1], alone.grad)
+        assert_close(stacked.grad[1], alone.grad)
         assert stacked.grad[[0, 2]].abs().sum() == 0
 
 
