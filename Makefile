@@ -1,19 +1,22 @@
 # make demo             install, then the quickstart notebook, headless (make demo DATASET=mnist for MNIST)
-# make test             install, then the whole test suite
+# make test             install, build MinkowskiEngine (Linux; MINKOWSKI=no leaves it out), then the whole test suite
+# make minkowski        install, then build and install MinkowskiEngine, for the backend of that name
 # make lab              install, then JupyterLab on the notebooks
-# Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE
+# Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE;
+# of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive)
 
 PYTHON ?= python3
 DATASET ?= digits
 DATA ?=
 DEVICE ?=
 CONSTRAINTS ?=
+MINKOWSKI ?= $(if $(filter Linux,$(shell uname -s)),yes,no)
 VENV := .venv
 BIN := $(VENV)/bin
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lab install pair small-table clean
+.PHONY: demo test minkowski lab install pair small-table clean
 
 install: $(VENV)/installed
 
@@ -34,8 +37,11 @@ demo: install
 		-p dataset $(DATASET) -p output runs/quickstart-$(DATASET) -p data_folder "$(abspath $(DATA))" -p device "$(DEVICE)"
 	@echo "The executed notebook is runs/quickstart-$(DATASET).ipynb"
 
-test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
+	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest
+
+minkowski: install
+	$(BIN)/python minkowski/build.py $(if $(CUDA),--cuda $(CUDA)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SDIST),--sdist "$(SDIST)")
 
 lab: install
 	$(BIN)/jupyter lab notebooks
@@ -46,15 +52,14 @@ pair: install
 
 # The small-scale table: every preset at small scale, seeds 0 to 2, and real clouds as baselines, JOBS at a time (about 1
 # hour on 2 cores), then figures/records and figures/tables. Finished runs are kept, stopped ones go on. Needs MNIST.
-JOBS ?= 2
-small-table: install
+small-table: install minkowski
 	$(BIN)/pcdd presets --json | $(BIN)/python -c 'import json, sys; \
 		names = [p["name"] for p in json.load(sys.stdin) if p["name"].endswith("-small")]; \
 		print(*(f"{name} {seed}" for seed in range(3) for name in names), sep="\n")' | \
-	OMP_NUM_THREADS=1 xargs -P $(JOBS) -L 1 sh -c 'folder=runs/$$0-seed$$1; test -e $$folder/record.json || \
+	OMP_NUM_THREADS=1 xargs -P $(or $(JOBS),2) -L 1 sh -c 'folder=runs/$$0-seed$$1; test -e $$folder/record.json || \
 		$(BIN)/pcdd distill --quiet --preset $$0 --seed $$1 --output $$folder $$(test -d $$folder && echo --resume)'
 	printf "%s\n" "random 0" "random 1" "random 2" "herding 0" | \
-	OMP_NUM_THREADS=1 xargs -P $(JOBS) -L 1 sh -c 'folder=runs/$$0-small-seed$$1; test -e $$folder/record.json || \
+	OMP_NUM_THREADS=1 xargs -P $(or $(JOBS),2) -L 1 sh -c 'folder=runs/$$0-small-seed$$1; test -e $$folder/record.json || \
 		$(BIN)/pcdd baseline $$0 --quiet --preset gaussian-small --seed $$1 --output $$folder'
 	mkdir -p figures/records
 	for folder in runs/*-small-seed?; do cp $$folder/record.json figures/records/$$(basename $$folder).json; done

@@ -114,7 +114,7 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd show`."""
-    from . import clouds, figures, records
+    from . import clouds, figures, records, second_order
 
     path = Path(options.path)
     found = clouds.load(path / "clouds.npz" if path.is_dir() else path)
@@ -138,6 +138,9 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     ]
     if record:
         lines += [f"{record['name']}, seed {record['config']['seed']}: {record.get('health', '')}", _scores(record)]
+        derivatives = record.get("second_derivatives")
+        if derivatives and derivatives["gradients_without_graph"]:
+            lines.append(second_order.sentence(derivatives))
     return {"text": "\n".join(lines), "json": about}
 
 

@@ -68,20 +68,25 @@ class LiftConfig:
 class NetworkConfig:
     """The network whose gradients are matched: layers of [convolution, norm, ReLU, pooling] and a linear head."""
 
-    backend: Literal["torch", "sparse"] = setting(
-        "torch", "torch: dense Conv3d; sparse: generalised sparse convolution with MinkowskiEngine's semantics"
+    backend: Literal["torch", "sparse", "minkowski"] = setting(
+        "torch",
+        "torch: dense Conv3d; sparse: generalised sparse convolution, twice differentiable; minkowski: the same by "
+        "MinkowskiEngine's own layers, which lose second derivatives (needs `make minkowski`)",
     )
     layers: Count = setting(3, "how many layers; each halves the grid")
     width: Count = setting(128, "channels of every layer")
     pooling: Literal["max", "average"] = setting("max", "pooling over blocks of 2 cells per axis")
-    norm: Literal["none", "instance"] = setting("none", "normalisation after each convolution")
+    norm: Literal["none", "instance", "batch"] = setting("none", "normalisation after each convolution")
     weights: Literal["default", "kaiming_normal"] = setting(
         "default", "initial weights: the layer library's default, or Kaiming normal with fan out for convolutions"
     )
     paper_layout: bool = setting(
         False,
         "lay the network out as the paper's code did: torch pads and pools the depth axis of a flat grid too; "
-        "sparse hands its linear head the full grid with only a corner filled",
+        "sparse and minkowski hand their linear head the full grid with only a corner filled",
+    )
+    kernel_maps: Literal["torch", "minkowski"] = setting(
+        "torch", "who looks up neighbouring cells for backend sparse: torch (the faster), or minkowski"
     )
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import clouds as cloud_files
-from . import lifts
+from . import lifts, minkowski, sparse
 from .clouds import PointClouds, boundary_check, cell_centres, from_list, members_per_class, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
@@ -103,7 +103,7 @@ def distill(
     synthetic = initial_clouds(config, real)
     batches = [config.objective.real_batch] * len(real.class_names)
     sample(members_per_class(real), batches, generator(config.seed), real.class_names)
-    _draw_network(config, real, number=0)
+    draw_network(config, real, number=0)
     return _steps(config, real, synthetic, device, state)
 
 
@@ -127,16 +127,17 @@ def _steps(
     for iteration in range(first, settings.iterations):
         per_network = settings.iterations_per_network or settings.iterations
         if network is None or iteration % per_network == 0:
-            network, network_optimiser = _draw_network(config, real, number=iteration // per_network)
+            network = draw_network(config, real, number=iteration // per_network)
+            network_optimiser = torch.optim.SGD(network.parameters(), settings.training_step_size, momentum=0.5)
             if iteration % per_network and state is not None:
                 network.load_state_dict(state["network"])
                 network_optimiser.load_state_dict(deepcopy(state["network_optimiser"]))
 
         coordinates.data = boundary_check(coordinates.data, real.grid)
-        lift = _lift_at(config, iteration)
+        lift = lift_at(config, iteration)
         optimiser.zero_grad()
         losses = []
-        batch = sample(members, batches, generator(config.seed, "batch", iteration), real.class_names).to(device)
+        batch = batch_at(config, real, members, iteration).to(device)
         for chosen, own in zip(batch.split(batches), synthetic_members):
             theirs = real.select(chosen)
             ours = synthetic.with_coordinates(coordinates).select(own.to(device))
@@ -168,19 +169,27 @@ def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> l
     return values
 
 
-def _lift_at(config: Config, iteration: int) -> Callable[[PointClouds], Any]:
+def lift_at(config: Config, iteration: int) -> Callable[[PointClouds], Any]:
+    """What turns clouds into the network's input at this iteration."""
     if config.lift.name == "coordinates":
-        return lifts.coordinates_as_features
+        layers = minkowski if config.network.backend == "minkowski" else sparse
+        return partial(lifts.coordinates_as_features, from_points=layers.from_points)
     progress = iteration / max(config.schedule.iterations - 1, 1)
     bandwidth = lifts.annealed_bandwidth(progress, config.lift.bandwidth_start, config.lift.bandwidth_end)
     return partial(lifts.gaussian_occupancy, bandwidth=bandwidth, saturation=config.lift.saturation)
 
 
-def _draw_network(config: Config, real: PointClouds, number: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def draw_network(config: Config, real: PointClouds, number: int) -> nn.Module:
+    """The `number`-th network of the run, freshly drawn, on the device of `real`."""
     channels = 3 if config.lift.name == "coordinates" else 1
     draws = generator(config.seed, "network", number)
-    network = build_network(config.network, channels, real.grid, len(real.class_names), draws).to(real.device)
-    return network, torch.optim.SGD(network.parameters(), config.schedule.training_step_size, momentum=0.5)
+    return build_network(config.network, channels, real.grid, len(real.class_names), draws).to(real.device)
+
+
+def batch_at(config: Config, real: PointClouds, members: Sequence[torch.Tensor], iteration: int) -> torch.Tensor:
+    """Indices of the real clouds of this iteration, `config.objective.real_batch` of each class in turn."""
+    batches = [config.objective.real_batch] * len(members)
+    return sample(members, batches, generator(config.seed, "batch", iteration), real.class_names)
 
 
 def _optimiser(config: Config, coordinates: nn.Parameter) -> torch.optim.Optimizer:

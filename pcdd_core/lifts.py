@@ -1,5 +1,7 @@
 """From points to what a network sees. Each lift is a function of clouds; all but `occupancy` can move points."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,13 +9,14 @@ from . import sparse
 from .clouds import PointClouds
 
 
-def coordinates_as_features(clouds: PointClouds) -> sparse.SparseTensor:
+def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.from_points):
     """The paper's lift (section 3.1.3): a point's coordinates are its position and, raw, its three features.
 
     Points in one cell are averaged. The gradient reaches the coordinates through the features only, so within its cell
     a point feels the network's taste for other coordinates, but not that it could change cells.
+    from_points makes the sparse tensor that is returned: `sparse.from_points` or `minkowski.from_points`.
     """
-    return sparse.from_points(clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid)
+    return from_points(clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid)
 
 
 def occupancy(clouds: PointClouds) -> Tensor:

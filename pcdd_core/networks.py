@@ -1,4 +1,4 @@
-"""What the points are seen by: distillation networks in two backends, and the classifiers of the evaluation."""
+"""What the points are seen by: distillation networks in three backends, and the classifiers of the evaluation."""
 
 import math
 
@@ -6,11 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import sparse
+from . import minkowski, sparse
 from .clouds import Grid
 from .config import NetworkConfig
 from .errors import InputError
+from .minkowski import MinkowskiTensor
 from .sparse import SparseTensor
+
+Lifted = SparseTensor | MinkowskiTensor | Tensor
 
 
 def build_network(
@@ -18,9 +21,13 @@ def build_network(
 ) -> nn.Module:
     """A distillation network with freshly drawn weights: maps lifted clouds to logits (clouds, classes).
 
-    Either backend takes what any lift makes: the lift decides the values, the network their layout.
+    Every backend takes what any lift makes: the lift decides the values, the network their layout.
     """
-    kind = {"torch": DenseNetwork, "sparse": SparseNetwork}[description.backend]
+    if description.kernel_maps != "torch" and description.backend != "sparse":
+        raise InputError(
+            f"setting network.kernel_maps = {description.kernel_maps!r}: is for network.backend=sparse, not {description.backend}"
+        )
+    kind = DenseNetwork if description.backend == "torch" else SparseNetwork
     network = kind(description, channels, grid, classes)
     network.draw(generator)
     return network
@@ -51,7 +58,7 @@ class DenseNetwork(nn.Module):
         for layer in range(description.layers):
             self.convolution_weights.append(torch.empty(width, width if layer else channels, *self.kernel))
             self.convolution_biases.append(torch.empty(width))
-            if description.norm == "instance":
+            if description.norm != "none":
                 self.norm_weights.append(torch.ones(width))
                 self.norm_biases.append(torch.zeros(width))
         sizes = [cells // window**description.layers for cells, window in zip(grid, self.window)]
@@ -69,13 +76,16 @@ class DenseNetwork(nn.Module):
             bias.uniform_(-bound, bound, generator=generator)
         _draw_linear(self.head, generator)
 
-    def forward(self, lifted: SparseTensor | Tensor) -> Tensor:
+    def forward(self, lifted: Lifted) -> Tensor:
         """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
-        features = lifted.dense() if isinstance(lifted, SparseTensor) else lifted
+        features = lifted if isinstance(lifted, Tensor) else lifted.dense()
         for layer, (weight, bias) in enumerate(zip(self.convolution_weights, self.convolution_biases)):
             features = F.conv3d(features, weight, bias, padding=self.padding)
-            if self.norm_weights:
+            if self.description.norm == "instance":
                 features = F.group_norm(features, len(weight), self.norm_weights[layer], self.norm_biases[layer])
+            if self.description.norm == "batch":
+                norm = self.norm_weights[layer], self.norm_biases[layer]
+                features = F.batch_norm(features, None, None, *norm, training=True)
             features = self._pool(features.relu(), bias.relu()[:, None, None, None])
         return self.head(features.flatten(1))
 
@@ -89,21 +99,25 @@ class DenseNetwork(nn.Module):
 
 
 class SparseNetwork(nn.Module):
-    """The same on occupied cells only: the paper's MinkowskiEngine network, twice differentiable.
+    """The same on occupied cells only: the paper's MinkowskiEngine network.
 
-    Convolution weights are laid out as MinkowskiEngine's, (27, in, out), without a bias. The head is dense: the last
-    layer's cells are put on their grid, see `SparseTensor.dense` for what `paper_layout` does there.
+    Backend sparse computes it with the twice differentiable layers of `sparse.py`, backend minkowski with MinkowskiEngine's
+    own. Parameters are the same in both, so weights move between them by `load_state_dict`. Convolution weights are laid out
+    as MinkowskiEngine's, (27, in, out), without a bias. The head is dense: the last layer's cells are put on their grid, see
+    `SparseTensor.dense` for what `paper_layout` does there.
     """
 
     def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
         super().__init__()
         self.description = description
+        if "minkowski" in (description.backend, description.kernel_maps):
+            minkowski.engine()  # says at once if it is missing
         width = description.width
         self.convolution_weights = nn.ParameterList()
         self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
         for layer in range(description.layers):
             self.convolution_weights.append(torch.empty(27, width if layer else channels, width))
-            if description.norm == "instance":
+            if description.norm != "none":
                 self.norm_weights.append(torch.ones(width))
                 self.norm_biases.append(torch.zeros(width))
         if max(grid) // 2**description.layers < 1:  # along shorter axes a single cell is left, and stays
@@ -119,14 +133,22 @@ class SparseNetwork(nn.Module):
             _draw_convolution(weight, self.description.weights, inputs, outputs, volume, generator)
         _draw_linear(self.head, generator)
 
-    def forward(self, lifted: SparseTensor | Tensor) -> Tensor:
+    def forward(self, lifted: Lifted) -> Tensor:
         """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
-        tensor = lifted if isinstance(lifted, SparseTensor) else sparse.from_dense(lifted)
+        layers = minkowski if self.description.backend == "minkowski" else sparse
+        maps = {"find": minkowski.kernel_map} if self.description.kernel_maps == "minkowski" else {}
+        if isinstance(lifted, Tensor):
+            tensor = layers.from_dense(lifted)
+        elif isinstance(lifted, SparseTensor):
+            tensor = minkowski.from_sparse(lifted) if layers is minkowski else lifted
+        else:
+            tensor = lifted if layers is minkowski else lifted.to_sparse()
+        norm = {"none": None, "instance": layers.instance_norm, "batch": layers.batch_norm}[self.description.norm]
         for layer, weight in enumerate(self.convolution_weights):
-            tensor = sparse.convolution(tensor, weight)
-            if self.norm_weights:
-                tensor = sparse.instance_norm(tensor, self.norm_weights[layer], self.norm_biases[layer])
-            tensor = sparse.pool(tensor.with_features(tensor.features.relu()), self.description.pooling)
+            tensor = layers.convolution(tensor, weight, **maps)
+            if norm:
+                tensor = norm(tensor, self.norm_weights[layer], self.norm_biases[layer])
+            tensor = layers.pool(layers.relu(tensor), self.description.pooling, **maps)
         return self.head(tensor.dense(corner=self.description.paper_layout).flatten(1))
 
 

@@ -19,6 +19,12 @@ def parameter_gradients(network: nn.Module, lifted, labels: Tensor, create_graph
     return [as_rows(gradient) for gradient in gradients]
 
 
+def gradients_without_graph(network: nn.Module, lifted, labels: Tensor) -> list[str]:
+    """Names of the parameters whose gradient is a mere constant to autograd: matching it moves no point."""
+    gradients = parameter_gradients(network, lifted, labels, create_graph=True)
+    return [name for (name, _), gradient in zip(network.named_parameters(), gradients) if gradient.grad_fn is None]
+
+
 def gradient_matching(network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, distance: Distance) -> Tensor:
     """The matching loss of one class (Zhao et al. 2021, equation 9; paper, section 3.2.1): a scalar with a graph.
 

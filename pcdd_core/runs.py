@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from . import config as configuration
-from . import datasets, figures, machine
+from . import datasets, figures, machine, second_order
 from .clouds import PointClouds, save
 from .config import Config
 from .datasets import Splits
@@ -78,6 +78,10 @@ def run(
 
     progress = Progress(quiet)
     record = {"name": name, "config": configuration.to_dict(config), "machine": machine.describe(place)}
+    derivatives = second_order.second_derivatives(config, splits.train, initial_clouds(config, splits.train), place)
+    record["second_derivatives"] = derivatives
+    if derivatives["gradients_without_graph"]:
+        progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
         trajectory, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
     except DistillationFailed as failure:

@@ -6,14 +6,17 @@ PyTorch differentiates as often as asked.
 
 How it works. A sparse tensor is a list of occupied cells with a feature row each. Each operation first finds its
 *kernel map*: for every output cell and every kernel offset, the row of the input cell that lies there, or none. Cells
-are ravelled into one integer key each, kept sorted, and looked up by binary search. The arithmetic is then dense: gather
-the neighbours' features, with a row of zeros standing for "none", and multiply or reduce.
+are ravelled into one integer key each and looked up in a table of their bounding box, or by binary search where the box
+is too large. The arithmetic is then dense: gather the neighbours' features, with a row of zeros standing for "none", and
+multiply or reduce. `minkowski.py` has the same functions on MinkowskiEngine's own layers, and its kernel maps for these.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .clouds import Grid
@@ -52,13 +55,20 @@ class SparseTensor:
         coordinates are divided by the stride all the same, so that only a corner is filled: what the paper's
         MinkowskiEngine network does in front of its linear layer. Raises ValueError if a cell is not on the grid.
         """
-        sizes = self.grid if corner else tuple(-(-size // self.stride) for size in self.grid)
+        sizes = dense_sizes(self.cells, self.grid, self.stride, corner)
         position = self.cells.clone()
         position[:, 1:] //= self.stride
-        if (position < 0).any() or (position[:, 1:] >= position.new_tensor(sizes)).any():
-            raise ValueError(f"a cell lies outside the grid {self.grid}, which a dense tensor cannot show")
         dense = self.features.new_zeros(self.clouds, *sizes, self.features.shape[1])
         return dense.index_put(position.unbind(1), self.features).movedim(-1, 1)
+
+
+def dense_sizes(cells: Tensor, grid: Grid, stride: int, corner: bool) -> Grid:
+    """Sizes of the dense grid that `SparseTensor.dense` puts the cells on. Raises ValueError if one is not on it."""
+    sizes = grid if corner else tuple(-(-size // stride) for size in grid)
+    position = cells[:, 1:].div(stride, rounding_mode="floor")
+    if (position < 0).any() or (position >= position.new_tensor(sizes)).any():
+        raise ValueError(f"a cell lies outside the grid {grid}, which a dense tensor cannot show")
+    return sizes
 
 
 def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid) -> SparseTensor:
@@ -77,8 +87,11 @@ def from_dense(dense: Tensor) -> SparseTensor:
     """The cells of a dense grid (clouds, channels, depth, height, width) where any channel is not zero."""
     dense = dense.movedim(1, -1)
     cells = (dense.detach() != 0).any(-1).nonzero().contiguous()
-    _refuse_nothing(cells)
+    refuse_nothing(cells)
     return SparseTensor(cells, dense[cells.unbind(1)], len(dense), tuple(dense.shape[1:4]))
+
+
+KernelMap = Callable[[SparseTensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]  # as `kernel_map` below
 
 
 def convolution(
@@ -88,14 +101,15 @@ def convolution(
     kernel_size: int = 3,
     stride: int = 1,
     dilation: int = 1,
+    find: KernelMap | None = None,
 ) -> SparseTensor:
     """Generalised sparse convolution. weight: (kernel_size^3, in, out), offsets in the order of `kernel_offsets`.
 
     At stride 1 the output cells are the input cells; at stride s they are the input cells floored to multiples of the
-    new tensor stride. Only occupied cells are summed over.
+    new tensor stride. Only occupied cells are summed over. find: what makes the kernel map (default: `kernel_map`).
     """
     cells = tensor.cells if stride == 1 else strided_cells(tensor, stride)
-    neighbours, used = kernel_map(tensor, cells, kernel_offsets(kernel_size, centred=True) * dilation)
+    neighbours, used = (find or kernel_map)(tensor, cells, kernel_size, dilation, True)
     gathered = _gather(tensor.features, neighbours, empty=0.0).flatten(1)  # (outputs, used offsets x in)
     features = gathered @ weight.index_select(0, used).flatten(0, 1)
     if bias is not None:
@@ -103,26 +117,88 @@ def convolution(
     return SparseTensor(cells, features, tensor.clouds, tensor.grid, tensor.stride * stride)
 
 
-def pool(tensor: SparseTensor, mode: str, kernel_size: int = 2, stride: int = 2) -> SparseTensor:
-    """Max or average pooling over the occupied cells only; the average divides by their number.
+def pool(
+    tensor: SparseTensor, mode: str, kernel_size: int = 2, stride: int = 2, find: KernelMap | None = None
+) -> SparseTensor:
+    """Pooling, `mode` max, average or sum, over the occupied cells only; the average divides by their number.
 
     Where kernel and stride are equal, a cell pools the block that it is the floor corner of; elsewhere the centred
-    kernel. In a tie of maxima one cell takes the whole gradient: the one with the lowest kernel offset.
+    kernel. In a tie of maxima one cell takes the whole gradient: the one with the lowest kernel offset (as in
+    MinkowskiEngine, except that its winner in blocks depends on the order of its hash table).
     Raises ValueError for kernels that leave gaps between strides.
     """
+    refuse_gaps(kernel_size, stride)
+    cells = strided_cells(tensor, stride)
+    neighbours, _ = (find or kernel_map)(tensor, cells, kernel_size, 1, kernel_size != stride)
+    if mode == "max":
+        features = _gather(tensor.features, neighbours, empty=-torch.inf).max(dim=1).values
+    elif mode in ("average", "sum"):
+        features = _gather(tensor.features, neighbours, empty=0.0).sum(1)
+        if mode == "average":
+            features = features / (neighbours < len(tensor.cells)).sum(1, keepdim=True)
+    else:
+        raise ValueError(f"pooling mode is {mode!r}; expected 'max', 'average' or 'sum'")
+    return SparseTensor(cells, features, tensor.clouds, tensor.grid, tensor.stride * stride)
+
+
+def refuse_gaps(kernel_size: int, stride: int) -> None:
+    """ValueError if pooling kernels do not cover all cells between them."""
     reach = kernel_size // 2 if kernel_size % 2 else kernel_size - 1
     if kernel_size != stride and reach < stride - 1:
         raise ValueError(f"pooling with kernel {kernel_size} and stride {stride} leaves cells out; take a larger kernel")
-    cells = strided_cells(tensor, stride)
-    neighbours, _ = kernel_map(tensor, cells, kernel_offsets(kernel_size, centred=kernel_size != stride))
-    if mode == "max":
-        features = _gather(tensor.features, neighbours, empty=-torch.inf).max(dim=1).values
-    elif mode == "average":
-        count = (neighbours < len(tensor.cells)).sum(1, keepdim=True)
-        features = _gather(tensor.features, neighbours, empty=0.0).sum(1) / count
-    else:
-        raise ValueError(f"pooling mode is {mode!r}; expected 'max' or 'average'")
-    return SparseTensor(cells, features, tensor.clouds, tensor.grid, tensor.stride * stride)
+
+
+def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
+    """Each cloud's features pooled over all its cells, `mode` max, average or sum: (clouds, channels), in batch order.
+
+    A cloud without any cell has the sum 0; its maximum or average does not exist, which is a ValueError.
+    """
+    if mode not in ("max", "average", "sum"):
+        raise ValueError(f"pooling mode is {mode!r}; expected 'max', 'average' or 'sum'")
+    count = tensor.cells_per_cloud
+    if mode == "sum" or mode == "average":
+        total = tensor.features.new_zeros(tensor.clouds, tensor.features.shape[1])
+        total = total.index_add(0, tensor.cells[:, 0], tensor.features)
+        if mode == "sum":
+            return total
+    refuse_empty_clouds(count, mode)
+    if mode == "average":
+        return total / count[:, None]
+    rank = torch.arange(len(tensor.cells), device=count.device) - (count.cumsum(0) - count)[tensor.cells[:, 0]]
+    rows = count.new_full((tensor.clouds, int(count.max())), len(tensor.cells))
+    rows[tensor.cells[:, 0], rank] = torch.arange(len(tensor.cells), device=count.device)
+    return _gather(tensor.features, rows, empty=-torch.inf).max(dim=1).values
+
+
+def refuse_empty_clouds(cells_per_cloud: Tensor, mode: str) -> None:
+    """ValueError naming the first cloud without any cell."""
+    if len(empty := (cells_per_cloud == 0).nonzero()):
+        raise ValueError(f"cloud {int(empty[0])} has no occupied cell, so it has no {mode}; pool by sum, or leave it out")
+
+
+def relu(tensor: SparseTensor) -> SparseTensor:
+    """max(feature, 0)."""
+    return tensor.with_features(tensor.features.relu())
+
+
+def linear(tensor: SparseTensor, weight: Tensor, bias: Tensor | None = None) -> SparseTensor:
+    """The same linear map in every cell. weight: (out, in), bias: (out,)."""
+    return tensor.with_features(F.linear(tensor.features, weight, bias))
+
+
+def batch_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTensor:
+    """Features set to mean 0 and variance 1 per channel over all cells of all clouds, then scaled and shifted.
+
+    weight and bias: (channels,). The statistics are the batch's own; 1e-5 stands beside the variance, torch's default.
+    """
+    refuse_single_cell(len(tensor.cells))
+    return tensor.with_features(F.batch_norm(tensor.features, None, None, weight, bias, training=True))
+
+
+def refuse_single_cell(cells: int) -> None:
+    """ValueError if a batch has one cell only."""
+    if cells == 1:
+        raise ValueError("batch norm needs more than one occupied cell in the batch: a single one has no variance")
 
 
 def instance_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTensor:
@@ -162,24 +238,41 @@ def strided_cells(tensor: SparseTensor, stride: int) -> Tensor:
     return _unique_cells(position)[0]
 
 
-def kernel_map(tensor: SparseTensor, cells: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def kernel_map(
+    tensor: SparseTensor, cells: Tensor, kernel_size: int, dilation: int = 1, centred: bool = True
+) -> tuple[Tensor, Tensor]:
     """Which input cell lies at which kernel offset of which output cell.
 
-    cells: int64 (outputs, 4); offsets: (kernel volume, 3), in units of the input's tensor stride.
-    Returns `neighbours` int64 (outputs, used), rows of `tensor` or len(tensor.cells) for "none", and `used`, the offsets
-    kept: those out of reach of every cell are left out (in a flat grid two thirds of a cubic kernel).
+    cells: int64 (outputs, 4); kernel_size, dilation: in units of the input's tensor stride; centred: see `kernel_offsets`.
+    Returns `neighbours` int64 (outputs, used), rows of `tensor` or len(tensor.cells) for "none", and `used`, the indices of
+    the offsets kept: those out of reach of every cell are left out (in a flat grid two thirds of a cubic kernel).
     """
-    offsets = torch.nn.functional.pad(offsets * tensor.stride, (1, 0)).to(cells.device)  # the cloud column never shifts
+    offsets = kernel_offsets(kernel_size, centred).to(cells.device) * (dilation * tensor.stride)
+    offsets = F.pad(offsets, (1, 0))  # the cloud column never shifts
     low, high = tensor.cells.amin(0), tensor.cells.amax(0)
-    in_reach = ((cells.amin(0) + offsets <= high) & (cells.amax(0) + offsets >= low)).all(1)
-    used = in_reach.nonzero().flatten()
-    wanted = cells[:, None, :] + offsets[used]
-    inside = ((wanted >= low) & (wanted <= high)).all(-1)
-    keys = _ravel(tensor.cells, low, high)
-    wanted_keys = _ravel(wanted.clamp(low, high), low, high)
-    rows = torch.searchsorted(keys, wanted_keys.contiguous()).clamp(max=len(keys) - 1)
-    found = inside & (keys[rows] == wanted_keys)
-    return torch.where(found, rows, len(keys)), used
+    first, last = cells.amin(0), cells.amax(0)
+    used = ((first + offsets <= high) & (last + offsets >= low)).all(1).nonzero().flatten()
+    if len(used) == 0:
+        return cells.new_empty(len(cells), 0), used
+    offsets = offsets[used]
+
+    # A box that holds the input and everything asked for: then looking up needs no bounds, and keys shift by constants.
+    low = torch.minimum(low, first + offsets.amin(0))
+    high = torch.maximum(high, last + offsets.amax(0))
+    steps = _key_steps(low, high)
+    keys = ((tensor.cells - low) * steps).sum(1)
+    wanted = ((cells - low) * steps).sum(1)[:, None] + (offsets * steps).sum(1)
+    volume = int((high - low + 1).prod())
+    if volume <= max(TABLE_CELLS, TABLE_SHARE * wanted.numel()):
+        rows = torch.full((volume,), len(keys), device=keys.device)
+        rows[keys] = torch.arange(len(keys), device=keys.device)
+        return rows[wanted], used
+    rows = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return torch.where(keys[rows] == wanted, rows, len(keys)), used
+
+
+# A table of the bounding box is the faster way to look up, if it is not much larger than what is looked up in it.
+TABLE_CELLS, TABLE_SHARE = 1 << 16, 4
 
 
 def _gather(features: Tensor, rows: Tensor, empty: float) -> Tensor:
@@ -188,32 +281,39 @@ def _gather(features: Tensor, rows: Tensor, empty: float) -> Tensor:
     return padded.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-def _refuse_nothing(cells: Tensor) -> None:
+def refuse_nothing(cells: Tensor) -> None:
+    """ValueError if there is no cell at all."""
     if len(cells) == 0:
         raise ValueError("there is no occupied cell in any cloud; a sparse tensor needs at least one")
 
 
 def _unique_cells(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct rows in lexicographic order, the distinct row that each row is, and how many rows each one stands for."""
-    _refuse_nothing(position)
+    refuse_nothing(position)
     low, high = position.amin(0), position.amax(0)
-    keys, owner, count = _ravel(position, low, high).unique(return_inverse=True, return_counts=True)
+    keys = ((position - low) * _key_steps(low, high)).sum(1)
+    keys, owner, count = keys.unique(return_inverse=True, return_counts=True)
     return _unravel(keys, low, high), owner, count
 
 
-def _ravel(position: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """One int64 per row of (..., 4) within the box [low, high]; the order of keys is the lexicographic order of rows."""
+def lexicographic_order(cells: Tensor) -> Tensor:
+    """Indices that sort cells (cells, 4)."""
+    low, high = cells.amin(0), cells.amax(0)
+    return ((cells - low) * _key_steps(low, high)).sum(1).argsort()
+
+
+def _key_steps(low: Tensor, high: Tensor) -> Tensor:
+    """What one step along each axis adds to the key of a cell in the box [low, high]: int64 (4,).
+
+    The order of keys is the lexicographic order of cells. Raises ValueError if keys would not fit into 64 bits.
+    """
     extent = high - low + 1
-    key = torch.zeros_like(position[..., 0])
-    for axis in range(position.shape[-1]):
-        key = key * extent[axis] + (position[..., axis] - low[axis])
-    return key
+    if extent.double().prod() > 2.0**62:
+        raise ValueError(f"the cells span {extent[1:].tolist()} cells along depth, height, width: too far apart")
+    return torch.cat([extent[1:].flip(0).cumprod(0).flip(0), extent.new_ones(1)])
 
 
 def _unravel(keys: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    extent = (high - low + 1).tolist()
-    columns = []
-    for size in reversed(extent):
-        columns.append(keys % size)
-        keys = keys.div(size, rounding_mode="floor")
-    return torch.stack(columns[::-1], dim=1) + low
+    """The cells (keys, 4) that have these keys in the box."""
+    steps, extent = _key_steps(low, high), high - low + 1
+    return keys[:, None].div(steps, rounding_mode="floor") % extent + low

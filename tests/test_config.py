@@ -11,6 +11,8 @@ from pcdd_core.errors import InputError
 from pcdd_core.networks import build_network
 from pcdd_core.presets import PRESETS, preset
 
+from tiny import needs_minkowski
+
 # Another valid value of every setting that is no number.
 OTHER = {
     "data.name": "digits",
@@ -19,6 +21,7 @@ OTHER = {
     "clouds.file": "set.npz",
     "lift.name": "gaussian",
     "network.backend": "sparse",
+    "network.kernel_maps": "minkowski",
     "network.pooling": "average",
     "network.norm": "instance",
     "network.weights": "kaiming_normal",
@@ -163,31 +166,33 @@ def test_ill_value_is_an_input_error_naming_setting_and_value(name, value, shown
 
 
 def test_wrong_choice_names_the_right_ones():
-    with pytest.raises(InputError, match="'torch'.*'sparse'"):
-        override(Config(), {"network.backend": "minkowski"})
+    with pytest.raises(InputError, match="'torch'.*'sparse'.*'minkowski'"):
+        override(Config(), {"network.backend": "spconv"})
 
 
 # --- presets ------------------------------------------------------------------------------------------------------
 
 STATED = {  # percent; the paper's Table 1, and the cosine column of Table 2
-    "paper-sparse-2-sum-of-squares": 33.9,
-    "paper-sparse-3-sum-of-squares": 12.78,
-    "paper-sparse-4-sum-of-squares": 10.48,
+    "paper-minkowski-2-sum-of-squares": 33.9,
+    "paper-minkowski-3-sum-of-squares": 12.78,
+    "paper-minkowski-4-sum-of-squares": 10.48,
     "paper-torch-2-sum-of-squares": 25.69,
     "paper-torch-3-sum-of-squares": 30.22,
     "paper-torch-4-sum-of-squares": 17.43,
-    "paper-sparse-2-layerwise-cosine": 11.37,
+    "paper-minkowski-2-layerwise-cosine": 11.37,
     "paper-torch-3-layerwise-cosine": 10.23,
 }
 CELLS = [
     (f"paper-{backend}-{layers}-{distance}", backend, layers, distance.replace("-", "_"))
     for distance in ("sum-of-squares", "layerwise-cosine")
-    for backend in ("torch", "sparse")
+    for backend in ("torch", "minkowski", "sparse")
     for layers in (2, 3, 4)
 ]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[needs_minkowski] if "minkowski" in name else []) for name in PRESETS]
+)
 def test_preset_is_a_valid_configuration_whose_network_fits_mnist(name):
     config = preset(name).config
     assert from_dict(to_dict(config)) == config

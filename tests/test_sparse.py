@@ -184,8 +184,8 @@ def test_max_pooling_keeps_negative_features():
 
 
 def test_an_unknown_pooling_mode_is_refused():
-    with pytest.raises(ValueError, match="'sum'.*'max' or 'average'"):
-        sparse.pool(tensor_of([(0, 0, 0, 0)], torch.ones(1, 1)), "sum")
+    with pytest.raises(ValueError, match="'mean'.*'max', 'average' or 'sum'"):
+        sparse.pool(tensor_of([(0, 0, 0, 0)], torch.ones(1, 1)), "mean")
 
 
 # --- points to cells ----------------------------------------------------------------------------------------------

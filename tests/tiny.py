@@ -1,9 +1,12 @@
 """Small data and small settings that several test files share."""
 
+import importlib.util
 import json
+import os
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 
 from pcdd_core import datasets
@@ -11,6 +14,12 @@ from pcdd_core.cli import main
 from pcdd_core.clouds import PointClouds, from_occupancy
 from pcdd_core.config import Config, DataConfig, override
 from pcdd_core.presets import preset
+
+# With PCDD_TEST_MINKOWSKI=yes, as `make test` sets it, these tests fail without MinkowskiEngine instead of being skipped.
+needs_minkowski = pytest.mark.skipif(
+    importlib.util.find_spec("MinkowskiEngine") is None and os.environ.get("PCDD_TEST_MINKOWSKI") != "yes",
+    reason="MinkowskiEngine is not installed: make minkowski",
+)
 
 DISTILLATION = {
     "data.name": "digits",
