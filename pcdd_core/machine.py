@@ -1,5 +1,6 @@
 """The machine a run is on: which device, what it is, how much memory was used, and habits that make CPUs fast."""
 
+import contextlib
 import ctypes
 import platform
 import resource
@@ -12,7 +13,7 @@ import torch
 
 from .errors import InputError
 
-LIBRARIES = ("torchvision", "numpy", "scikit-learn")
+LIBRARIES = ("torchvision", "numpy", "scikit-learn", "MinkowskiEngine")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -57,9 +58,18 @@ def describe(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {"torch": torch.__version__, **{name: metadata.version(name) for name in LIBRARIES}},
+        "versions": {"torch": torch.__version__, **_versions()},
         "commit": _commit(),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that are installed: MinkowskiEngine need not be."""
+    installed = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def _commit() -> str | None:
