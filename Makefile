@@ -3,7 +3,8 @@
 # make minkowski        install, then build and install MinkowskiEngine, for the backend of that name
 # make lab              install, then JupyterLab on the notebooks
 # Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE;
-# of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive)
+# of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive);
+# of make small-table: RUNS (at once)
 
 PYTHON ?= python3
 DATASET ?= digits
@@ -15,6 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 export OMP_WAIT_POLICY ?= PASSIVE
+# a variable of the command line as an option; CUDA and JOBS mean other things in many environments
+given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
 .PHONY: demo test minkowski lab install pair small-table clean
 
@@ -41,7 +44,7 @@ test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
 	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest
 
 minkowski: install
-	$(BIN)/python minkowski/build.py $(if $(CUDA),--cuda $(CUDA)) $(if $(JOBS),--jobs $(JOBS)) $(if $(SDIST),--sdist "$(SDIST)")
+	$(BIN)/python minkowski/build.py $(call given,CUDA,--cuda) $(call given,JOBS,--jobs) $(call given,SDIST,--sdist)
 
 lab: install
 	$(BIN)/jupyter lab notebooks
@@ -50,16 +53,16 @@ lab: install
 pair: install
 	$(BIN)/jupytext --sync notebooks/*.py
 
-# The small-scale table: every preset at small scale, seeds 0 to 2, and real clouds as baselines, JOBS at a time (about 1
+# The small-scale table: every preset at small scale, seeds 0 to 2, and real clouds as baselines, RUNS at a time (about 1
 # hour on 2 cores), then figures/records and figures/tables. Finished runs are kept, stopped ones go on. Needs MNIST.
 small-table: install minkowski
 	$(BIN)/pcdd presets --json | $(BIN)/python -c 'import json, sys; \
 		names = [p["name"] for p in json.load(sys.stdin) if p["name"].endswith("-small")]; \
 		print(*(f"{name} {seed}" for seed in range(3) for name in names), sep="\n")' | \
-	OMP_NUM_THREADS=1 xargs -P $(or $(JOBS),2) -L 1 sh -c 'folder=runs/$$0-seed$$1; test -e $$folder/record.json || \
+	OMP_NUM_THREADS=1 xargs -P $(or $(RUNS),2) -L 1 sh -c 'folder=runs/$$0-seed$$1; test -e $$folder/record.json || \
 		$(BIN)/pcdd distill --quiet --preset $$0 --seed $$1 --output $$folder $$(test -d $$folder && echo --resume)'
 	printf "%s\n" "random 0" "random 1" "random 2" "herding 0" | \
-	OMP_NUM_THREADS=1 xargs -P $(or $(JOBS),2) -L 1 sh -c 'folder=runs/$$0-small-seed$$1; test -e $$folder/record.json || \
+	OMP_NUM_THREADS=1 xargs -P $(or $(RUNS),2) -L 1 sh -c 'folder=runs/$$0-small-seed$$1; test -e $$folder/record.json || \
 		$(BIN)/pcdd baseline $$0 --quiet --preset gaussian-small --seed $$1 --output $$folder'
 	mkdir -p figures/records
 	for folder in runs/*-small-seed?; do cp $$folder/record.json figures/records/$$(basename $$folder).json; done

@@ -6,13 +6,16 @@ index, checks its hash, applies MinkowskiEngine-0.5.4.patch (which explains each
 """
 
 import argparse
+import base64
 import hashlib
 import html.parser
+import http.client
 import importlib.metadata
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -22,14 +25,17 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 HERE = Path(__file__).resolve().parent
 ARCHIVE = "MinkowskiEngine-0.5.4.tar.gz"
 SHA256 = "b1879c00d0b0b1d30ba622cce239886a7e3c78ee9da1064cdfe2f64c2ab15f94"
 PATCH = HERE / "MinkowskiEngine-0.5.4.patch"
 BUILD_TOOLS = ["setuptools>=70.1", "wheel", "ninja", "patch-ng>=1.18"]
+# Added to Python's own flags. Its -g would have the compiler write debugging symbols, four times as long.
+FLAGS = ["-g0", "-DNDEBUG"]
 GIBIBYTES_PER_JOB = {"cpu": 1.5, "cuda": 6.0}  # of compiler memory; measured peaks: 1.2 and 5.6
 
 
@@ -67,8 +73,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         install(options)
-    except CannotBuild as problem:
-        sys.exit(f"minkowski: {problem}\n(pcdd works without MinkowskiEngine; `make test MINKOWSKI=no` leaves its tests out)")
+    except (CannotBuild, OSError) as problem:
+        sys.exit(
+            f"minkowski: {problem}\n(pcdd works without MinkowskiEngine; `make test MINKOWSKI=no` leaves its tests out)"
+        )
 
 
 def install(options: argparse.Namespace) -> None:
@@ -78,23 +86,31 @@ def install(options: argparse.Namespace) -> None:
             f"MinkowskiEngine builds on Linux only, this is {platform.system()}; use network.backend=sparse, which computes "
             "the same and needs no installation (on Windows, WSL is a Linux)"
         )
+    if options.jobs is not None and options.jobs < 1:
+        raise CannotBuild(f"JOBS is {options.jobs}; expected 1 or more files compiled at once")
     target = choose_target(options.cuda)
-    if installed_version() == target.version:
+    if installed_version() == target.version and self_test():
         say(f"MinkowskiEngine {target.version} is installed")
+        return
+    wheels = options.cache / target.folder
+    wheel = next(wheels.glob("*.whl"), None)
+    if wheel:
+        say(f"wheel from the cache: {wheel}")
     else:
-        wheels = options.cache / target.folder
-        wheel = next(wheels.glob("*.whl"), None)
-        if wheel:
-            say(f"wheel from the cache: {wheel}")
-        else:
-            check_compiler()
-            jobs = options.jobs or choose_jobs(target)
-            pip("install", "-q", *BUILD_TOOLS)
-            wheel = build(target, fetch(options.cache, options.sdist), wheels, jobs)
-        pip("install", "-q", "--no-deps", "--force-reinstall", str(wheel))
-        say(f"installed MinkowskiEngine {target.version}")
-    if subprocess.run([sys.executable, HERE / "self_test.py"]).returncode != 0:
-        raise CannotBuild(f"it is installed, but its self-test failed (above); remove {options.cache} and try again")
+        check_compiler()
+        jobs = options.jobs or choose_jobs(target)
+        archive = fetch(options.cache, options.sdist)
+        pip("install", "-q", *BUILD_TOOLS)
+        wheel = build(target, archive, wheels, jobs)
+    pip("install", "-q", "--no-deps", "--force-reinstall", str(wheel))
+    say(f"installed MinkowskiEngine {target.version}")
+    if not self_test():
+        raise CannotBuild(f"it is installed, but its self-test failed (above); remove {wheels} and try again")
+
+
+def self_test() -> bool:
+    """Whether what is installed computes; what is wrong is printed."""
+    return subprocess.run([sys.executable, HERE / "self_test.py"]).returncode == 0
 
 
 def choose_target(cuda: str) -> Target:
@@ -106,20 +122,28 @@ def choose_target(cuda: str) -> Target:
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 6):
         raise CannotBuild(f"PyTorch is {torch.__version__}; 2.6 or later is supported")
-    use_cuda = cuda == "yes" or (cuda == "auto" and torch.cuda.is_available())
-    digest = hashlib.sha256(PATCH.read_bytes() + SHA256.encode()).hexdigest()[:8]
+    use_cuda = cuda == "yes" or (cuda == "auto" and torch.cuda.is_available() and torch.version.cuda is not None)
+    digest = hashlib.sha256(PATCH.read_bytes() + SHA256.encode() + " ".join(FLAGS).encode()).hexdigest()[:8]
     label = re.sub(r"[^0-9a-zA-Z]+", ".", torch.__version__)
     if not use_cuda:
-        return Target(False, "", f"0.5.4+torch{label}.cpu.{digest}")
+        return Target(False, "", normal(f"0.5.4+torch{label}.cpu.{digest}"))
 
     toolkit = find_toolkit(torch.version.cuda)
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(
         sorted({"{}.{}".format(*torch.cuda.get_device_capability(card)) for card in range(torch.cuda.device_count())})
     )
     if not architectures:
-        raise CannotBuild("no GPU is visible to tell the architecture from; set TORCH_CUDA_ARCH_LIST, for instance 9.0 (H100)")
+        raise CannotBuild(
+            "no GPU is visible to tell the architecture from; set TORCH_CUDA_ARCH_LIST, for instance 9.0 (H100)"
+        )
     built_for = re.sub(r"[^0-9a-zA-Z]+", "", architectures)
-    return Target(True, architectures, f"0.5.4+torch{label}.sm{built_for}.{digest}", toolkit)
+    return Target(True, architectures, normal(f"0.5.4+torch{label}.sm{built_for}.{digest}"), toolkit)
+
+
+def normal(version: str) -> str:
+    """As pip will write it: no capitals, no leading zeros (PEP 440)."""
+    public, local = version.split("+")
+    return f"{public}+" + ".".join(str(int(part)) if part.isdigit() else part for part in local.lower().split("."))
 
 
 def find_toolkit(torch_cuda: str | None) -> str:
@@ -143,7 +167,12 @@ def find_toolkit(torch_cuda: str | None) -> str:
             f"{compiler} is of CUDA {found}, but PyTorch was built with CUDA {torch_cuda}; install the toolkit {needed}.x, set "
             f"CUDA_HOME to it, {otherwise}"
         )
-    return str(compiler.parent.parent)
+    home = compiler.parent.parent
+    if not any((home / include / "cuda_runtime.h").exists() for include in ("include", "targets/x86_64-linux/include")):
+        raise CannotBuild(
+            f"{home} has no include/cuda_runtime.h; set CUDA_HOME to the folder of the whole toolkit, {otherwise}"
+        )
+    return str(home)
 
 
 def check_compiler() -> None:
@@ -154,7 +183,9 @@ def check_compiler() -> None:
         raise CannotBuild(f"no C++ compiler ({compiler} is not there); install one, or set CXX ({advice})")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
-        source.write_text("#include <Python.h>\n#include <omp.h>\n#include <optional>\nint main() { return omp_get_num_procs() < 1; }\n")
+        source.write_text(
+            "#include <Python.h>\n#include <omp.h>\n#include <optional>\nint main() { return !omp_get_num_procs(); }\n"
+        )
         headers = sysconfig.get_path("include")
         command = [compiler, "-std=c++17", "-fopenmp", f"-I{headers}", "-c", str(source), "-o", str(source) + ".o"]
         result = subprocess.run(command, capture_output=True, text=True)
@@ -177,10 +208,26 @@ def choose_jobs(target: Target) -> int:
 def free_memory() -> float:
     """Bytes that can still be had, in a container too."""
     available = float(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip() != "max":
-        available = min(available, float(limit.read_text()) - float(used.read_text()))
+    for folder, limit, used, cached in memory_groups():
+        if (folder / limit).exists() and (folder / limit).read_text().strip() != "max":
+            statistics = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
+            files = re.search(rf"^{cached} (\d+)", statistics, re.MULTILINE)  # cached files make way
+            taken = float((folder / used).read_text()) - (float(files[1]) if files else 0)
+            available = min(available, float((folder / limit).read_text()) - taken)
     return available
+
+
+def memory_groups() -> Iterator[tuple[Path, str, str, str]]:
+    """Folders of the control groups (versions 1 and 2) that limit this process; their names of limit, use, cached files."""
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ["0::/"]:
+        _, controllers, name = line.split(":", 2)
+        for level in (PurePosixPath(name), *PurePosixPath(name).parents):
+            if not controllers:
+                yield Path(f"/sys/fs/cgroup{level}"), "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                folder = Path(f"/sys/fs/cgroup/memory{level}")
+                yield folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 
 
 def fetch(cache: Path, given: Path | None) -> Path:
@@ -189,18 +236,28 @@ def fetch(cache: Path, given: Path | None) -> Path:
     if given and not given.is_file():
         raise CannotBuild(f"{given}: no such file; expected {ARCHIVE}")
     if not archive.exists():
-        index = os.environ.get("PIP_INDEX_URL") or pip("config", "get", "global.index-url", check=False) or "https://pypi.org/simple"
-        page = f"{index.rstrip('/')}/minkowskiengine/"
+        index = (
+            os.environ.get("PIP_INDEX_URL")
+            or pip("config", "get", "global.index-url", check=False)
+            or "https://pypi.org/simple"
+        )
+        address = urllib.parse.urlsplit(f"{index.rstrip('/')}/minkowskiengine/")
+        user, _, host = address.netloc.rpartition("@")
+        page = address._replace(netloc=host).geturl()
+        secret = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        headers = {"Authorization": f"Basic {secret}"} if user else {}  # urllib would take it for a part of the host
         say(f"fetching {ARCHIVE} from {urllib.parse.urlsplit(page).hostname}")
         try:
-            with urllib.request.urlopen(page, timeout=60) as answer:
-                links = Links(answer.read().decode())
+            with urllib.request.urlopen(urllib.request.Request(page, headers=headers), timeout=60) as answer:
+                links, base = Links(answer.read().decode()), answer.url
             if ARCHIVE not in links.found:
                 raise CannotBuild(f"{page} does not list {ARCHIVE}; get it elsewhere and name it: SDIST=file")
-            with urllib.request.urlopen(urllib.parse.urljoin(page, links.found[ARCHIVE]), timeout=60) as answer:
+            with urllib.request.urlopen(urllib.parse.urljoin(base, links.found[ARCHIVE]), timeout=60) as answer:
                 content = answer.read()
-        except (urllib.error.URLError, TimeoutError) as problem:
-            raise CannotBuild(f"{page}: {problem}; without a network, fetch {ARCHIVE} elsewhere and name it: SDIST=file") from None
+        except (OSError, http.client.HTTPException, ValueError) as problem:
+            raise CannotBuild(
+                f"{page}: {problem}; without a network, fetch {ARCHIVE} elsewhere and name it: SDIST=file"
+            ) from None
         check_hash(content, page)
         cache.mkdir(parents=True, exist_ok=True)
         partial = archive.with_suffix(f".{os.getpid()}")
@@ -222,14 +279,16 @@ class Links(html.parser.HTMLParser):
         """Note the file that a link leads to."""
         address = dict(attributes).get("href")
         if tag == "a" and address:
-            self.found[urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1]] = address
+            self.found[urllib.parse.unquote(urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1])] = address
 
 
 def check_hash(content: bytes, source: str) -> None:
     """Refuse anything but the pinned archive."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
-        raise CannotBuild(f"{source}: this is not {ARCHIVE}: its sha256 is {digest}, expected {SHA256}; remove it and try again")
+        raise CannotBuild(
+            f"{source}: this is not {ARCHIVE}: its sha256 is {digest}, expected {SHA256}; remove it and try again"
+        )
 
 
 def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
@@ -240,23 +299,41 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
     say(f"building for PyTorch's version and this Python ({kind}), {jobs} files at once; log: {log}")
     with tempfile.TemporaryDirectory(prefix="minkowski-build-") as folder:
         with tarfile.open(archive) as packed:
-            packed.extractall(folder, filter="data")
+            # older Pythons (3.10.11, 3.11.3) have no filters; the archive is known by its hash
+            packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         source = Path(folder) / ARCHIVE.removesuffix(".tar.gz")
         apply_patch(source)
         stamp_version(source, target.version)
-        # debugging symbols, which Python's own flags ask for, take the compiler four times as long
-        environment = {**os.environ, "CFLAGS": "-g0", "CXXFLAGS": "-g0", "MAX_JOBS": str(jobs)}
+        own = sysconfig.get_config_var("CFLAGS") or ""  # setuptools takes those of the environment in their place
+        flags = {name: " ".join([own, os.environ.get(name, ""), *FLAGS]) for name in ("CFLAGS", "CXXFLAGS")}
+        environment = {**os.environ, **flags, "LC_ALL": "C.UTF-8", "MAX_JOBS": str(jobs)}
         if target.cuda:
             environment |= {"CUDA_HOME": target.toolkit, "TORCH_CUDA_ARCH_LIST": target.architectures}
+            # from CUDA 13 on Thrust lies one folder deeper, where nvcc looks for it, but not the C++ compiler
+            found = [f"{target.toolkit}/include/cccl", os.environ.get("CPLUS_INCLUDE_PATH")]
+            environment["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, found))
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # where ninja is
         command = [sys.executable, "setup.py", "bdist_wheel", "--force_cuda" if target.cuda else "--cpu_only"]
         begun = time.monotonic()
         with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=source, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for line in process.stdout:
-                file.write(line)
-                if step := re.match(r"\[(\d+)/(\d+)\]", line):
-                    say(f"compiled {step[1]} of {step[2]} files, {time.monotonic() - begun:.0f} s")
+            process = subprocess.Popen(
+                command,
+                cwd=source,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    if step := re.match(r"\[(\d+)/(\d+)\]", line):
+                        say(f"compiled {step[1]} of {step[2]} files, {time.monotonic() - begun:.0f} s")
+            except BaseException:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+                raise
         made = list((source / "dist").glob("*.whl"))
         if process.wait() or not made:
             last = "".join(log.read_text().splitlines(keepends=True)[-15:])

@@ -1,0 +1,865 @@
+"""The build of MinkowskiEngine, without building it: what is fetched, checked beforehand, kept, and said when it cannot be.
+
+Torch, pip, compilers and the source archive are stand-ins.
+"""
+
+import argparse
+import functools
+import hashlib
+import http.client
+import http.server
+import importlib.util
+import io
+import json
+import os
+import platform
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "minkowski"
+GIBIBYTE = 2**30
+
+
+def load_script():
+    """minkowski/build.py as a module."""
+    specification = importlib.util.spec_from_file_location("minkowski_build", FOLDER / "build.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+CPU = script.Target(cuda=False, architectures="", version="0.5.4+torch2.7.1.cpu.0a")
+CUDA = script.Target(cuda=True, architectures="8.0;9.0", version="0.5.4+torch2.7.1.sm8090.0a", toolkit="/opt/cu da")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def program(path: Path, *lines: str) -> Path:
+    """A shell script that can be run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def source_archive(path: Path, setup: str) -> Path:
+    """A source archive of nothing but setup.py."""
+    entry = tarfile.TarInfo("MinkowskiEngine-0.5.4/setup.py")
+    entry.size = len(setup.encode())
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(entry, io.BytesIO(setup.encode()))
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder; nothing if it is not there."""
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def refusal(function, *arguments) -> str:
+    """The message of the CannotBuild that the call must raise."""
+    with pytest.raises(script.CannotBuild) as problem:
+        function(*arguments)
+    return str(problem.value)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No name but this machine's is looked up, and none of the environment's settings gets in."""
+
+    def lookup(host, *rest, **options):
+        if host != "127.0.0.1":
+            raise socket.gaierror(socket.EAI_NONAME, f"{host}: these tests have no network")
+        return real_lookup(host, *rest, **options)
+
+    real_lookup = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for name in ("CXX", "PIP_INDEX_URL", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# --- the patch
+
+
+def parse_patch(text: str) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """Groups of the patch: lines of explanation, and the files (old, new) that are changed below it.
+
+    Refuses what belongs to no group, and changes that do not have as many lines as their headers say.
+    """
+    groups: list = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith("#"):
+            if not groups or groups[-1][1]:
+                groups.append(([], []))
+            groups[-1][0].append(line[1:].strip())
+        elif line.startswith("--- "):
+            new = next(lines)
+            assert new.startswith("+++ "), f"after {line}: {new}"
+            assert groups, f"not explained: {line}"
+            groups[-1][1].append((line[4:], new[4:]))
+        elif header := re.match(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@", line):
+            old, new = (int(count or 1) for count in header.groups())
+            while old or new:
+                sign = next(lines)[:1]
+                old, new = old - (sign in " -"), new - (sign in " +")
+                assert sign in tuple(" -+") and old >= 0 and new >= 0, f"not as long as its header says: {line}"
+        else:
+            assert not groups or not line.strip(), f"neither explanation nor change: {line}"
+    return groups
+
+
+@pytest.fixture(scope="module")
+def patch():
+    return parse_patch(script.PATCH.read_text())
+
+
+def test_every_change_of_the_minkowski_patch_is_explained(patch):
+    for explanation, files in patch:
+        assert len(" ".join(explanation).split()) >= 5, f"not much of an explanation: {explanation}"
+        assert files, f"explains no change: {explanation}"
+
+
+def test_minkowski_patch_changes_each_file_once_by_relative_paths(patch):
+    changed = [pair for _, files in patch for pair in files]
+    for old, new in changed:
+        assert old.startswith("a/") and new == "b/" + old[2:] and ".." not in old
+    assert len(set(changed)) == len(changed) > 10
+
+
+def test_minkowski_patch_and_hash_are_of_one_version():
+    assert script.PATCH.name == script.ARCHIVE.replace(".tar.gz", ".patch")
+    assert re.fullmatch("[0-9a-f]{64}", script.SHA256)
+
+
+def test_minkowski_patch_that_does_not_apply_is_refused(tmp_path):
+    assert "MinkowskiEngine-0.5.4.patch does not apply" in refusal(script.apply_patch, tmp_path)
+
+
+def test_minkowski_version_is_stamped_and_nothing_else_changed(tmp_path):
+    file = tmp_path / "MinkowskiEngine" / "__init__.py"
+    file.parent.mkdir()
+    file.write_text('import os\n__version__ = "0.5.4"\nversion = "0.5.4"\n')
+    script.stamp_version(tmp_path, CPU.version)
+    assert file.read_text() == f'import os\n__version__ = "{CPU.version}"\nversion = "0.5.4"\n'
+
+
+# --- the package index
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "../../packages/NAME",
+        "NAME#sha256=0123",
+        "/packages/b1/87/NAME?token=1#sha256=0123",
+        "https://files.example.org/b1/87/NAME#sha256=0123",
+        "https://files.example.org/a%20b/NAME",
+        pytest.param("https://files.example.org/PERCENT"),
+    ],
+)
+def test_minkowski_archive_is_found_on_an_index_page(link):
+    link = link.replace("NAME", script.ARCHIVE).replace("PERCENT", script.ARCHIVE.replace("-", "%2D"))
+    page = f"""<!DOCTYPE html><html><head><link href="https://example.org/{script.ARCHIVE}x"></head><body><a name="top"></a>
+        <a href="../MinkowskiEngine-0.5.3.tar.gz#sha256=4567">MinkowskiEngine-0.5.3.tar.gz</a><br>
+        <a data-requires-python="&gt;=3" href="{link}">the archive</a></body></html>"""
+    assert script.Links(page).found == {"MinkowskiEngine-0.5.3.tar.gz": "../MinkowskiEngine-0.5.3.tar.gz#sha256=4567"} | {
+        script.ARCHIVE: link
+    }
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files, or only the first part of each."""
+
+    part = 1.0
+
+    def copyfile(self, source, outputfile):
+        content = source.read()
+        outputfile.write(content[: int(self.part * len(content))])
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index on this machine, in PIP_INDEX_URL. It lists an archive, the hash of which is what the script expects.
+
+    address, page (a file), archive (a file), content (of the archive), cache (not yet there)
+    """
+    folder = tmp_path / "index"
+    page, archive = folder / "simple" / "minkowskiengine" / "index.html", folder / "files" / script.ARCHIVE
+    content = b"a source archive" * 100
+    page.parent.mkdir(parents=True)
+    page.write_text(f'<a href="../../files/{script.ARCHIVE}#sha256=0">0.5.4</a>')
+    archive.parent.mkdir()
+    archive.write_bytes(content)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}/simple"
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    monkeypatch.setattr(script, "SHA256", sha256(content))
+    yield SimpleNamespace(address=address, page=page, archive=archive, content=content, cache=tmp_path / "ca che")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("link", ["../../files/{name}", "/files/{name}#sha256=0", "{host}/files/{name}?x=1"])
+def test_minkowski_archive_is_fetched_from_the_index_of_the_environment(index, link):
+    index.page.write_text(f'<a href="{link.format(name=script.ARCHIVE, host=index.address.removesuffix("/simple"))}">it</a>')
+    assert script.fetch(index.cache, None) == index.cache / script.ARCHIVE
+    assert (index.cache / script.ARCHIVE).read_bytes() == index.content
+    assert names(index.cache) == [script.ARCHIVE]
+
+
+def test_minkowski_archive_is_fetched_from_the_index_of_pips_configuration(index, monkeypatch):
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setattr(script, "pip", lambda *words, check=True: {"global.index-url": index.address + "/"}[words[-1]])
+    assert script.fetch(index.cache, None).read_bytes() == index.content
+
+
+def test_minkowski_archive_comes_from_pypi_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "pip", lambda *words, check=True: "")
+    message = refusal(script.fetch, tmp_path, None)
+    assert "https://pypi.org/simple/minkowskiengine/" in message and "SDIST=" in message
+
+
+def test_minkowski_archive_in_the_cache_is_not_fetched_again(index):
+    script.fetch(index.cache, None)
+    shutil.rmtree(index.page.parent)
+    assert script.fetch(index.cache, None).read_bytes() == index.content
+
+
+def test_minkowski_archive_that_was_given_is_used(index, tmp_path):
+    given = tmp_path / "given.tar.gz"
+    given.write_bytes(index.content)
+    shutil.rmtree(index.page.parent)
+    assert script.fetch(index.cache, given) == given
+
+
+def test_missing_minkowski_archive_is_refused_by_name(index, tmp_path):
+    message = refusal(script.fetch, index.cache, tmp_path / "given.tar.gz")
+    assert str(tmp_path / "given.tar.gz") in message and script.ARCHIVE in message
+
+
+@pytest.mark.parametrize("place", ["given", "cache", "index"])
+def test_anything_but_the_pinned_minkowski_archive_is_refused(index, tmp_path, place):
+    file = {"given": tmp_path / "given.tar.gz", "cache": index.cache / script.ARCHIVE, "index": index.archive}[place]
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"something else")
+    message = refusal(script.fetch, index.cache, file if place == "given" else None)
+    assert (index.address if place == "index" else str(file)) in message
+    assert sha256(b"something else") in message and sha256(index.content) in message
+    assert names(index.cache) == ([script.ARCHIVE] if place == "cache" else [])
+
+
+@pytest.mark.parametrize("missing", ["link", "page", "archive"])
+def test_index_without_the_minkowski_archive_is_refused_by_address(index, missing):
+    if missing == "link":
+        index.page.write_text('<a href="../../files/MinkowskiEngine-0.5.3.tar.gz">0.5.3</a>')
+    else:
+        {"page": index.page, "archive": index.archive}[missing].unlink()
+        index.page.parent.joinpath("keep").touch()
+    message = refusal(script.fetch, index.cache, None)
+    assert index.address in message and script.ARCHIVE in message and "SDIST=" in message
+    assert names(index.cache) == []
+
+
+def test_minkowski_build_without_a_network_says_how_to_go_on(tmp_path, monkeypatch):
+    with socket.socket() as closed:  # a port where nothing listens
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/simple")
+        message = refusal(script.fetch, tmp_path / "cache", None)
+    assert "SDIST=" in message and script.ARCHIVE in message
+    assert names(tmp_path / "cache") == []
+
+
+def test_broken_connection_of_the_minkowski_fetch_is_told_like_none(index, monkeypatch):
+    monkeypatch.setattr(Handler, "part", 0.5)
+    assert "SDIST=" in refusal(script.fetch, index.cache, None)
+
+
+def test_broken_connection_leaves_no_partial_minkowski_archive(index, monkeypatch):
+    monkeypatch.setattr(Handler, "part", 0.5)
+    with pytest.raises((script.CannotBuild, http.client.HTTPException)):
+        script.fetch(index.cache, None)
+    assert names(index.cache) == []
+
+
+def test_minkowski_index_address_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "pypi.example.org/simple")
+    assert "pypi.example.org" in refusal(script.fetch, tmp_path, None)
+
+
+def test_minkowski_index_address_with_a_password_works_and_is_not_shown(index, monkeypatch, capsys):
+    monkeypatch.setenv("PIP_INDEX_URL", index.address.replace("http://", "http://user:secret@"))
+    assert script.fetch(index.cache, None).read_bytes() == index.content
+    assert "secret" not in capsys.readouterr().out
+
+
+# --- what the machine has
+
+
+@pytest.fixture
+def system_files(tmp_path, monkeypatch):
+    """write(path, text): what the script reads from /proc and /sys. /proc/meminfo is there, with 16 GiB available."""
+
+    def write(path: str, text: str) -> None:
+        file = tmp_path / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    monkeypatch.setattr(script, "Path", lambda path: tmp_path / str(path).lstrip("/"))
+    write("/proc/meminfo", f"MemTotal: {2**25} kB\nMemFree: 10 kB\nMemAvailable:   {2**24} kB\n")
+    return write
+
+
+def test_memory_for_minkowski_is_what_the_system_calls_available(system_files):
+    assert script.free_memory() == 16 * GIBIBYTE
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 16), (8 * GIBIBYTE, 5), (64 * GIBIBYTE, 16)])
+def test_memory_for_minkowski_is_limited_by_the_container(system_files, limit, free):
+    system_files("/sys/fs/cgroup/memory.max", f"{limit}\n")
+    system_files("/sys/fs/cgroup/memory.current", f"{3 * GIBIBYTE}\n")
+    assert script.free_memory() == free * GIBIBYTE
+
+
+def test_files_cached_in_a_container_do_not_take_memory_from_minkowski(system_files):
+    system_files("/sys/fs/cgroup/memory.max", f"{8 * GIBIBYTE}\n")
+    system_files("/sys/fs/cgroup/memory.current", f"{7 * GIBIBYTE}\n")
+    system_files("/sys/fs/cgroup/memory.stat", f"anon {GIBIBYTE}\nfile {6 * GIBIBYTE}\ninactive_file {6 * GIBIBYTE}\n")
+    assert script.free_memory() == 7 * GIBIBYTE
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_for_minkowski_is_limited_by_the_own_cgroup_of_either_version(system_files, version):
+    folder = "/sys/fs/cgroup/memory" if version == 1 else "/sys/fs/cgroup/slurm/job_7"
+    limit, used = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+    system_files("/proc/self/cgroup", "4:memory:/\n" if version == 1 else "0::/slurm/job_7\n")
+    system_files(f"{folder}/memory.{limit}", f"{8 * GIBIBYTE}\n")
+    system_files(f"{folder}/memory.{used}", f"{3 * GIBIBYTE}\n")
+    assert script.free_memory() == 5 * GIBIBYTE
+
+
+@pytest.mark.parametrize("target", [CPU, CUDA], ids=["cpu", "cuda"])
+@pytest.mark.parametrize(("memory", "cores", "jobs"), [(1, 8, 1), (2.9, 8, 2), (100, 8, 8), (100, 1, 1), (5, 3, 3)])
+def test_minkowski_jobs_are_as_many_as_memory_and_cores_allow(monkeypatch, target, memory, cores, jobs):
+    """memory: in multiples of what one job needs."""
+    needed = script.GIBIBYTES_PER_JOB["cuda" if target.cuda else "cpu"] * GIBIBYTE
+    monkeypatch.setattr(script, "free_memory", lambda: memory * needed)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    assert script.choose_jobs(target) == jobs
+
+
+def test_too_little_memory_for_minkowski_is_refused_with_numbers(monkeypatch):
+    monkeypatch.setattr(script, "free_memory", lambda: 4.26 * GIBIBYTE)
+    message = refusal(script.choose_jobs, CUDA)
+    assert f"{script.GIBIBYTES_PER_JOB['cuda']} GiB" in message and "4.3 GiB" in message and "JOBS=1" in message
+
+
+def test_minkowski_build_without_a_compiler_names_it(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    message = refusal(script.check_compiler)
+    assert "no-such-compiler" in message and "apt install" in message
+
+
+def test_minkowski_build_with_a_compiler_that_fails_repeats_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(program(tmp_path / "c++", "echo 'omp.h: No such file' >&2", "exit 1")))
+    message = refusal(script.check_compiler)
+    assert str(tmp_path / "c++") in message and "omp.h: No such file" in message and "apt install" in message
+
+
+def test_minkowski_build_tries_the_compiler_on_what_it_needs(tmp_path, monkeypatch):
+    record = tmp_path / "words"
+    compiler = program(tmp_path / "with space" / "c++", f"for word; do echo \"$word\"; done > '{record}'")
+    monkeypatch.setenv("CXX", str(compiler))
+    script.check_compiler()
+    words = record.read_text().splitlines()
+    assert {"-fopenmp", f"-I{sysconfig.get_path('include')}"} <= set(words)
+    assert any(word.startswith("-std=c++") for word in words)
+
+
+@pytest.fixture
+def toolkit(tmp_path, monkeypatch):
+    """make(release): CUDA_HOME is a toolkit of that release, or an empty folder if it is None."""
+
+    def make(release: str | None) -> Path:
+        folder = tmp_path / "cuda home"
+        if release:
+            (folder / "include").mkdir(parents=True)
+            (folder / "include" / "cuda_runtime.h").touch()
+            program(folder / "bin" / "nvcc", "echo 'nvcc: NVIDIA (R) Cuda compiler driver'", f"echo '{release}'")
+        monkeypatch.setitem(sys.modules, "torch.utils.cpp_extension", SimpleNamespace(CUDA_HOME=str(folder)))
+        return folder
+
+    return make
+
+
+def test_minkowski_with_cuda_needs_a_torch_with_cuda(toolkit):
+    toolkit("Cuda compilation tools, release 12.6, V12.6.77")
+    message = refusal(script.find_toolkit, None)
+    assert "without CUDA" in message and "CUDA=no" in message
+
+
+def test_minkowski_with_cuda_needs_its_compiler(toolkit):
+    nvcc = toolkit(None) / "bin" / "nvcc"
+    message = refusal(script.find_toolkit, "12.8")
+    assert str(nvcc) in message and "12.x" in message and "CUDA_HOME" in message and "CUDA=no" in message
+
+
+@pytest.mark.parametrize(
+    ("release", "found"),
+    [
+        ("Cuda compilation tools, release 13.0, V13.0.88", "CUDA 13"),
+        ("Cuda compilation tools, release 1.2, V1.2", "CUDA 1,"),
+        ("nonsense", "CUDA unknown"),
+    ],
+)
+def test_minkowski_with_cuda_needs_the_cuda_of_torch(toolkit, release, found):
+    nvcc = toolkit(release) / "bin" / "nvcc"
+    message = refusal(script.find_toolkit, "12.8")
+    assert str(nvcc) in message and found in message and "12.8" in message and "CUDA=no" in message
+
+
+def test_minkowski_takes_a_cuda_toolkit_of_the_same_major_version(toolkit):
+    folder = toolkit("Cuda compilation tools, release 12.4, V12.4.131")
+    assert script.find_toolkit("12.8") == str(folder)
+
+
+def test_minkowski_with_cuda_needs_the_headers_of_cuda(toolkit):
+    shutil.rmtree(toolkit("Cuda compilation tools, release 12.8, V12.8.93") / "include")
+    assert "CUDA_HOME" in refusal(script.find_toolkit, "12.8")
+
+
+# --- what the wheel is for
+
+
+@pytest.fixture
+def torch_of(monkeypatch):
+    """install(version, *capabilities of GPUs): a PyTorch as the script sees it. Every toolkit fits it."""
+
+    def install(version: str, *gpus: tuple[int, int]) -> None:
+        cuda = SimpleNamespace(
+            is_available=lambda: bool(gpus), device_count=lambda: len(gpus), get_device_capability=lambda card: gpus[card]
+        )
+        torch = SimpleNamespace(__version__=version, version=SimpleNamespace(cuda="12.8"), cuda=cuda)
+        monkeypatch.setitem(sys.modules, "torch", torch)
+
+    monkeypatch.setattr(script, "find_toolkit", lambda cuda: f"/opt/cuda-{cuda}")
+    return install
+
+
+def test_minkowski_needs_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "make install" in refusal(script.choose_target, "auto")
+
+
+def test_minkowski_refuses_torch_before_2_6(torch_of):
+    torch_of("2.5.1+cu124")
+    message = refusal(script.choose_target, "auto")
+    assert "2.5.1" in message and "2.6" in message
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.10.0+cpu", "3.0.0a0+git12ab"])
+def test_minkowski_takes_torch_from_2_6_on(torch_of, version):
+    torch_of(version)
+    assert script.choose_target("auto").version.startswith(f"0.5.4+torch{version.replace('+', '.')}.cpu.")
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpus", "architectures"),
+    [
+        ("auto", [], ""),
+        ("auto", [(9, 0)], "9.0"),
+        ("no", [(9, 0)], ""),
+        ("yes", [(9, 0), (8, 0), (9, 0)], "8.0;9.0"),
+    ],
+)
+def test_minkowski_is_built_for_the_gpus_that_are_there(torch_of, choice, gpus, architectures):
+    torch_of("2.7.1", *gpus)
+    target = script.choose_target(choice)
+    assert (target.cuda, target.architectures) == (bool(architectures), architectures)
+    assert target.toolkit == ("/opt/cuda-12.8" if architectures else None)
+
+
+def test_minkowski_architectures_of_the_environment_win(torch_of, monkeypatch):
+    torch_of("2.7.1", (9, 0))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.6")
+    assert script.choose_target("yes").architectures == "7.5 8.6"
+
+
+def test_minkowski_with_cuda_needs_to_know_an_architecture(torch_of):
+    torch_of("2.7.1")
+    assert "TORCH_CUDA_ARCH_LIST" in refusal(script.choose_target, "yes")
+
+
+def test_minkowski_wheels_of_different_make_have_different_names(torch_of, monkeypatch, tmp_path):
+    targets = []
+    for version, gpus in [("2.7.1", []), ("2.7.0", []), ("2.7.1+cu128", []), ("2.7.1", [(9, 0)]), ("2.7.1", [(8, 0)])]:
+        torch_of(version, *gpus)
+        targets.append(script.choose_target("auto"))
+    monkeypatch.setattr(script, "SHA256", "0" * 64)
+    targets.append(script.choose_target("auto"))
+    monkeypatch.setattr(script, "PATCH", tmp_path / "other.patch")
+    script.PATCH.write_text("something else\n")
+    targets.append(script.choose_target("auto"))
+    assert len({target.version for target in targets}) == len({target.folder for target in targets}) == len(targets) == 7
+
+
+def test_minkowski_wheels_of_different_pythons_lie_in_different_folders(monkeypatch):
+    folders = {CPU.folder}
+    monkeypatch.setattr(sysconfig, "get_config_var", {"SOABI": "cpython-399-x86_64-linux-gnu"}.get)
+    folders.add(CPU.folder)
+    assert len(folders) == 2 and all(folder.endswith(CPU.version) for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("version", "architectures"),
+    [
+        ("2.7.1+cu128", "9.0"),
+        ("2.15.0.dev20261101+cu132", "8.0;9.0"),
+        pytest.param("2.7.1+cu128", "8.0;9.0+PTX"),
+        pytest.param("2.7.0a0+79aa17489c.nv25.04", "9.0"),
+    ],
+)
+def test_minkowski_version_is_found_again_as_pip_writes_it(torch_of, monkeypatch, version, architectures):
+    torch_of(version)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
+    wanted = script.choose_target("yes").version
+    assert str(Version(wanted)) == wanted
+
+
+# --- compiling
+
+MADE = """
+import json, os, sys
+print("running bdist_wheel")
+print("[3/13] c++ -c a.cpp")
+os.mkdir("dist")
+with open("dist/engine.whl", "w") as wheel:
+    json.dump({"words": sys.argv[1:], "environment": dict(os.environ)}, wheel)
+"""
+FAILED = """
+print("[1/13] c++ -c a.cpp")
+print("a.cpp:3:5: error: the first of all")
+print(*(f"noise {line}" for line in range(30)), sep="\\n")
+print("ninja: error: the last of all")
+raise SystemExit(1)
+"""
+INTERRUPTED = """
+import time
+print("[1/13] c++ -c a.cpp", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """make(setup.py, target, jobs): a wheel from an archive with that setup.py, neither patched nor stamped.
+
+    Its attributes: wheels (the folder in the cache), temporary (where the source is unpacked).
+    """
+
+    def make(setup: str, target=CPU, jobs=1) -> Path:
+        return script.build(target, source_archive(tmp_path / "source.tar.gz", setup), make.wheels, jobs)
+
+    make.wheels, make.temporary = tmp_path / "ca che" / "wheels", tmp_path / "tempo rary"
+    make.temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(make.temporary))
+    for name in ("apply_patch", "stamp_version"):
+        monkeypatch.setattr(script, name, lambda *arguments: None)
+    return make
+
+
+def test_minkowski_wheel_lands_in_the_cache(build, capsys):
+    assert build(MADE) == build.wheels / "engine.whl"
+    assert names(build.wheels) == ["build.log", "engine.whl"]
+    assert "running bdist_wheel" in (build.wheels / "build.log").read_text()
+    assert "compiled 3 of 13 files" in capsys.readouterr().out
+    assert names(build.temporary) == []
+
+
+@pytest.mark.parametrize(("target", "flag"), [(CPU, "--cpu_only"), (CUDA, "--force_cuda")])
+def test_minkowski_build_is_told_its_target_and_jobs(build, target, flag):
+    made = json.loads(build(MADE, target, jobs=3).read_text())
+    assert made["words"] == ["bdist_wheel", flag]
+    assert made["environment"]["MAX_JOBS"] == "3" and "-g0" in made["environment"]["CXXFLAGS"]
+    assert made["environment"]["PATH"].startswith(str(Path(sys.executable).parent) + os.pathsep)
+    if target.cuda:
+        assert made["environment"]["CUDA_HOME"] == target.toolkit
+        assert made["environment"]["TORCH_CUDA_ARCH_LIST"] == target.architectures
+
+
+def test_minkowski_is_built_without_debugging_checks(build):
+    environment = json.loads(build(MADE).read_text())["environment"]
+    assert "-DNDEBUG" in " ".join(environment.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS"))
+
+
+@pytest.mark.parametrize("name", ["CFLAGS", "CXXFLAGS", "CPLUS_INCLUDE_PATH"])
+def test_minkowski_build_keeps_the_flags_of_the_environment(build, monkeypatch, name):
+    monkeypatch.setenv(name, "/opt/mine")
+    target = CUDA if name == "CPLUS_INCLUDE_PATH" else CPU
+    assert "/opt/mine" in json.loads(build(MADE, target).read_text())["environment"][name]
+
+
+def test_failure_of_the_minkowski_build_shows_first_and_last_errors_and_the_log(build):
+    message = refusal(build, FAILED)
+    assert message.splitlines()[0] == "the build failed: a.cpp:3:5: error: the first of all"
+    assert "ninja: error: the last of all" in message and "noise 29" in message and "noise 0\n" not in message
+    assert str(build.wheels / "build.log") in message and "JOBS=1" in message
+    assert "noise 0\n" in (build.wheels / "build.log").read_text()
+    assert names(build.wheels) == ["build.log"] and names(build.temporary) == []
+
+
+def test_minkowski_build_without_a_wheel_is_a_failure(build):
+    assert "the build failed" in refusal(build, "print('nothing to do')")
+    assert names(build.wheels) == ["build.log"]
+
+
+@pytest.mark.parametrize("setup", [MADE + "raise SystemExit(1)", MADE.replace("engine.whl", "engine.whl.part")])
+def test_minkowski_wheel_of_a_failed_build_is_not_kept(build, setup):
+    refusal(build, setup)
+    assert names(build.wheels) == ["build.log"]
+
+
+def test_minkowski_is_unpacked_by_a_python_without_extraction_filters(build, monkeypatch):
+    def extractall(archive, path=".", members=None, *, numeric_owner=False):
+        extract(archive, path, members, numeric_owner=numeric_owner, filter="data")
+
+    extract = tarfile.TarFile.extractall
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+    assert build(MADE).exists()
+
+
+@pytest.fixture
+def interrupted(build, monkeypatch):
+    """A build that Ctrl-C has ended at its first progress. Its attribute: process (that of the compilers)."""
+
+    class Process(subprocess.Popen):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            build.process = self
+
+    def say(text):
+        if text.startswith("compiled"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(script, "say", say)
+    with pytest.raises(KeyboardInterrupt):
+        build(INTERRUPTED)
+    yield build
+    build.process.kill()
+    build.process.wait()
+    build.process.stdout.close()
+
+
+def test_interrupted_minkowski_build_leaves_no_wheel_and_no_source(interrupted):
+    assert names(interrupted.wheels) == ["build.log"] and names(interrupted.temporary) == []
+
+
+def test_interrupted_minkowski_build_ends_its_compilers(interrupted):
+    interrupted.process.wait(timeout=0.5)
+
+
+def test_interrupted_copy_of_the_minkowski_wheel_is_not_taken_for_one(build, monkeypatch):
+    def copyfile(source, copy):
+        Path(copy).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(KeyboardInterrupt):
+        build(MADE)
+    assert list(build.wheels.glob("*.whl")) == []
+
+
+# --- the whole command
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """What `install` finds and does, with stand-ins for all that takes time.
+
+    options; installed (a version or None); passes (the self-test); done (in order). Building makes `wheel`.
+    """
+    wheel = tmp_path / CPU.folder / "engine.whl"
+    options = argparse.Namespace(cuda="auto", jobs=None, sdist=None, cache=tmp_path)
+    machine = SimpleNamespace(options=options, installed=None, passes=True, done=[], wheel=wheel)
+
+    def build(target, archive, wheels, jobs):
+        assert (target, archive, wheels) == (CPU, "archive", wheel.parent)
+        wheels.mkdir()
+        wheel.touch()
+        machine.done.append(f"build with {jobs} jobs")
+        return wheel
+
+    def pip(*words):
+        machine.done.append("tools" if words[-1] != str(wheel) else "wheel")
+        if words[-1] == str(wheel):
+            assert wheel.exists() and "--no-deps" in words
+            machine.installed = CPU.version
+
+    def run(words):
+        assert words == [sys.executable, FOLDER / "self_test.py"]
+        machine.done.append("self-test")
+        return SimpleNamespace(returncode=0 if machine.passes else 1)
+
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(script, "choose_target", {"auto": CPU}.get)
+    monkeypatch.setattr(script, "installed_version", lambda: machine.installed)
+    monkeypatch.setattr(script, "check_compiler", lambda: machine.done.append("compiler"))
+    monkeypatch.setattr(script, "choose_jobs", lambda target: 5)
+    monkeypatch.setattr(script, "fetch", lambda cache, given: "archive")
+    monkeypatch.setattr(script, "build", build)
+    monkeypatch.setattr(script, "pip", pip)
+    monkeypatch.setattr(subprocess, "run", run)
+    return machine
+
+
+def test_minkowski_builds_on_linux_only_and_says_what_else_there_is(machine, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    message = refusal(script.install, machine.options)
+    assert "Darwin" in message and "network.backend=sparse" in message and machine.done == []
+
+
+def test_minkowski_that_is_installed_is_only_tested(machine):
+    machine.installed = CPU.version
+    script.install(machine.options)
+    assert machine.done == ["self-test"]
+
+
+def test_minkowski_wheel_in_the_cache_is_installed_without_compiling(machine):
+    machine.wheel.parent.mkdir()
+    machine.wheel.touch()
+    machine.installed = "0.5.4"
+    script.install(machine.options)
+    assert machine.done == ["wheel", "self-test"]
+
+
+@pytest.mark.parametrize(("given", "jobs"), [(None, 5), (3, 3)])
+def test_minkowski_is_built_installed_and_tested_otherwise(machine, given, jobs):
+    machine.options.jobs = given
+    script.install(machine.options)
+    assert machine.done == ["compiler", "tools", f"build with {jobs} jobs", "wheel", "self-test"]
+    machine.done.clear()
+    script.install(machine.options)
+    assert machine.done == ["self-test"]
+
+
+def test_minkowski_that_fails_its_self_test_is_refused(machine):
+    machine.passes = False
+    assert "self-test failed" in refusal(script.install, machine.options)
+
+
+def test_minkowski_that_failed_its_self_test_is_made_anew_as_the_message_says(machine):
+    machine.installed, machine.passes = CPU.version, False
+    assert f"remove {machine.wheel.parent} and try again" in refusal(script.install, machine.options)
+    shutil.rmtree(machine.wheel.parent, ignore_errors=True)
+    machine.done.clear()
+    refusal(script.install, machine.options)
+    assert "wheel" in machine.done
+
+
+def test_minkowski_self_test_says_that_there_is_no_engine(monkeypatch):
+    monkeypatch.setitem(sys.modules, "MinkowskiEngine", None)
+    with pytest.raises(SystemExit, match="cannot be imported"):
+        runpy.run_path(str(FOLDER / "self_test.py"))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """run(*words): the command with `install` doing nothing; returns the options that it got. Its attribute: problem."""
+
+    def run(*words: str) -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", ["build.py", *words])
+        script.main()
+        return run.options
+
+    def install(options):
+        run.options = options
+        if run.problem:
+            raise script.CannotBuild(run.problem)
+
+    run.problem = None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(script, "install", install)
+    return run
+
+
+def test_minkowski_command_hands_on_its_options(command, tmp_path):
+    options = command("--cuda", "no", "--jobs", "3", "--sdist", "/tmp/a b.tar.gz", "--cache", "/tmp/c")
+    assert vars(options) == {"cuda": "no", "jobs": 3, "sdist": Path("/tmp/a b.tar.gz"), "cache": Path("/tmp/c")}
+    assert vars(command()) == {"cuda": "auto", "jobs": None, "sdist": None, "cache": tmp_path / "pcdd" / "minkowski"}
+
+
+def test_minkowski_command_that_cannot_build_says_why_and_that_it_is_not_needed(command):
+    command.problem = "the reason"
+    with pytest.raises(SystemExit, match="the reason\n.*pcdd works without MinkowskiEngine.*MINKOWSKI=no"):
+        command()
+
+
+def test_failure_of_pip_for_minkowski_is_repeated(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, stdout="some words", stderr="ERROR: no such thing")
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: failed)
+    message = refusal(script.pip, "install", "thing")
+    assert "pip install thing" in message and "ERROR: no such thing" in message
+    assert script.pip("config", "get", "thing", check=False) == ""
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """make(*words): the commands that make would run."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not there")
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CUDA", "JOBS", "SDIST", "MINKOWSKI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: str) -> list[list[str]]:
+        result = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return [shlex.split(line) for line in result.stdout.replace("\\\n", "").splitlines()]
+
+    return run
+
+
+def test_make_minkowski_hands_on_its_variables(make):
+    build = [".venv/bin/python", "minkowski/build.py"]
+    assert make("minkowski")[-1] == build
+    assert make("minkowski", "JOBS=3", "CUDA=no", "SDIST=/tmp/a b.tar.gz")[-1] == [
+        *build,
+        "--cuda",
+        "no",
+        "--jobs",
+        "3",
+        "--sdist",
+        "/tmp/a b.tar.gz",
+    ]
+
+
+@pytest.mark.parametrize("choice", ["yes", "no"])
+def test_make_test_builds_minkowski_first_unless_told_not_to(make, choice):
+    *before, tests = make("test", f"MINKOWSKI={choice}")
+    assert f"PCDD_TEST_MINKOWSKI={choice}" in tests and tests[-1] == "pytest"
+    assert ([".venv/bin/python", "minkowski/build.py"] in before) == (choice == "yes")
