@@ -54,8 +54,9 @@ def clouds_of(case: str, data: str | None):
 class Work:
     """One way through one case; `run` does a stage."""
 
-    def __init__(self, case: str, way: str, width: int, data: str | None, device: torch.device):
+    def __init__(self, case: str, way: str, width: int, data: str | None, device: torch.device, most: int | None = None):
         clouds = clouds_of(case, data).to(device)
+        clouds = clouds.select(torch.arange(len(clouds))[:most])
         description = NetworkConfig(layers=3, width=width, norm="instance", **WAYS[way])
         self.network = build_network(description, 3, clouds.grid, 10, generator(0)).to(device)
         points = clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid
@@ -76,8 +77,9 @@ class Work:
 
 def memory(case: str, way: str, stage: str, options: argparse.Namespace) -> int:
     """Bytes at the peak of one stage, above what the process held before it."""
-    work = Work(case, way, options.width, options.data, options.device)
-    work.run("forward")  # libraries allocate on their first call
+    settings = case, way, options.width, options.data, options.device
+    Work(*settings, most=2).run(stage)  # libraries allocate on their first call
+    work = Work(*settings)
     if options.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

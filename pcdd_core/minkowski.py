@@ -88,20 +88,27 @@ class MinkowskiTensor:
 
 
 def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid) -> MinkowskiTensor:
-    """As `sparse.from_points`, by MinkowskiEngine's `TensorField(...).sparse()`, which is what the paper's code does."""
+    """As `sparse.from_points`, by MinkowskiEngine's `TensorField(...).sparse()`, which is what the paper's code does.
+
+    What comes from there is copied into a tensor of its own: where points share a cell and the batch has several clouds, its
+    global pooling and instance norm would read the field's rows for those of the cells, and return nonsense.
+    """
     me = _engine_on(coordinates.device)
-    sparse.refuse_nothing(coordinates)
-    position = torch.cat([cloud_index[:, None], coordinates.detach()], dim=1).float()
+    sparse.refuse_lost_points(coordinates)
+    position = torch.cat([cloud_index[:, None], coordinates.detach().floor()], dim=1).float()
     field = me.TensorField(
-        features, coordinates=position, quantization_mode=me.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE
+        features.contiguous(),
+        coordinates=position,
+        quantization_mode=me.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE,
     )
-    return MinkowskiTensor(field.sparse(), clouds, grid)
+    averaged = field.sparse()
+    return MinkowskiTensor(me.SparseTensor(averaged.F, coordinates=averaged.C), clouds, grid)
 
 
 def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
     """The same cells and features, with a graph back to them."""
     me = _engine_on(tensor.cells.device)
-    made = me.SparseTensor(tensor.features, coordinates=tensor.cells.int().contiguous(), tensor_stride=tensor.stride)
+    made = me.SparseTensor(tensor.features.contiguous(), coordinates=tensor.cells.int().contiguous(), tensor_stride=tensor.stride)
     return MinkowskiTensor(made, tensor.clouds, tensor.grid)
 
 
@@ -121,7 +128,7 @@ def convolution(
     """As `sparse.convolution`, by MinkowskiConvolution."""
     layer = _convolution(kernel_size, stride, dilation, bias is not None)
     # a kernel of one cell without a stride is a plain matrix there, (in, out)
-    weights = {"kernel": weight[0] if layer.use_mm else weight}
+    weights = {"kernel": (weight[0] if layer.use_mm else weight).contiguous()}
     if bias is not None:
         weights["bias"] = bias[None]
     return _apply(layer, tensor, weights)
@@ -142,12 +149,16 @@ def global_pool(tensor: MinkowskiTensor, mode: str) -> Tensor:
     me, name = engine(), _name_of(mode)
     if mode != "sum":
         sparse.refuse_empty_clouds(tensor.cells_per_cloud, mode)
-    pooled = tensor.tensor
-    if not _one_cell_per_cloud(tensor):
+    if _one_cell_per_cloud(tensor):
+        cloud, pooled = tensor.cells[:, 0], tensor.features
+    elif mode == "max" and int((tensor.cells_per_cloud > 0).sum()) == 1:
+        # of a single cloud its gradient goes to wrong cells; this is what its forward pass does there
+        cloud, pooled = tensor.cells[:1, 0], tensor.features.max(dim=0, keepdim=True).values
+    else:
         kind = getattr(me.PoolingMode, f"GLOBAL_{name.upper()}_POOLING_KERNEL")
-        pooled = getattr(me, f"MinkowskiGlobal{name}Pooling")(kind)(pooled)
-    rows = pooled.F.new_zeros(tensor.clouds, pooled.F.shape[1])
-    return rows.index_add(0, pooled.C[:, 0].long(), pooled.F)
+        result = getattr(me, f"MinkowskiGlobal{name}Pooling")(kind)(tensor.tensor)
+        cloud, pooled = result.C[:, 0].long(), result.F
+    return pooled.new_zeros(tensor.clouds, pooled.shape[1]).index_add(0, cloud, pooled)
 
 
 def relu(tensor: MinkowskiTensor) -> MinkowskiTensor:

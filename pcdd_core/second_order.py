@@ -50,6 +50,8 @@ def missed_gradient(
         cosine                      between the two
         layers                      for each: `share`, |its true part| / |true gradient|, and `missed`, of its own part
     """
+    if config.network.backend == "torch":
+        raise ValueError("network.backend is torch, whose network has no twin in `sparse` to compare with")
     twin = replace(config, network=replace(config.network, backend="sparse"))
     real = real.to(device)
     network, true_network = draw_network(config, real, 0), draw_network(twin, real, 0)
@@ -78,7 +80,7 @@ def missed_gradient(
     return {
         "gradients_without_graph": without,
         "missed": _ratio((whole - all_found).norm(), whole.norm()),
-        "cosine": _ratio(whole @ all_found, whole.norm() * all_found.norm()),
+        "cosine": max(-1.0, min(1.0, _ratio(whole @ all_found, whole.norm() * all_found.norm()))),
         "layers": layers,
     }
 

@@ -77,10 +77,20 @@ def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clou
     coordinates (points, 3), features (points, channels), cloud_index (points,). The same as MinkowskiEngine's
     `TensorField.sparse()`. Differentiable in the features, not in the coordinates.
     """
+    refuse_lost_points(coordinates)
     position = torch.cat([cloud_index[:, None], coordinates.detach().floor().long()], dim=1)
     cells, owner, count = _unique_cells(position)
     total = features.new_zeros(len(cells), features.shape[1]).index_add(0, owner, features)
     return SparseTensor(cells, total / count[:, None], clouds, grid)
+
+
+def refuse_lost_points(coordinates: Tensor) -> None:
+    """ValueError if there is no point, or if one is not finite or beyond what 32 bits can count."""
+    refuse_nothing(coordinates)
+    lost = ~(coordinates.detach().abs() < 2.0**31).all(1)
+    if lost.any():
+        place = coordinates[lost][0].tolist()
+        raise ValueError(f"a point lies at {place}: expected finite coordinates within 2^31 cells of 0, not points too far apart")
 
 
 def from_dense(dense: Tensor) -> SparseTensor:
@@ -308,8 +318,10 @@ def _key_steps(low: Tensor, high: Tensor) -> Tensor:
     The order of keys is the lexicographic order of cells. Raises ValueError if keys would not fit into 64 bits.
     """
     extent = high - low + 1
-    if extent.double().prod() > 2.0**62:
-        raise ValueError(f"the cells span {extent[1:].tolist()} cells along depth, height, width: too far apart")
+    exact = high.double() - low.double() + 1  # the integers themselves may have overflowed
+    if exact.prod() > 2.0**62:
+        sizes = [int(size) for size in exact[1:].tolist()]
+        raise ValueError(f"the points span {sizes} cells along depth, height, width: too far apart")
     return torch.cat([extent[1:].flip(0).cumprod(0).flip(0), extent.new_ones(1)])
 
 

@@ -1,20 +1,26 @@
 """Networks against literal torch layers and against each other; initial weights; ensembles."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from tiny import needs_minkowski
 from torch import nn
 
 from pcdd_core.config import NetworkConfig
 from pcdd_core.errors import InputError
 from pcdd_core.lifts import coordinates_as_features
+from pcdd_core.minkowski import from_points as minkowski_points
 from pcdd_core.networks import Classifier, Ensemble, build_network
+from pcdd_core.objectives import gradients_without_graph
 from pcdd_core.randomness import generator
 from pcdd_core.sparse import from_dense
 
 FLAT, SOLID = (1, 8, 8), (4, 4, 4)
 BACKENDS = ["torch", "sparse"]
+POOLINGS = ["max", "average"]
+NORMS = ["none", "instance", "batch"]
 
 
 def built(backend="torch", grid=FLAT, channels=3, classes=5, seed=0, **settings):
@@ -24,6 +30,14 @@ def built(backend="torch", grid=FLAT, channels=3, classes=5, seed=0, **settings)
 
 def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def with_drawn_norms(network, seed=3):
+    """The network with scales and shifts of its norms that are not 1 and 0."""
+    draws = generator(seed)
+    for parameter in [*network.norm_weights, *network.norm_biases]:
+        parameter.data.normal_(1.0, 0.3, generator=draws)
+    return network
 
 
 # --- the paper's dense network ------------------------------------------------------------------------------------
@@ -39,7 +53,7 @@ def literal_paper_network(network, layers, pooling):
     return nn.Sequential(*stack, nn.Flatten(), network.head)
 
 
-@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_paper_layout_equals_the_literal_layers(random_clouds, pooling, layers):
     network = built(layers=layers, pooling=pooling, paper_layout=True).double()
@@ -67,6 +81,38 @@ def test_paper_layout_where_it_is_not_defined_is_an_input_error(settings, grid):
         built(grid=grid, paper_layout=True, **settings)
 
 
+# --- norms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm, kind", [("instance", nn.InstanceNorm3d), ("batch", nn.BatchNorm3d)])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("grid, kernel, window", [(FLAT, (1, 3, 3), (1, 2, 2)), (SOLID, (3, 3, 3), (2, 2, 2))])
+def test_norms_of_the_dense_network_equal_the_literal_layers(random_clouds, norm, kind, pooling, grid, kernel, window):
+    network = with_drawn_norms(built(grid=grid, norm=norm, pooling=pooling).double())
+    stack = []
+    for layer in range(2):
+        convolution = nn.Conv3d(4 if layer else 3, 4, kernel, padding="same")
+        convolution.weight, convolution.bias = network.convolution_weights[layer], network.convolution_biases[layer]
+        normalise = kind(4, affine=True, track_running_stats=False)
+        normalise.weight, normalise.bias = network.norm_weights[layer], network.norm_biases[layer]
+        pool = {"max": nn.MaxPool3d, "average": nn.AvgPool3d}[pooling](window)
+        stack += [convolution, normalise, nn.ReLU(), pool]
+    images = coordinates_as_features(random_clouds([6, 3, 9], grid)).dense()
+    assert_close(network(images), nn.Sequential(*stack, nn.Flatten(), network.head)(images))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_batch_norm_alone_do_logits_depend_on_the_other_clouds_of_the_batch(random_clouds, backend, norm):
+    clouds = random_clouds([9, 7, 8, 6], SOLID)
+    network = with_drawn_norms(built(backend, SOLID, norm=norm).double())
+    alone, in_a_batch = (network(coordinates_as_features(clouds.select(torch.arange(count)))) for count in (1, 4))
+    if norm == "batch":
+        assert (alone[0] - in_a_batch[0]).abs().max() > 0.01
+    else:
+        assert_close(alone[0], in_a_batch[0])
+
+
 # --- sparse and dense ---------------------------------------------------------------------------------------------
 
 
@@ -77,16 +123,19 @@ def dense_twin(network, grid, **settings):
         kernel = weight.detach().view(3, 3, 3, *weight.shape[1:]).permute(4, 3, 2, 1, 0)  # depth runs fastest
         own.data = kernel if grid[0] > 1 else kernel[:, :, 1:2]
         bias.data.zero_()
-    twin.head.load_state_dict(network.head.state_dict())
+    for part in ("head", "norm_weights", "norm_biases"):
+        getattr(twin, part).load_state_dict(getattr(network, part).state_dict())
     return twin
 
 
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
-@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [1, 2])
-def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling, layers):
-    network = built("sparse", grid, layers=layers, pooling=pooling).double()
-    twin = dense_twin(network, grid, layers=layers, pooling=pooling)
+@pytest.mark.parametrize("norm", ["none", "batch"])  # the epsilon of instance norm is another one in each
+def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling, layers, norm):
+    settings = dict(layers=layers, pooling=pooling, norm=norm)
+    network = with_drawn_norms(built("sparse", grid, **settings).double())
+    twin = dense_twin(network, grid, **settings)
     images = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator(1)).requires_grad_()
     assert_close(network(from_dense(images)), twin(images))
     actual = torch.autograd.grad(network(from_dense(images)).square().sum(), [images, network.head.weight])
@@ -94,7 +143,7 @@ def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling,
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("norm", ["none", "instance"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("paper_layout", [False, True])
 def test_the_sparse_network_does_not_depend_on_the_order_of_points(random_clouds, norm, paper_layout):
     clouds = random_clouds([9, 1, 14], FLAT)
@@ -108,7 +157,7 @@ def test_the_sparse_network_does_not_depend_on_the_order_of_points(random_clouds
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("norm", ["none", "instance"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_dense_and_sparse_inputs_give_the_same_logits(random_clouds, backend, norm):
     lifted = coordinates_as_features(random_clouds([9, 2, 14], SOLID))
     network = built(backend, SOLID, norm=norm).double()
@@ -132,6 +181,61 @@ def test_instance_norm_makes_logits_independent_of_the_scale_of_a_clouds_feature
         bias.data.zero_()
     scaled = lifted.with_features(lifted.features * 7)
     torch.testing.assert_close(network(scaled), network(lifted), rtol=1e-4, atol=1e-4)  # not exact: the epsilon
+
+
+@needs_minkowski
+@pytest.mark.parametrize("norm", NORMS)
+def test_minkowski_and_sparse_networks_agree_where_points_share_a_cell(random_clouds, norm):
+    clouds = random_clouds([12, 9, 11], (1, 4, 4))  # on 16 cells
+    sparse, minkowski = (with_drawn_norms(built(name, (1, 4, 4), norm=norm).double()) for name in ("sparse", "minkowski"))
+    minkowski.load_state_dict(sparse.state_dict())
+    assert_close(minkowski(coordinates_as_features(clouds, minkowski_points)), sparse(coordinates_as_features(clouds)))
+
+
+# --- second derivatives -------------------------------------------------------------------------------------------
+
+HALVINGS = (1, 16, 16)  # room for 4 layers
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("layers", [2, 3, 4])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_derivatives_of_a_network(check_two_derivatives, random_clouds, backend, layers, pooling, norm):
+    # With these weights no network is dead, and no feature within reach of finite differences of a kink or a tie.
+    network = built(backend, HALVINGS, classes=2, layers=layers, width=2, pooling=pooling, norm=norm).double()
+    draws = generator(227, "weights")
+    weights = {name: torch.randn(p.shape, dtype=p.dtype, generator=draws) for name, p in network.named_parameters()}
+    for name in weights:
+        if name.startswith("norm"):
+            weights[name] = 1 + 0.3 * weights[name]
+    directions = [torch.randn(p.shape, dtype=p.dtype, generator=generator(1, name)) for name, p in weights.items()]
+    clouds = random_clouds([4, 3], HALVINGS, seed=1)
+
+    def logits(coordinates, steps):
+        """Of moved points, by a network each of whose parameters went one step in a direction of its own."""
+        moved = {name: weights[name] + step * way for name, step, way in zip(weights, steps, directions, strict=True)}
+        lifted = coordinates_as_features(clouds.with_coordinates(coordinates))
+        return torch.func.functional_call(network, moved, (lifted,))
+
+    check_two_derivatives(logits, clouds.coordinates, torch.zeros(len(weights), dtype=torch.float64))
+    coordinates = clouds.coordinates.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(logits(coordinates, [0.0] * len(weights)).square().sum(), coordinates)
+    assert gradient.abs().max() > 0.1  # of a dead network both derivatives are right, too: 0
+
+
+LAYOUTS = [("torch", "none", True)]  # with a norm, paper_layout is not defined for backend torch
+LAYOUTS += [("sparse", norm, True) for norm in NORMS] + [(*pair, False) for pair in itertools.product(BACKENDS, NORMS)]
+
+
+@pytest.mark.parametrize("backend, norm, paper_layout", LAYOUTS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_every_parameter_gradient_has_a_graph(random_clouds, backend, norm, paper_layout, pooling, layers):
+    settings = dict(layers=layers, pooling=pooling, norm=norm, paper_layout=paper_layout)
+    network = built(backend, HALVINGS, **settings).double()
+    lifted = coordinates_as_features(random_clouds([8, 5], HALVINGS))
+    assert gradients_without_graph(network, lifted, torch.tensor([1, 1])) == []
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pcdd_core.distillation import initial_clouds
 from pcdd_core.objectives import DISTANCES
 from pcdd_core.records import read_record, read_trajectory, table
 from pcdd_core.runs import RUN_FILES
+from pcdd_core.second_order import sentence
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCHEDULE = {  # much state to lose: momentum, a network that is trained and drawn anew in mid-run
@@ -147,13 +148,30 @@ def test_record_says_what_was_run_where_and_at_what_cost(finished):
     record = read_record(finished)
     assert record["name"] == "quickstart" and record["config"] == to_dict(tiny.config(**SCHEDULE))
     assert record["config"]["seed"] == 0
-    assert set(record["machine"]["versions"]) == {"torch", "torchvision", "numpy", "scikit-learn"}
+    always = {"torch", "torchvision", "numpy", "scikit-learn"}
+    assert always <= set(record["machine"]["versions"]) <= always | {"MinkowskiEngine"}
     assert record["machine"]["versions"]["torch"] == torch.__version__
     assert record["machine"]["device"] and record["machine"]["threads"] >= 1 and "commit" in record["machine"]
     assert record["seconds"]["distillation"] > 0 and record["seconds"]["evaluation"] > 0
     assert record["peak_memory_bytes"] > 2**26
     assert record["health"] == "moving"
     assert (record["clouds"], record["points"]) == (10, 200) and 0 < record["occupied_cells"] <= 200
+
+
+def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missing(finished):
+    assert read_record(finished)["config"]["network"]["backend"] == "torch"
+    assert read_record(finished)["second_derivatives"] == {"gradients_without_graph": []}
+
+
+@tiny.needs_minkowski
+def test_missing_second_derivatives_of_minkowski_are_in_the_record_and_said_once(tmp_path, capsys):
+    options = ("--preset", "quickstart", "--output", str(tmp_path / "run"))
+    assert pcdd("distill", *options, network__backend="minkowski", network__norm="none", schedule__iterations=2) == 0
+    found = read_record(tmp_path / "run")["second_derivatives"]
+    assert found["gradients_without_graph"] == ["convolution_weights.0", "convolution_weights.1"]
+    assert 0 < found["missed"] and list(found["layers"]) == ["convolution 1", "convolution 2", "head"]
+    said = capsys.readouterr().err
+    assert said.count(sentence(found)) == 1 and said.count("no second derivatives") == 1
 
 
 def test_record_s_scores_are_consistent_with_their_accuracies(finished):
