@@ -90,6 +90,20 @@ def memory(case: str, way: str, stage: str, options: argparse.Namespace) -> int:
     return (torch.cuda.max_memory_allocated() if options.device.type == "cuda" else _resident("VmHWM")) - before
 
 
+def markdown(rows: list[dict]) -> str:
+    """Milliseconds (median) and MiB, a row per case and stage, a column per way."""
+    lines = [["", *WAYS], ["---"] * (len(WAYS) + 1)]
+    for case in CASES:
+        for stage in STAGES:
+            found = {row["way"]: row for row in rows if (row["case"], row["stage"]) == (case, stage)}
+            cells = (
+                f"{1000 * median(row['seconds']):.0f} ms ({row['ratio_to_minkowski']:.2f}), {row['peak_memory_bytes'] / 2**20:.0f} MiB"
+                for row in (found[way] for way in WAYS)
+            )
+            lines.append([f"{case.split(',')[0]}, {stage}", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,6 +146,7 @@ def main() -> None:
     }
     path = Path(__file__).parent / "records" / f"sparse-layers-{options.device.type}.json"
     atomic_write_text(path, json.dumps(record, indent=1))
+    print(markdown(rows))
 
 
 def _resident(field: str) -> int:

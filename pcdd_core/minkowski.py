@@ -108,7 +108,9 @@ def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clou
 def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
     """The same cells and features, with a graph back to them."""
     me = _engine_on(tensor.cells.device)
-    made = me.SparseTensor(tensor.features.contiguous(), coordinates=tensor.cells.int().contiguous(), tensor_stride=tensor.stride)
+    made = me.SparseTensor(
+        tensor.features.contiguous(), coordinates=tensor.cells.int().contiguous(), tensor_stride=tensor.stride
+    )
     return MinkowskiTensor(made, tensor.clouds, tensor.grid)
 
 

@@ -33,9 +33,10 @@ def sentence(found: dict[str, Any]) -> str:
     names = found["gradients_without_graph"]
     if not names:
         return ""
+    parts = [f"{layer} {part['missed']:.1%}" for layer, part in found["layers"].items() if part["missed"] > 1e-3]
     return (
         f"no second derivatives for the gradients of {', '.join(names)}: at the start the points miss {found['missed']:.1%} of "
-        f"the true gradient (cosine {found['cosine']:.4f}); network.backend=sparse has all of it"
+        f"the true gradient (cosine {found['cosine']:.4f}; by layer: {', '.join(parts)}); network.backend=sparse has all of it"
     )
 
 

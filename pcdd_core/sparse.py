@@ -90,7 +90,9 @@ def refuse_lost_points(coordinates: Tensor) -> None:
     lost = ~(coordinates.detach().abs() < 2.0**31).all(1)
     if lost.any():
         place = coordinates[lost][0].tolist()
-        raise ValueError(f"a point lies at {place}: expected finite coordinates within 2^31 cells of 0, not points too far apart")
+        raise ValueError(
+            f"a point lies at {place}: expected finite coordinates within 2^31 cells of 0, not points too far apart"
+        )
 
 
 def from_dense(dense: Tensor) -> SparseTensor:

@@ -1,6 +1,8 @@
 """What the README states is what the records say."""
 
+import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,18 @@ def test_csv_is_made_of_the_records(tmp_path):
     records = sorted(ROOT.glob("figures/records/*-small-seed?.json"))
     assert main(["table", *map(str, records), "--csv", str(tmp_path / "small.csv")]) == 0
     assert (tmp_path / "small.csv").read_text() == (ROOT / "figures/tables/small.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("title", "script", "record"),
+    [
+        ("missed gradient", "figures/missed_gradient.py", "figures/records/missed-gradient.json"),
+        ("sparse layers", "benchmarks/sparse_layers.py", "benchmarks/records/sparse-layers-cpu.json"),
+    ],
+)
+def test_table_is_made_of_its_record_by_the_script_that_makes_both(title, script, record):
+    stated = re.search(rf"<!-- {title} -->\n(.*?)\n<!-- end of {title} -->", README, re.DOTALL).group(1)
+    assert stated == runpy.run_path(str(ROOT / script))["markdown"](json.loads((ROOT / record).read_text())["rows"])
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)", README))
