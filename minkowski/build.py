@@ -22,7 +22,6 @@ import sysconfig
 import tarfile
 import tempfile
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -34,9 +33,9 @@ ARCHIVE = "MinkowskiEngine-0.5.4.tar.gz"
 SHA256 = "b1879c00d0b0b1d30ba622cce239886a7e3c78ee9da1064cdfe2f64c2ab15f94"
 PATCH = HERE / "MinkowskiEngine-0.5.4.patch"
 BUILD_TOOLS = ["setuptools>=70.1", "wheel", "ninja", "patch-ng>=1.18"]
-# Added to Python's own flags. Its -g would have the compiler write debugging symbols, four times as long.
+# Added to Python's own flags. Its -g would have the compiler write debugging symbols, which takes far longer.
 FLAGS = ["-g0", "-DNDEBUG"]
-GIBIBYTES_PER_JOB = {"cpu": 1.5, "cuda": 6.0}  # of compiler memory; measured peaks: 1.2 and 5.6
+GIBIBYTES_PER_JOB = {"cpu": 1.5, "cuda": 6.0}  # of compiler memory: estimates on the safe side
 
 
 class CannotBuild(Exception):

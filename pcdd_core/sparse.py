@@ -168,7 +168,7 @@ def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
     if mode not in ("max", "average", "sum"):
         raise ValueError(f"pooling mode is {mode!r}; expected 'max', 'average' or 'sum'")
     count = tensor.cells_per_cloud
-    if mode == "sum" or mode == "average":
+    if mode in ("sum", "average"):
         total = tensor.features.new_zeros(tensor.clouds, tensor.features.shape[1])
         total = total.index_add(0, tensor.cells[:, 0], tensor.features)
         if mode == "sum":

@@ -17,6 +17,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -682,7 +683,7 @@ def test_interrupted_minkowski_build_leaves_no_wheel_and_no_source(interrupted):
 
 
 def test_interrupted_minkowski_build_ends_its_compilers(interrupted):
-    interrupted.process.wait(timeout=0.5)
+    assert interrupted.process.wait(timeout=0.5) == -signal.SIGTERM
 
 
 def test_interrupted_copy_of_the_minkowski_wheel_is_not_taken_for_one(build, monkeypatch):
@@ -810,8 +811,8 @@ def command(tmp_path, monkeypatch):
 
 
 def test_minkowski_command_hands_on_its_options(command, tmp_path):
-    options = command("--cuda", "no", "--jobs", "3", "--sdist", "/tmp/a b.tar.gz", "--cache", "/tmp/c")
-    assert vars(options) == {"cuda": "no", "jobs": 3, "sdist": Path("/tmp/a b.tar.gz"), "cache": Path("/tmp/c")}
+    options = command("--cuda", "no", "--jobs", "3", "--sdist", "an archive.tar.gz", "--cache", "wheels")
+    assert vars(options) == {"cuda": "no", "jobs": 3, "sdist": Path("an archive.tar.gz"), "cache": Path("wheels")}
     assert vars(command()) == {"cuda": "auto", "jobs": None, "sdist": None, "cache": tmp_path / "pcdd" / "minkowski"}
 
 
@@ -847,14 +848,14 @@ def make(monkeypatch):
 def test_make_minkowski_hands_on_its_variables(make):
     build = [".venv/bin/python", "minkowski/build.py"]
     assert make("minkowski")[-1] == build
-    assert make("minkowski", "JOBS=3", "CUDA=no", "SDIST=/tmp/a b.tar.gz")[-1] == [
+    assert make("minkowski", "JOBS=3", "CUDA=no", "SDIST=an archive.tar.gz")[-1] == [
         *build,
         "--cuda",
         "no",
         "--jobs",
         "3",
         "--sdist",
-        "/tmp/a b.tar.gz",
+        "an archive.tar.gz",
     ]
 
 
