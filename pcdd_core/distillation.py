@@ -32,6 +32,7 @@ class Step:
     matching_loss:              one number per class, before the update
     mean_absolute_gradient:     of the summed matching loss with respect to the coordinates, per cell
     mean_absolute_displacement: how far the optimiser moved a coordinate, in cells
+    gradient:                   (points, 3), of the summed matching loss with respect to each coordinate, per cell
     clouds:                     after the update and the boundary check; shares no memory with the run
     """
 
@@ -39,6 +40,7 @@ class Step:
     matching_loss: list[float]
     mean_absolute_gradient: float
     mean_absolute_displacement: float
+    gradient: torch.Tensor
     clouds: PointClouds
     _state: dict[str, Any] = field(repr=False)
 
@@ -159,7 +161,7 @@ def _steps(
             network_optimiser.step()
         live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
         live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
-        yield Step(iteration, losses, gradient, displacement, moved, live)
+        yield Step(iteration, losses, gradient, displacement, coordinates.grad.clone(), moved, live)
 
 
 def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:

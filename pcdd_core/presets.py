@@ -1,8 +1,12 @@
-"""One named configuration per cell of the paper's tables, at the paper's scale and at one for two CPU cores, and our own."""
+"""One named configuration per cell of the paper's tables, at the paper's scale and at one for two CPU cores, and our own.
 
+`label` says how a configuration differs from the preset it began as.
+"""
+
+import json
 from dataclasses import dataclass
 
-from .config import Config, from_dict
+from .config import Config, from_dict, to_dict
 from .errors import InputError, nearest_names
 
 
@@ -26,6 +30,8 @@ PAPER_ACCURACY = {
     ("minkowski", 2, "layerwise_cosine"): 11.37,
     ("torch", 3, "layerwise_cosine"): 10.23,
 }
+BACKENDS = ("torch", "minkowski", "sparse")
+LAYERS = (2, 3, 4)
 # An eighth of the iterations with five times the step size: with the paper's own, points would cover a few cells only.
 SMALL = {
     "network": {"width": 32},
@@ -41,6 +47,21 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise InputError(f"no preset is called {name!r}; {nearest_names(name, PRESETS)}")
     return PRESETS[name]
+
+
+def label(name: str, config: Config) -> str:
+    """The preset's name, followed by the settings in which `config` differs from it; the seed does not count."""
+    if name not in PRESETS:
+        return name
+    ours, theirs = to_dict(config), to_dict(PRESETS[name].config)
+    changed = [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, values in ours.items()
+        if section != "seed"
+        for key, value in values.items()
+        if value != theirs[section][key]
+    ]
+    return " ".join([name, *changed])
 
 
 def _paper_settings(backend: str, layers: int, distance: str) -> dict:
@@ -65,20 +86,31 @@ def _merged(settings: dict, changes: dict) -> dict:
 
 def _paper_presets() -> dict[str, Preset]:
     presets = {}
+
+    def add(name: str, settings: dict, text: str, stated: float | None = None) -> None:
+        presets[name] = Preset(from_dict(settings), text, stated)
+        presets[f"{name}-small"] = Preset(from_dict(_merged(settings, SMALL)), f"{text}; minutes on 2 cores", stated)
+
     for distance in ("sum_of_squares", "layerwise_cosine"):
-        for backend in ("torch", "minkowski", "sparse"):
-            for layers in (2, 3, 4):
-                name = f"paper-{backend}-{layers}-{distance.replace('_', '-')}"
-                settings = _paper_settings(backend, layers, distance)
-                table = "Table 1" if distance == "sum_of_squares" else "Table 2"
+        for backend in BACKENDS:
+            for layers in LAYERS:
                 stated = PAPER_ACCURACY.get((backend, layers, distance))
+                table = "Table 1" if distance == "sum_of_squares" else "Table 2"
                 where = table if stated else f"as {table}, not stated there"
                 if backend == "sparse":
                     where = f"as {table}'s MinkowskiEngine, with all second derivatives"
                 text = f"{where}: {backend}, {layers} layers, {distance.replace('_', ' ')}"
-                presets[name] = Preset(from_dict(settings), text, stated)
-                small = from_dict(_merged(settings, SMALL))
-                presets[f"{name}-small"] = Preset(small, f"{text}; minutes on 2 cores", stated)
+                add(
+                    f"paper-{backend}-{layers}-{distance.replace('_', '-')}",
+                    _paper_settings(backend, layers, distance),
+                    text,
+                    stated,
+                )
+    for backend in BACKENDS:
+        for layers in LAYERS:
+            settings = _merged(_paper_settings(backend, layers, "sum_of_squares"), {"network": {"pooling": "average"}})
+            text = f"section 4.4's ablation, in words there: {backend}, {layers} layers, average pooling"
+            add(f"paper-{backend}-{layers}-average-pooling", settings, text)
     return presets
 
 
@@ -100,7 +132,10 @@ PRESETS: dict[str, Preset] = {
         from_dict(GAUSSIAN), "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells"
     ),
     "gaussian-small": Preset(
-        from_dict({**GAUSSIAN, "evaluation": SMALL["evaluation"]}), "`gaussian`, scored as the paper's small presets are"
+        from_dict({**GAUSSIAN, "evaluation": SMALL["evaluation"]}),
+        "`gaussian`, scored as the paper's small presets are",
     ),
-    "quickstart": Preset(from_dict(QUICKSTART), "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers"),
+    "quickstart": Preset(
+        from_dict(QUICKSTART), "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers"
+    ),
 }

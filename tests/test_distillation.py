@@ -169,6 +169,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
         losses.append(gradient_matching(network, lifted(same), same.labels, lifted(ours), ours.labels, distance))
     (gradient,) = torch.autograd.grad(sum(losses), coordinates)
     assert step.matching_loss == pytest.approx([loss.item() for loss in losses], rel=1e-4)
+    torch.testing.assert_close(step.gradient, gradient, rtol=1e-3, atol=1e-5)
     assert step.mean_absolute_gradient == pytest.approx(gradient.abs().mean().item(), rel=1e-3)
     assert step.mean_absolute_displacement == pytest.approx(1e-3 * gradient.abs().mean().item(), rel=1e-2)
     expected = cloud_files.boundary_check(start.coordinates.detach() - 1e-3 * gradient, real.grid)
