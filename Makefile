@@ -4,7 +4,7 @@
 # make lab              install, then JupyterLab on the notebooks
 # Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE;
 # of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive);
-# of make small-table: RUNS (at once)
+# of make tables: SCALE (small, paper), SWEEP (options of `pcdd sweep`)
 
 PYTHON ?= python3
 DATASET ?= digits
@@ -19,7 +19,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # a variable of the command line as an option; CUDA and JOBS mean other things in many environments
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo test minkowski lab install pair small-table clean
+.PHONY: demo test minkowski lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -53,20 +53,12 @@ lab: install
 pair: install
 	$(BIN)/jupytext --sync notebooks/*.py
 
-# The small-scale table: every preset at small scale, seeds 0 to 2, and real clouds as baselines, RUNS at a time (about 1
-# hour on 2 cores), then figures/records and figures/tables. Finished runs are kept, stopped ones go on. Needs MNIST.
-small-table: install minkowski
-	$(BIN)/pcdd presets --json | $(BIN)/python -c 'import json, sys; \
-		names = [p["name"] for p in json.load(sys.stdin) if p["name"].endswith("-small")]; \
-		print(*(f"{name} {seed}" for seed in range(3) for name in names), sep="\n")' | \
-	OMP_NUM_THREADS=1 xargs -P $(or $(RUNS),2) -L 1 sh -c 'folder=runs/$$0-seed$$1; test -e $$folder/record.json || \
-		$(BIN)/pcdd distill --quiet --preset $$0 --seed $$1 --output $$folder $$(test -d $$folder && echo --resume)'
-	printf "%s\n" "random 0" "random 1" "random 2" "herding 0" | \
-	OMP_NUM_THREADS=1 xargs -P $(or $(RUNS),2) -L 1 sh -c 'folder=runs/$$0-small-seed$$1; test -e $$folder/record.json || \
-		$(BIN)/pcdd baseline $$0 --quiet --preset gaussian-small --seed $$1 --output $$folder'
-	mkdir -p figures/records
-	for folder in runs/*-small-seed?; do cp $$folder/record.json figures/records/$$(basename $$folder).json; done
-	$(BIN)/pcdd table figures/records/*-small-seed?.json --csv figures/tables/small.csv
+# The paper's tables and the limits at small scale, on Ray (hours on 2 cores; --minutes, Ctrl-C and make tables again go on),
+# then figures/records and figures/tables. SWEEP: options of `pcdd sweep`. Needs MNIST. SCALE=paper: for a GPU.
+tables: install minkowski
+	set -e; for table in "table1 --seeds 5" "table2 --seeds 5" "ablation --seeds 5" "step-size --seeds 3" "initialisation --seeds 20"; do \
+		$(BIN)/pcdd sweep $$table --scale $(or $(SCALE),small) $(SWEEP); \
+		$(BIN)/pcdd report $$table --scale $(or $(SCALE),small) --keep figures/records --output figures/tables; done
 
 clean:
 	rm -rf build *.egg-info

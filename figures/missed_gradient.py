@@ -3,7 +3,7 @@
     python figures/missed_gradient.py --data DIR
 
 For the paper's networks of 2, 3 and 4 layers and its two distances, 3 seeds: at the scatter that a run starts from, at the
-paper's scale and at the small one, and at the end of each small run, where runs/ holds it (`make small-table`). Writes
+paper's scale and at the small one, and at the end of each small run, where runs/ holds it (`make tables`). Writes
 figures/records/missed-gradient.json, figures/tables/missed-gradient.csv and figures/missed-gradient.png, and prints the
 README's table. About 6 minutes on 2 cores.
 """

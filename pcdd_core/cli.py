@@ -4,8 +4,6 @@ Nothing heavy is imported before a command needs it, so that help is instant.
 """
 
 import argparse
-import csv
-import io
 import json
 import os
 import sys
@@ -21,6 +19,7 @@ Distil a labelled set of point clouds into a few synthetic clouds by moving thei
   pcdd presets                              what can be run, and what the paper reports for it
   pcdd distill --preset gaussian            scatter points, move them into digits, score the result
   pcdd show runs/gaussian-0-1a2b3c4d        what came out of it, with a picture
+  pcdd sweep table1 --seeds 5               every cell of the paper's Table 1; `pcdd report table1` prints it
 
 Real data: MNIST under --data DIR or in the environment variable PCDD_DATA (the folder that holds MNIST/raw), downloaded
 if neither is given; the setting data.name=digits needs no files.
@@ -47,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"pcdd: the run failed at {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on from the last checkpoint" if options.command is distill else ""
+        hints = {
+            distill: "; the same command with --resume goes on from the last checkpoint",
+            sweep: "; the same command goes on, and finished cells are kept",
+        }
+        hint = hints.get(options.command, "")
         print(f"\npcdd: stopped{hint}", file=sys.stderr)
         return 130
 
@@ -68,7 +71,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
         resume=options.resume,
         overwrite=options.overwrite,
         checkpoint_every=options.checkpoint_every,
-        quiet=options.quiet,
+        progress=runs.Progress(options.quiet),
     )
     record = records.read_record(folder)
     text = f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
@@ -146,37 +149,122 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd table`."""
+    from . import records
     from .files import atomic_write_text
-    from .presets import PRESETS
-    from .records import markdown, read_record
-    from .records import table as make_table
 
-    rows = make_table(read_record(path) for path in options.records)
-    for row in rows:
-        row["paper's figure"] = PRESETS[row["name"]].paper_accuracy if row["name"] in PRESETS else None
+    rows = records.table(records.read_record(path) for path in options.records)
     if options.csv:
-        columns = list({column: None for row in rows for column in row})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write_text(options.csv, text.getvalue())
-    return {"text": markdown(rows), "json": rows}
+        atomic_write_text(options.csv, records.comma_separated(rows))
+    return {"text": records.markdown(rows), "json": rows}
+
+
+def sweep(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd sweep`."""
+    cells = _cells(options)
+    from . import sweeps
+
+    def result(states: list) -> dict[str, Any]:
+        listed = [
+            {
+                "number": number,
+                "name": state.cell.label,
+                "seed": state.cell.config.seed,
+                "status": state.status,
+                "attempts": state.attempts,
+                "note": state.note,
+                "folder": str(state.folder),
+            }
+            for number, state in enumerate(states)
+        ]
+        lines = [f"{row['number']:>4}  {row['status']:8}  {row['name']}, seed {row['seed']}  {row['note']}" for row in listed]
+        counts = {status: sum(row["status"] == status for row in listed) for status in dict.fromkeys(row["status"] for row in listed)}
+        lines.append(f"{len(listed)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        return {"text": "\n".join(lines), "json": listed}
+
+    planned = sweeps.Sweep(
+        cells,
+        options.runs,
+        options.data,
+        options.address,
+        options.cpus_per_run,
+        options.gpus_per_run,
+        options.retries,
+        options.checkpoint_every,
+    )
+    if options.list:
+        return result(planned.states)
+    if options.cell is not None:
+        if not 0 <= options.cell < len(cells):
+            raise InputError(f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` shows them")
+        sweeps.obtain([cells[options.cell]], options.runs, options.data)
+        return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
+    from .sweep_view import SweepView
+
+    with SweepView(options.quiet) as view:
+        for states in planned:
+            view.show(states)
+            if options.minutes is not None and view.minutes > options.minutes:
+                break
+    ended = result(planned.states)
+    left = sum(state.status in ("waiting", "running") for state in planned.states)
+    if left:
+        ended["text"] += f"\nstopped after {options.minutes:g} minutes with {left} cells left; the same command goes on"
+    return ended
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd report`."""
+    cells = _cells(options)
+    from . import records, sweeps
+    from .files import atomic_write_text
+
+    found = records.find_records(sweeps.default_places(options.runs))
+    paths = [found[cell.identity] for cell in cells if cell.identity in found]
+    if not paths:
+        raise InputError(f"{options.name}: none of its {len(cells)} cells has been run; run them with `pcdd sweep`")
+    if options.keep:
+        kept_clouds: set[str] = set()
+        for path in paths:
+            name = records.read_record(path)["name"]
+            records.keep(path, options.keep, with_clouds=name not in kept_clouds)
+            kept_clouds.add(name)
+    rows = records.table(records.read_record(path) for path in paths)
+    title = options.name + ("" if options.name not in sweeps.EXPERIMENTS else f"-{options.scale}")
+    folder = Path(options.output or options.runs)
+    formats = {"md": records.markdown(rows) + "\n", "csv": records.comma_separated(rows), "tex": records.latex(rows) + "\n"}
+    for suffix, text in formats.items():
+        atomic_write_text(folder / f"{title}.{suffix}", text)
+    missing = len(cells) - len(paths)
+    text = records.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
+    if missing:
+        text += f"\n{missing} of {len(cells)} cells have not been run; run them with `pcdd sweep`"
+    return {"text": text, "json": {"rows": rows, "missing": missing}}
+
+
+def _cells(options: argparse.Namespace) -> list:
+    """The cells that `sweep` and `report` are about."""
+    from .sweeps import experiment
+
+    vary = {}
+    for name, *values in options.vary or []:
+        if not values:
+            raise InputError(f"--vary {name}: expected the setting and then its values")
+        vary[name] = [_value(value) for value in values]
+    options.seed = None
+    return experiment(options.name, options.scale, options.seeds, _settings(options), vary)
 
 
 def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:
     from . import runs
-    from .clouds import save
-    from .files import atomic_write_text, refuse_file_in_the_way
+    from .files import refuse_file_in_the_way
 
     refuse_file_in_the_way(options.output or ".")
-    clouds, record = runs.score(clouds, name, config, options.split, options.data, options.device, options.quiet)
+    progress = runs.Progress(options.quiet)
+    clouds, record = runs.score(clouds, name, config, options.split, options.data, options.device, progress)
     text = f"{name}: {_scores(record)}"
     if options.output:
-        folder = Path(options.output)
-        save(clouds, folder / "clouds.npz")
-        atomic_write_text(folder / "record.json", json.dumps(record, indent=2))
-        text += f"\n{folder}: clouds.npz, record.json"
+        runs.keep_score(clouds, record, options.output)
+        text += f"\n{options.output}: clouds.npz, record.json"
     return {"text": text, "json": record}
 
 
@@ -213,13 +301,18 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         name, equals, value = argument.partition("=")
         if not equals:
             raise InputError(f"argument {argument!r}: expected setting=value, for instance network.layers=2")
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
+        settings[name] = _value(value)
     if options.seed is not None:
         settings["seed"] = options.seed
     return settings
+
+
+def _value(text: str) -> Any:
+    """JSON, or else plain text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -265,6 +358,44 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", choices=("random", "herding"), help="how they are chosen")
     sub.add_argument("--clouds-per-class", type=_positive, default=1, metavar="N", help="how many of each class (1)")
     scoring(sub)
+
+    def choosing(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, or a preset")
+        sub.add_argument("settings", nargs="*", metavar="setting=value", help="settings to change in every cell")
+        sub.add_argument("--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1 (5)")
+        sub.add_argument(
+            "--scale", choices=("small", "paper"), default="small", help="of a table: small is for CPU cores, paper for GPUs"
+        )
+        sub.add_argument(
+            "--vary", nargs="+", action="append", metavar=("SETTING", "VALUE"), help="a cell for each value; may be repeated"
+        )
+        sub.add_argument("--runs", default="runs", metavar="DIR", help="folder of the run folders (runs)")
+
+    epilog = """\
+A cell is one run. Finished cells, here or among the repository's records, are never run again; a killed one is started
+again and goes on from its checkpoint. On a cluster started with `ray start`, give --address HOST:PORT; DIR must be on a file system
+that all nodes share. Without Ray, for instance under Slurm:
+
+  pcdd sweep table1 --list                               what the cells are, by number
+  sbatch --array=0-50 --wrap 'pcdd sweep table1 --cell $SLURM_ARRAY_TASK_ID'
+"""
+    sub = command(sweep, "run all cells of a table, or of a preset, many at a time on Ray", epilog)
+    choosing(sub)
+    sub.add_argument("--data", metavar="DIR", help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)")
+    sub.add_argument("--address", metavar="HOST:PORT", help="a Ray cluster (default: one on this machine, for this sweep)")
+    sub.add_argument("--cpus-per-run", type=float, default=1, metavar="N", help="cores, and threads, of a run (1)")
+    sub.add_argument("--gpus-per-run", type=float, metavar="X", help="part of a GPU for a run (0.25 where there is one)")
+    sub.add_argument("--retries", type=int, default=3, metavar="N", help="how often a run that was killed is started again (3)")
+    sub.add_argument("--checkpoint-every", type=_positive, default=25, metavar="N", help="iterations between checkpoints (25)")
+    sub.add_argument("--minutes", type=float, metavar="M", help="stop after so long; the same command goes on")
+    sub.add_argument("--list", action="store_true", help="only say which cells there are and which are finished")
+    sub.add_argument("--cell", type=int, metavar="N", help="run this one only, here and without Ray")
+    sub.add_argument("--quiet", action="store_true", help="no table of progress")
+
+    sub = command(report, "print and save the table of a sweep: Markdown, CSV, LaTeX")
+    choosing(sub)
+    sub.add_argument("--output", metavar="DIR", help="where to save it (default: the folder of the runs)")
+    sub.add_argument("--keep", metavar="DIR", help="copy the records there, to be committed, with the first seed's clouds")
 
     command(presets, "list the named configurations, with what the paper reports for them")
 

@@ -138,6 +138,21 @@ def cell_centres(clouds: PointClouds) -> PointClouds:
     return clouds.with_coordinates(clouds.coordinates.floor() + half)
 
 
+def into_grid(points: Tensor, grid: Grid) -> Tensor:
+    """A cloud in any unit, (points, 3) in the order depth, height, width, moved and scaled to fill the grid's box: cells.
+
+    One scale for all axes, so that its shape stays; as large as fits, in the middle. Raises InputError if the points
+    are not finite, or none.
+    """
+    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not points.isfinite().all():
+        raise InputError(f"points of shape {tuple(points.shape)}: expected one or more rows of 3 finite coordinates")
+    room = torch.tensor(grid, dtype=torch.float64) - 1  # see boundary_check
+    low, high = points.double().amin(0), points.double().amax(0)
+    extent = high - low
+    scale = min([float(room[axis] / extent[axis]) for axis in range(3) if extent[axis] > 0], default=1.0)
+    return boundary_check(((points - (low + high) / 2) * scale + room / 2).float(), grid)
+
+
 def members_per_class(clouds: PointClouds) -> list[Tensor]:
     """The indices of each class's clouds."""
     return [(clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))]

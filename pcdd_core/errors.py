@@ -1,4 +1,4 @@
-"""The two ways in which a run can end early: the input is wrong, or the distillation has failed."""
+"""The ways in which a run can end early: the input is wrong, its folder is in use, or the distillation has failed."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,14 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2; nothing has been written when it is raised.
     """
+
+
+class EngineMissing(InputError):
+    """MinkowskiEngine is asked for and not installed, or not for this PyTorch."""
+
+
+class FolderInUse(InputError):
+    """Another process is running in the folder of a run."""
 
 
 class DistillationFailed(RuntimeError):

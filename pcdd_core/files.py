@@ -1,12 +1,20 @@
-"""Files that are either whole or not there: written under a temporary name in the same folder, then renamed."""
+"""Files that are either whole or not there: written under a temporary name in the same folder, then renamed.
+
+And folders that one process at a time may write to.
+"""
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import InputError
+from filelock import FileLock, Timeout
+
+from .errors import FolderInUse, InputError
+
+LOCK = ".lock"
 
 
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
@@ -44,3 +52,30 @@ def refuse_file_in_the_way(folder: Path | str) -> None:
 def atomic_write_text(path: Path | str, text: str) -> None:
     """`atomic_write` for a text."""
     atomic_write(path, lambda file: file.write(text.encode()))
+
+
+@contextmanager
+def sole_user(folder: Path | str) -> Iterator[None]:
+    """Hold `folder` (made if need be) against other processes; the system lets go when this one ends, however it ends.
+
+    Raises FolderInUse if another process holds it, InputError if it cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUse(
+            f"{folder}: another process is running in it; wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror}); choose a folder you can write to") from None
+    try:
+        yield
+    finally:
+        with suppress(
+            OSError
+        ):  # before it is freed, so that whoever comes next makes a file of its own; Windows refuses
+            (folder / LOCK).unlink()
+        lock.release()

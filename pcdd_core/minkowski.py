@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import sparse
 from .clouds import Grid
-from .errors import InputError
+from .errors import EngineMissing, InputError
 from .sparse import SparseTensor
 
 HOW_TO_GET_IT = (
@@ -28,7 +28,7 @@ HOW_TO_GET_IT = (
 
 @functools.cache
 def engine():
-    """The module MinkowskiEngine. Raises InputError saying how to get it where it is missing or does not load."""
+    """The module MinkowskiEngine. Raises EngineMissing saying how to get it where it is missing or does not load."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*CPU_ONLY")  # said when CUDA is asked for, by `_engine_on`
@@ -36,9 +36,9 @@ def engine():
     except ModuleNotFoundError as missing:
         if missing.name != "MinkowskiEngine":
             raise
-        raise InputError(f"MinkowskiEngine is not installed; {HOW_TO_GET_IT}") from None
+        raise EngineMissing(f"MinkowskiEngine is not installed; {HOW_TO_GET_IT}") from None
     except ImportError as problem:
-        raise InputError(
+        raise EngineMissing(
             f"MinkowskiEngine is installed but does not load ({problem}): it was built for another PyTorch; {HOW_TO_GET_IT}"
         ) from None
     return MinkowskiEngine

@@ -1,18 +1,32 @@
 """What is kept of runs, read back: records, trajectories, and tables made of them."""
 
+import csv
+import io
 import json
-from collections.abc import Iterable
+import re
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
+from .config import from_dict, to_dict
 from .errors import InputError
 from .evaluation import Score
+from .files import atomic_write_text
+from .presets import PRESETS, label
+
+COMMITTED = Path(__file__).parents[1] / "figures" / "records"  # in a checkout: the records that the repository keeps
+WINDOWS = 30  # of a run, over each of which the curves of its record are averaged
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """The record in a file or in a run folder. Raises InputError if there is none or it cannot be read."""
+    """The record in a file or in a run folder. Raises InputError if there is none or it cannot be read.
+
+    `clouds_file` is added to it: the path of the set it is about, beside it, or None if that is not there.
+    """
     path = Path(path)
     path = path / "record.json" if path.is_dir() else path
     if not path.is_file():
@@ -23,8 +37,61 @@ def read_record(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path}: not a record ({error})") from None
     needed = {"name", "config", "scores"}
     if not isinstance(record, dict) or not needed <= record.keys():
-        raise InputError(f"{path}: not a record; expected the record.json of a finished run, with {', '.join(sorted(needed))}")
-    return record
+        raise InputError(
+            f"{path}: not a record; expected the record.json of a finished run, with {', '.join(sorted(needed))}"
+        )
+    clouds = path.with_name("clouds.npz") if path.name == "record.json" else path.with_suffix(".npz")
+    return record | {"clouds_file": str(clouds.resolve()) if clouds.is_file() else None}
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """A record as text: indented, but a list of numbers on one line."""
+    text = json.dumps(record, indent=2)
+    return re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+
+
+def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
+    """Every record in these folders and in the run folders in them, by `identity`; of two alike, the first place's."""
+    found: dict[str, Path] = {}
+    for place in map(Path, places):
+        for path in sorted([*place.glob("*.json"), *place.glob("*/record.json")]):
+            try:
+                found.setdefault(identity(read_record(path)), path)
+            except InputError:
+                continue  # another kind of JSON, or the record of an older version's settings
+    return found
+
+
+def identity(record: dict[str, Any]) -> str:
+    """What makes two records those of the same experiment: the settings, defaults filled in, or a baseline's name and its.
+
+    Takes any dict with a record's `name` and `config`.
+    """
+    settings = to_dict(from_dict(record["config"]))
+    if "network" in record["config"]:
+        return json.dumps(settings, sort_keys=True)
+    used = {key: settings[key] for key in ("data", "evaluation", "seed")}
+    return json.dumps({"baseline": record["name"], **used}, sort_keys=True)
+
+
+def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
+    """Copy the record at `path` (a run's record.json) into `folder` as <name>-seed<n>.json, to be committed.
+
+    Settings that differ from the preset's become part of the name. Records from before there were `curves` get them from
+    the run's steps. with_clouds: the distilled set goes beside it.
+    """
+    record = read_record(path)
+    clouds = record.pop("clouds_file")
+    steps = path.with_name("steps.jsonl")
+    if "curves" not in record and steps.exists() and record["scores"]:
+        record |= averages(steps)
+    name = _label(record).replace(" ", "-").replace("=", "-")
+    kept = Path(folder) / f"{name}-seed{record['config']['seed']}.json"
+    if path.resolve() != kept.resolve():
+        atomic_write_text(kept, as_json(record))
+    if with_clouds and clouds and Path(clouds).resolve() != kept.with_suffix(".npz").resolve():
+        shutil.copyfile(clouds, kept.with_suffix(".npz"))
+    return kept
 
 
 def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
@@ -46,51 +113,94 @@ def score_record(score: Score) -> dict[str, Any]:
 
 
 def averages(path: Path) -> dict[str, Any]:
-    """Means over all iterations, and the matching loss at both ends."""
+    """Means over all iterations, the matching loss at both ends, and curves: means over WINDOWS parts of the run."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     means = {
-        key: float(np.mean([row[key] for row in rows])) for key in ("mean_absolute_gradient", "mean_absolute_displacement")
+        key: float(np.mean([row[key] for row in rows]))
+        for key in ("mean_absolute_gradient", "mean_absolute_displacement")
     }
     ends = {"first": sum(rows[0]["matching_loss"]), "last": sum(rows[-1]["matching_loss"])}
-    return {**means, "matching_loss": ends, "iterations": len(rows)}
+    parts = np.array_split(np.arange(len(rows)), min(WINDOWS, len(rows)))
+    values = {
+        "matching_loss": [sum(row["matching_loss"]) for row in rows],
+        **{key: [row[key] for row in rows] for key in means},
+    }
+    curves = {"iteration": [float(part.mean()) for part in parts]}
+    curves |= {key: [float(f"{np.mean(np.take(found, part)):.4g}") for part in parts] for key, found in values.items()}
+    return {**means, "matching_loss": ends, "iterations": len(rows), "curves": curves}
 
 
 def table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per name: means over its records (one per seed), and for scores, of two seeds or more, the standard deviation.
+    """A row per experiment: means over its records (one per seed), and for scores, of two seeds or more, the standard deviation.
 
-    Scores are in percent, memory in MiB.
+    An experiment is named by its preset and the settings that differ from it. Scores are in percent, memory in MiB.
+    `paper's figure` is what the paper states, where it states one.
     """
     rows, named = [], {}
     for record in records:
-        named.setdefault(record["name"], []).append(record)
+        named.setdefault(_label(record), []).append(record)
     for name, group in named.items():
-        row: dict[str, Any] = {"name": name, "seeds": len({record["config"]["seed"] for record in group})}
+        row: dict[str, Any] = {"name": name, "paper's figure": _stated(group[0]["name"])}
         for protocol in {protocol: None for record in group for protocol in record["scores"]}:
             means = [record["scores"][protocol]["mean"] for record in group if protocol in record["scores"]]
             row[protocol] = round(float(np.mean(means)), 2)
             row[f"{protocol} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
+        row["seeds"] = len({record["config"]["seed"] for record in group})
         for key in ("mean_absolute_gradient", "mean_absolute_displacement"):
             if all(key in record for record in group):
-                row[key] = float(f"{np.mean([record[key] for record in group]):.3g}")
+                row[key.replace("_", " ")] = float(f"{np.mean([record[key] for record in group]):.3g}")
         spent = [record["seconds"] for record in group if "seconds" in record]  # failed runs have none
         for stage in spent[0] if spent else ():
             row[f"{stage} seconds"] = round(float(np.mean([seconds[stage] for seconds in spent])), 1)
         peaks = [record["peak_memory_bytes"] for record in group if "peak_memory_bytes" in record]
         row["peak memory MiB"] = round(max(peaks, default=0) / 2**20)
-        row["health"] = "; ".join(sorted({record.get("health", "real clouds").split(" at iteration")[0] for record in group}))
+        row["health"] = "; ".join(
+            sorted({record.get("health", "real clouds").split(" at iteration")[0] for record in group})
+        )
         rows.append(row)
     return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows of `table` as a Markdown table; a column `x sd` is put beside `x`, after a plus-minus sign."""
-    columns = list({column: None for row in rows for column in row if not column.endswith(" sd")})
+    cells, columns = _as_text(rows), _columns(rows)
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+
+def latex(rows: list[dict[str, Any]]) -> str:
+    """The same as a LaTeX tabular (package booktabs)."""
+    return tabulate(_as_text(rows), _columns(rows), tablefmt="latex_booktabs", disable_numparse=True).replace(
+        "±", r"$\pm$"
+    )
+
+
+def comma_separated(rows: list[dict[str, Any]]) -> str:
+    """The same as CSV, numbers and standard deviations in columns of their own."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list({column: None for row in rows for column in row}), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _label(record: dict[str, Any]) -> str:
+    return label(record["name"], from_dict(record["config"])) if "network" in record["config"] else record["name"]
+
+
+def _stated(name: str) -> float | None:
+    return PRESETS[name].paper_accuracy if name in PRESETS else None
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    return list({column: None for row in rows for column in row if not column.endswith(" sd")})
+
+
+def _as_text(rows: list[dict[str, Any]]) -> list[list[str]]:
     def cell(row: dict[str, Any], column: str) -> str:
         if row.get(column) is None:
             return ""
         deviation = row.get(f"{column} sd")
         return str(row[column]) if deviation is None else f"{row[column]} ± {deviation}"
 
-    lines = [columns, ["---"] * len(columns), *([cell(row, column) for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [[cell(row, column) for column in _columns(rows)] for row in rows]

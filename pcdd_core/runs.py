@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from .datasets import Splits
 from .distillation import Step, distill, initial_clouds
 from .errors import DistillationFailed, InputError
 from .evaluation import evaluate
-from .files import atomic_write, atomic_write_text, refuse_file_in_the_way
+from .files import LOCK, atomic_write, atomic_write_text, refuse_file_in_the_way, sole_user
 from .health import Health
 from .lifts import occupancy
-from .records import averages, score_record
+from .records import as_json, averages, score_record
 
 RUN_FILES = (
     "record.json",
@@ -57,26 +57,50 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: int = 25,
-    quiet: bool = False,
+    progress: "Progress | None" = None,
 ) -> Path:
     """Distil and score as `config` says; returns the run folder (default: runs/<name>-<seed>-<hash>).
 
     data: folder of the real data, see `datasets.load`. device: see `machine.choose_device`.
     resume goes on from the last checkpoint, bit for bit on the same CPU; overwrite starts a finished or unfinished run
-    afresh. A run that diverges is recorded as that before DistillationFailed is raised.
+    afresh. A run that diverges is recorded as that before DistillationFailed is raised. Raises FolderInUse while another
+    process runs in the same folder. progress: where to tell how far it is (default: bars).
     """
-    folder = Path(folder) if folder else Path("runs") / f"{name}-{config.seed}-{configuration.identity(config)}"
+    folder = Path(folder) if folder else Path("runs") / folder_name(name, config)
     place = machine.choose_device(device)
     machine.keep_freed_memory()
     checkpoint = _open_folder(folder, config, resume, overwrite)
     splits = datasets.load(config.data, data)
     steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
+    with sole_user(folder):
+        _run(
+            config, name, folder, splits, steps, checkpoint, place, overwrite, checkpoint_every, progress or Progress()
+        )
+    return folder
+
+
+def folder_name(name: str, config: Config) -> str:
+    """What the folder of a run is called unless another name is given."""
+    return f"{name}-{config.seed}-{configuration.identity(config)}"
+
+
+def _run(
+    config: Config,
+    name: str,
+    folder: Path,
+    splits: Splits,
+    steps: Iterator[Step],
+    checkpoint: dict[str, Any] | None,
+    place: torch.device,
+    overwrite: bool,
+    checkpoint_every: int,
+    progress: "Progress",
+) -> None:
     if overwrite:
         for old in (*RUN_FILES, "clouds.png"):  # the last is `pcdd show`'s; and nothing else that may be in the folder
             (folder / old).unlink(missing_ok=True)
     atomic_write_text(folder / "config.json", json.dumps({"name": name, **configuration.to_dict(config)}, indent=2))
 
-    progress = Progress(quiet)
     record = {"name": name, "config": configuration.to_dict(config), "machine": machine.describe(place)}
     derivatives = second_order.second_derivatives(config, splits.train, initial_clouds(config, splits.train), place)
     record["second_derivatives"] = derivatives
@@ -86,7 +110,7 @@ def run(
         trajectory, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
     except DistillationFailed as failure:
         record |= {"health": f"failed at {failure}", "scores": {}}
-        atomic_write_text(folder / "record.json", json.dumps(record, indent=2))
+        atomic_write_text(folder / "record.json", as_json(record))
         raise
     distilled = initial_clouds(config, splits.train).with_coordinates(torch.from_numpy(trajectory["coordinates"][-1]))
     save(distilled, folder / "clouds.npz")
@@ -99,8 +123,7 @@ def run(
         **scored,
         "seconds": {"distillation": seconds, **scored["seconds"]},
     }
-    atomic_write_text(folder / "record.json", json.dumps(record, indent=2))
-    return folder
+    atomic_write_text(folder / "record.json", as_json(record))
 
 
 def score(
@@ -110,7 +133,7 @@ def score(
     split: str = "test",
     data: Path | str | None = None,
     device: str | None = None,
-    quiet: bool = False,
+    progress: "Progress | None" = None,
 ) -> tuple[PointClouds, dict[str, Any]]:
     """Score a set that is already there, or that a function makes of the training clouds: the set and its record.
 
@@ -120,7 +143,9 @@ def score(
     machine.keep_freed_memory()
     splits = datasets.load(config.data, data)
     if len(getattr(splits, split)) == 0:
-        raise InputError(f"setting data.validation_fraction = {config.data.validation_fraction}: the {split} split is empty")
+        raise InputError(
+            f"setting data.validation_fraction = {config.data.validation_fraction}: the {split} split is empty"
+        )
     clouds = clouds(splits.train) if callable(clouds) else clouds
     if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
         raise InputError(
@@ -129,7 +154,13 @@ def score(
         )
     used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
     record = {"name": name, "config": used, "machine": machine.describe(place)}
-    return clouds, record | _score(clouds, splits, split, config, place, Progress(quiet))
+    return clouds, record | _score(clouds, splits, split, config, place, progress or Progress())
+
+
+def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) -> None:
+    """Write what `score` returned as a folder like a run's, the record last."""
+    save(clouds, Path(folder) / "clouds.npz")
+    atomic_write_text(Path(folder) / "record.json", as_json(record))
 
 
 def _score(
@@ -190,11 +221,15 @@ def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
     if overwrite:
         return None
     if (folder / "record.json").exists():
-        raise InputError(f"{folder}: this run has ended; look at it with `pcdd show`, or start it afresh with --overwrite")
+        raise InputError(
+            f"{folder}: this run has ended; look at it with `pcdd show`, or start it afresh with --overwrite"
+        )
     path = folder / "checkpoint.pt"
     if not resume:
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder}: holds an unfinished run; go on with --resume, or start it afresh with --overwrite")
+        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+            raise InputError(
+                f"{folder}: holds an unfinished run; go on with --resume, or start it afresh with --overwrite"
+            )
         return None
     if not folder.exists():
         raise InputError(f"{folder}: nothing to resume; start the run without --resume")
@@ -216,7 +251,13 @@ def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
 
 
 def _distill(
-    folder: Path, config: Config, splits: Splits, steps, checkpoint: dict[str, Any] | None, checkpoint_every: int, progress
+    folder: Path,
+    config: Config,
+    splits: Splits,
+    steps,
+    checkpoint: dict[str, Any] | None,
+    checkpoint_every: int,
+    progress,
 ) -> tuple[dict[str, np.ndarray], float, str | None]:
     """Run the steps; returns the trajectory, the seconds spent (earlier parts of the run included) and the finding."""
     total, health = config.schedule.iterations, Health()

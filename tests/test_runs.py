@@ -439,8 +439,11 @@ def test_run_that_fails_is_recorded_as_failed(failed):
 
 
 def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
-    rows = table([read_record(finished), read_record(failed)])
-    assert "failed" in rows[0]["health"] and "moving" in rows[0]["health"]
+    other_seed = read_record(finished)
+    other_seed["config"]["seed"] += 1
+    alone, pair = table([read_record(failed), read_record(finished), other_seed])
+    assert alone["health"] == "failed" and "standard" not in alone and alone["name"].startswith("quickstart ")
+    assert pair["health"] == "moving" and pair["seeds"] == 2 and "sum_of_squares" in alone["name"]
 
 
 def test_stuck_run_is_recorded_as_that(tmp_path):

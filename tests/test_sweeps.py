@@ -1,0 +1,350 @@
+"""Many runs: which cells an experiment has, records found again, and sweeps on Ray that survive what can happen to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny
+import torch
+
+from pcdd_core import records, runs, sweeps
+from pcdd_core.clouds import load
+from pcdd_core.errors import EngineMissing, FolderInUse, InputError
+from pcdd_core.files import sole_user
+from pcdd_core.presets import PRESETS, preset
+from pcdd_core.sweeps import Sweep, experiment, obtain
+
+TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
+SLOW = {
+    **TINY,
+    "schedule.iterations": 400,
+    "network.width": 16,
+    "objective.real_batch": 16,
+}  # long enough to be killed in
+
+
+def cells(seeds=2, **more):
+    return experiment("quickstart", seeds=seeds, settings={**TINY, **more})
+
+
+# --- which cells ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("table1", 9), ("table2", 6), ("ablation", 12), ("step-size", 12), ("initialisation", 1)]
+)
+def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
+    found = experiment(name, scale, seeds=3)
+    assert len({cell.identity for cell in found}) == len(found) == 3 * kinds + 3 * 2 + 1  # herding draws nothing
+    ours = [cell for cell in found if cell.preset.startswith("paper-")]
+    assert len(ours) == 3 * kinds and {cell.config.seed for cell in found} == {0, 1, 2}
+    assert all(cell.preset.endswith("-small") == (scale == "small") for cell in found)
+    widths = {cell.config.evaluation.width for cell in found}
+    assert widths == ({32} if scale == "small" else {128}), "all rows of a table are scored alike"
+
+
+def test_table1_holds_every_cell_of_the_papers_table_1():
+    stated = {PRESETS[cell.preset].paper_accuracy for cell in experiment("table1", "paper", seeds=1)}
+    assert {33.9, 12.78, 10.48, 25.69, 30.22, 17.43} <= stated
+
+
+def test_table2_holds_every_cell_of_the_papers_table_2():
+    stated = {PRESETS[cell.preset].paper_accuracy for cell in experiment("table2", "paper", seeds=1)}
+    assert {11.37, 33.9, 10.23, 30.22} <= stated
+
+
+def test_ablation_compares_the_poolings_and_nothing_else():
+    found = {cell.preset: cell.config for cell in experiment("ablation", seeds=1, beside=False)}
+    for name, config in found.items():
+        if name.endswith("average-pooling-small"):
+            twin = found[name.replace("average-pooling", "sum-of-squares")]
+            assert config.network.pooling == "average" and twin.network.pooling == "max"
+            assert records.label(name.replace("average-pooling", "sum-of-squares"), config).split()[1:] == [
+                'network.pooling="average"'
+            ]
+
+
+def test_step_sizes_multiply_the_presets_own():
+    found = experiment("step-size", seeds=1, beside=False)
+    usual = preset("paper-torch-3-sum-of-squares-small").config.optimiser.step_size
+    assert sorted({cell.config.optimiser.step_size for cell in found}) == [usual * f for f in sweeps.STEP_SIZES]
+
+
+def test_vary_makes_every_combination():
+    vary = {"optimiser.step_size": [0.1, 0.2], "network.layers": [2, 3, 4]}
+    found = experiment("quickstart", seeds=2, settings={"data.name": "digits"}, vary=vary)
+    assert len(found) == 12 and all(cell.config.data.name == "digits" for cell in found)
+    assert {(cell.config.optimiser.step_size, cell.config.network.layers) for cell in found} == {
+        (size, layers) for size in (0.1, 0.2) for layers in (2, 3, 4)
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "tabel1"}, "table1"),
+        ({"name": "table1", "scale": "huge"}, "small, paper"),
+        ({"name": "table1", "seeds": 0}, "1 or more"),
+        ({"name": "table1", "settings": {"network.layer": 2}}, "network.layers"),
+        ({"name": "quickstart", "vary": {"network.layer": [2]}}, "network.layers"),
+    ],
+)
+def test_wrong_experiment_is_refused_by_name(wrong, message):
+    with pytest.raises(InputError, match=message):
+        experiment(**wrong)
+
+
+# --- records found again --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(records.COMMITTED.glob("paper-*.json")), ids=lambda path: path.stem)
+def test_committed_record_is_found_by_its_settings(path):
+    record = records.read_record(path)
+    assert records.find_records([path.parent])[records.identity(record)].exists()
+    assert path.stem.startswith(record["name"]) and path.stem.endswith(f"seed{record['config']['seed']}")
+
+
+def test_cell_and_its_record_have_the_same_identity(tmp_path):
+    kinds = [*cells(seeds=1), *[cell for cell in experiment("table1", seeds=1, settings=TINY) if cell.baseline]]
+    found = obtain(kinds, tmp_path / "runs")
+    assert [records.identity(record) for record in found] == [cell.identity for cell in kinds]
+    assert [record["name"] for record in found] == ["quickstart", "random-1", "herding-1"]
+    assert all(Path(record["clouds_file"]).is_file() for record in found)
+
+
+def test_finished_cells_are_not_run_again(tmp_path, capsys, monkeypatch):
+    first = obtain(cells(), tmp_path / "runs")
+    assert "run 2 of 2: quickstart" in capsys.readouterr().out
+    monkeypatch.setattr(sweeps, "run_cell", lambda *_: pytest.fail("a finished cell was run again"))
+    assert obtain(cells(), tmp_path / "runs") == first
+    assert capsys.readouterr().out == ""
+    assert [state.status for state in Sweep(cells(), tmp_path / "runs").states] == ["found", "found"]
+
+
+def test_record_from_before_a_setting_existed_is_found(tmp_path):
+    (record,) = obtain(cells(seeds=1), tmp_path / "runs")
+    del record["config"]["network"]["kernel_maps"], record["clouds_file"]
+    tiny_folder = tmp_path / "old"
+    tiny_folder.mkdir()
+    (tiny_folder / "old.json").write_text(json.dumps(record))
+    assert cells(seeds=1)[0].identity in records.find_records([tiny_folder])
+
+
+def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, capsys, monkeypatch):
+    def missing(*_, **__):
+        raise EngineMissing("MinkowskiEngine is not installed; make minkowski")
+
+    monkeypatch.setattr(sweeps, "run_cell", missing)
+    assert obtain(cells(), tmp_path / "runs") == []
+    assert "left out: MinkowskiEngine is not installed" in capsys.readouterr().out
+
+
+def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
+    (cell,) = cells(seeds=1)
+    obtain([cell], tmp_path / "runs")
+    path = tmp_path / "runs" / cell.folder / "record.json"
+    whole = records.read_record(path)
+    old = {key: value for key, value in whole.items() if key not in ("curves", "clouds_file")}
+    path.write_text(json.dumps(old))  # as written before there were curves
+    kept = records.keep(path, tmp_path / "kept", with_clouds=True)
+    assert records.read_record(kept) | {"clouds_file": None} == whole | {"clouds_file": None}
+    assert torch.equal(load(kept.with_suffix(".npz")).coordinates, load(path.with_name("clouds.npz")).coordinates)
+    assert kept.name.endswith("-seed0.json") and "network.width-4" in kept.name
+    assert records.find_records([tmp_path / "kept"]) == {cell.identity: kept}
+    assert not records.keep(path, tmp_path / "bare", with_clouds=False).with_suffix(".npz").exists()
+
+
+def test_records_are_written_with_lists_of_numbers_on_one_line():
+    record = {
+        "name": 'a [\n"1", 2 ]',
+        "numbers": [1, -2.5, 3e-7],
+        "words": ["a", "b"],
+        "nested": {"empty": [], "one": [7]},
+    }
+    text = records.as_json(record)
+    assert json.loads(text) == record and '"numbers": [1, -2.5, 3e-07]' in text
+
+
+# --- a folder has one user ------------------------------------------------------------------------------------------
+
+
+def test_folder_in_use_is_refused_and_free_afterwards(tmp_path):
+    (cell,) = cells(seeds=1)
+    with sole_user(tmp_path / "run"), pytest.raises(FolderInUse, match="another process"):
+        runs.run(cell.config, "quickstart", tmp_path / "run")
+    runs.run(cell.config, "quickstart", tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(runs.RUN_FILES)
+
+
+def test_folder_of_a_killed_process_is_free(tmp_path):
+    code = """
+import sys, time
+from pcdd_core.files import sole_user
+with sole_user(sys.argv[1]):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "in\n"
+    with pytest.raises(FolderInUse), sole_user(tmp_path / "run"):
+        pass
+    process.kill()
+    process.wait()
+    with sole_user(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").exists()
+
+
+# --- on Ray ---------------------------------------------------------------------------------------------------------
+
+
+def watched(sweep: Sweep, on_change=lambda states: None, seconds=240) -> list[sweeps.State]:
+    """Iterate to the end, with a limit; `on_change` sees every round."""
+    begun = time.monotonic()
+    for states in sweep:
+        assert time.monotonic() - begun < seconds, states
+        on_change(states)
+    return sweep.states
+
+
+def assert_as_run_alone(states, tmp_path):
+    """Every cell's clouds are those of the same cell run by itself, without a stop."""
+    for state in states:
+        alone = tmp_path / "alone" / state.cell.folder
+        sweeps.run_cell(state.cell, alone)
+        assert torch.equal(load(alone / "clouds.npz").coordinates, load(state.folder / "clouds.npz").coordinates)
+
+
+@pytest.fixture()
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker(tmp_path, one_thread):
+    wrong = experiment("quickstart", seeds=1, settings={**TINY, "objective.real_batch": 10**6})
+    failing = experiment("quickstart", seeds=1, settings={**TINY, "optimiser.name": "sgd", "optimiser.step_size": 1e38})
+    slow = experiment("quickstart", seeds=1, settings=SLOW)
+    killed, seen = [], set()
+
+    def kill_once(states):
+        seen.update((state.status, state.stage) for state in states)
+        steps = states[0].folder / "steps.jsonl"
+        if not killed and steps.exists() and len(steps.read_text().splitlines()) >= 50:
+            for process in psutil.Process().children(recursive=True):
+                if any(word.startswith("ray::_work") for word in process.cmdline()) and any(
+                    file.path == str(states[0].folder / ".lock") for file in process.open_files()
+                ):
+                    killed.append(process.pid)
+                    process.kill()
+
+    sweep = Sweep([*slow, *wrong, *failing, *cells()], tmp_path / "runs", cpus_per_run=1)
+    states = watched(sweep, kill_once)
+    assert len(killed) == 1
+    assert [state.status for state in states] == ["finished", "failed", "failed", "finished", "finished"]
+    assert [state.attempts for state in states] == [2, 1, 1, 1, 1]
+    assert "1000000" in states[1].note and "iteration" in states[2].note
+    assert records.read_record(states[2].folder)["health"].startswith("failed at")
+    assert ("running", "distilling") in seen
+    assert_as_run_alone([states[0], states[3]], tmp_path)
+
+
+def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
+    settings = tiny.arguments({**SLOW, "schedule.iterations": 3000})
+    command = [sys.executable, "-m", "pcdd_core", "sweep", "quickstart", "--seeds", "2", *settings]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    begun = time.monotonic()
+    while not any(len(path.read_text().splitlines()) >= 50 for path in tmp_path.glob("runs/*/steps.jsonl")):
+        assert time.monotonic() - begun < 200 and process.poll() is None
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "the same command goes on" in process.stderr.read()
+    assert not list(tmp_path.glob("runs/*/record.json"))
+    for folder in tmp_path.glob("runs/*"):
+        if (folder / "checkpoint.pt").exists():
+            assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["iteration"] >= 24
+    cell = experiment("quickstart", seeds=1, settings={**SLOW, "schedule.iterations": 3000})[0]
+    with sole_user(tmp_path / "runs" / cell.folder):  # nothing is left running in it
+        assert (tmp_path / "runs" / cell.folder / "config.json").exists()
+
+
+def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
+    """Two raylets on this machine; the one without the sweep is killed while it works."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        doomed = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        lost = []
+
+        def lose_node_once(states):
+            on_doomed = [state for state in states if state.status == "running" and doomed.node_id[:8] in state.note]
+            steps = [state.folder / "steps.jsonl" for state in on_doomed]
+            if not lost and any(path.exists() and len(path.read_text().splitlines()) >= 50 for path in steps):
+                lost.append(on_doomed[0].cell)
+                cluster.remove_node(doomed, allow_graceful=False)
+
+        planned = experiment("quickstart", seeds=2, settings=SLOW)
+        states = watched(Sweep(planned, tmp_path / "runs", address=cluster.address), lose_node_once)
+        assert len(lost) == 1
+        assert [state.status for state in states] == ["finished"] * 2
+        attempts = {state.cell: state.attempts for state in states}
+        assert attempts[lost[0]] == 2 and sum(attempts.values()) == 3
+        assert_as_run_alone([state for state in states if state.cell == lost[0]], tmp_path)
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:99999999"])
+def test_no_cluster_at_the_address_is_an_input_error(tmp_path, address):
+    with pytest.raises(InputError, match=f"{address}: no Ray cluster"):
+        list(Sweep(cells(seeds=1), tmp_path, address=address))
+
+
+# --- on the command line --------------------------------------------------------------------------------------------
+
+
+def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY)]
+    assert tiny.main(["report", *chosen]) == 2
+    assert "none of its 2 cells has been run" in capsys.readouterr().err
+    assert tiny.main(["sweep", *chosen, "--cell", "1"]) == 0
+    capsys.readouterr()
+    assert tiny.main(["sweep", *chosen, "--list"]) == 0
+    assert "2 cells: 1 waiting, 1 found" in capsys.readouterr().out
+    assert tiny.main(["sweep", *chosen, "--cell", "2"]) == 2
+    assert "expected 0 to 1" in capsys.readouterr().err
+    assert tiny.main(["report", *chosen, "--output", "tables", "--keep", "kept"]) == 0
+    text = capsys.readouterr().out
+    assert "1 of 2 cells have not been run" in text
+    for suffix, sign in (("md", "| quickstart"), ("csv", "quickstart"), ("tex", r"\toprule")):
+        assert sign in (tmp_path / f"tables/quickstart.{suffix}").read_text()
+    assert len(list((tmp_path / "kept").glob("*.json"))) == len(list((tmp_path / "kept").glob("*.npz"))) == 1
+
+
+def test_sweep_on_the_command_line_varies_a_setting_and_says_what_happens(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chosen = ["quickstart", "--seeds", "1", *tiny.arguments(TINY), "--vary", "network.layers", "3", "4"]
+    assert tiny.main(["sweep", *chosen, "--json"]) == 0
+    found = capsys.readouterr()
+    assert [row["status"] for row in json.loads(found.out)] == ["finished", "finished"]
+    assert found.err.count("finished") == 2
+    assert tiny.main(["report", *chosen, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert ["network.layers=4" in row["name"] for row in rows] == [False, True]  # 3 is the preset's own
+
+
+def test_vary_needs_values(capsys):
+    assert tiny.main(["sweep", "quickstart", "--vary", "network.layers", "--list"]) == 2
+    assert "--vary network.layers" in capsys.readouterr().err
