@@ -1,6 +1,7 @@
 # make demo             install, then the quickstart notebook, headless (make demo DATASET=mnist for MNIST)
 # make test             install, build MinkowskiEngine (Linux; MINKOWSKI=no leaves it out), then the whole test suite
 # make minkowski        install, then build and install MinkowskiEngine, for the backend of that name
+# make notebooks        install, then every notebook, headless, with the smallest settings (minutes)
 # make lab              install, then JupyterLab on the notebooks
 # Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE;
 # of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive);
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # a variable of the command line as an option; CUDA and JOBS mean other things in many environments
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo test minkowski lab install pair tables clean
+.PHONY: demo test minkowski notebooks lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -45,6 +46,13 @@ test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
 
 minkowski: install
 	$(BIN)/python minkowski/build.py $(call given,CUDA,--cuda) $(call given,JOBS,--jobs) $(call given,SDIST,--sdist)
+
+# One after another: kernels that start at once can race for ports. Parameters that a notebook does not have do no harm.
+notebooks: install
+	@mkdir -p runs/notebooks
+	@set -e; for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
+		OMP_NUM_THREADS=1 $(BIN)/papermill $$notebook runs/notebooks/$$name.ipynb -k python3 --no-progress-bar --log-level ERROR \
+		-f notebooks/smoke.yaml -p output runs/notebooks/$$name -p runs_folder runs/notebooks/runs -p device cpu; done
 
 lab: install
 	$(BIN)/jupyter lab notebooks

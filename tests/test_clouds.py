@@ -17,6 +17,7 @@ from pcdd_core.clouds import (
     cell_centres,
     from_list,
     from_occupancy,
+    into_grid,
     load,
     members_per_class,
     sample,
@@ -368,3 +369,30 @@ def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
             continue
         assert np.array_equal(loaded.coordinates, GOOD["coordinates"])
         assert np.array_equal(loaded.labels, GOOD["labels"])
+
+
+# --- clouds in any unit, put on a grid -------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(0, 10**6), st.floats(-3, 3), st.tuples(*[st.integers(1, 32)] * 3))
+def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(count, seed, log_scale, grid):
+    draws = torch.Generator().manual_seed(seed)
+    points = (torch.rand(count, 3, generator=draws) - 0.5) * 10**log_scale + torch.rand(3, generator=draws)
+    flat = torch.tensor(grid) == 1
+    points[:, flat] = 0.25  # an axis of one cell has no room for an extent
+    placed = into_grid(points, grid)
+    room = torch.tensor(grid) - 1
+    assert placed.dtype == torch.float32 and (placed >= 0).all() and (placed <= room).all()
+    before, after = torch.pdist(points.double()), torch.pdist(placed.double())
+    if count > 1 and before.max() > 1e-4 * points.abs().max():  # else they differ by rounding only
+        scale = after.sum() / before.sum()
+        torch.testing.assert_close(after, before * scale, rtol=1e-3, atol=1e-3)
+        used = placed.amax(0) - placed.amin(0)
+        assert ((room - used) < 1e-3)[~flat].any() and (used <= room + 1e-4).all()
+    torch.testing.assert_close((placed.amax(0) + placed.amin(0)) / 2, room / 2, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("points", [torch.zeros(0, 3), torch.zeros(4, 2), torch.tensor([[0.0, float("nan"), 1.0]])])
+def test_what_is_no_cloud_is_not_put_on_a_grid(points):
+    with pytest.raises(InputError, match="rows of 3 finite coordinates"):
+        into_grid(points, (4, 4, 4))
