@@ -147,6 +147,17 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     return {"text": "\n".join(lines), "json": about}
 
 
+def animate(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd animate`."""
+    from .player import read_recording, save_animation, save_player
+
+    recording = read_recording(options.run)
+    for path in options.files:
+        save = save_player if Path(path).suffix.lower() in (".html", ".htm") else save_animation
+        save(recording, path)
+    return {"text": "\n".join(options.files), "json": {"frames": len(recording), "files": options.files}}
+
+
 def table(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd table`."""
     from . import records
@@ -402,6 +413,10 @@ that all nodes share. Without Ray, for instance under Slurm:
     sub = command(show, "say what a run or a distilled set is, and draw it")
     sub.add_argument("path", metavar="PATH", help="a run folder or a distilled set (.npz)")
     sub.add_argument("--picture", metavar="FILE", help="where to draw it (default: beside it)")
+
+    sub = command(animate, "show how the points of a run moved: a page that plays it without network, a GIF, or an MP4")
+    sub.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="what to write: .html, .gif or .mp4")
 
     sub = command(table, "a Markdown row per preset from the records of runs, averaged over seeds")
     sub.add_argument("records", nargs="+", metavar="RECORD", help="run folders or record.json files")

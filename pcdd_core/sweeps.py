@@ -273,7 +273,8 @@ class Sweep:
             def start(number: int) -> None:
                 state = self.states[number]
                 self.states[number] = replace(state, status="waiting", attempts=state.attempts + 1)
-                running[work.remote(state.cell, str(state.folder), number, teller, place)] = number
+                attempt = (number, state.attempts + 1)
+                running[work.remote(state.cell, str(state.folder), attempt, teller, place)] = number
 
             for number, state in enumerate(self.states):
                 if state.status == "waiting":
@@ -293,11 +294,10 @@ class Sweep:
         """Take over what the runs have told of their progress."""
         told = ray.get(teller.all.remote())
         for number in numbers:
-            if number in told:
-                stage, fraction, node = told[number]
-                self.states[number] = replace(
-                    self.states[number], status="running", stage=stage, fraction=fraction, note=node
-                )
+            state = self.states[number]
+            if (number, state.attempts) in told:
+                stage, fraction, node = told[number, state.attempts]
+                self.states[number] = replace(state, status="running", stage=stage, fraction=fraction, note=node)
 
     def _end(self, ray, number: int, reference) -> bool:
         """Take note of how a try ended; True if there shall be another."""
@@ -319,14 +319,14 @@ class Sweep:
         return again
 
 
-def _work(cell: Cell, folder: str, number: int, teller, place: dict[str, Any]) -> str | None:
+def _work(cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]) -> str | None:
     """What a Ray worker does: returns None, or why this run cannot be made. Anything it raises is worth another try."""
     import ray
     import torch
 
     torch.set_num_threads(place["threads"])
     node = ray.get_runtime_context().get_node_id()[:8]
-    progress = _Telling(lambda stage, fraction: teller.tell.remote(number, stage, fraction, f"node {node}"))
+    progress = _Telling(lambda stage, fraction: teller.tell.remote(attempt, stage, fraction, f"node {node}"))
     patience = time.monotonic() + 60  # a worker whose node was lost may live a little longer than the node
     while True:
         try:
@@ -357,15 +357,15 @@ class _Telling(runs.Progress):
 
 
 class _Teller:
-    """Holds the latest word of every run, on the sweep's own node."""
+    """Holds the latest word of every try, (number of the cell, attempt), on the sweep's own node."""
 
     def __init__(self):
-        self.latest: dict[int, tuple[str, float, str]] = {}
+        self.latest: dict[tuple[int, int], tuple[str, float, str]] = {}
 
-    def tell(self, number: int, stage: str, fraction: float, node: str) -> None:
-        self.latest[number] = (stage, fraction, node)
+    def tell(self, attempt: tuple[int, int], stage: str, fraction: float, node: str) -> None:
+        self.latest[attempt] = (stage, fraction, node)
 
-    def all(self) -> dict[int, tuple[str, float, str]]:
+    def all(self) -> dict[tuple[int, int], tuple[str, float, str]]:
         return self.latest
 
 
@@ -385,7 +385,13 @@ def _ray(address: str | None):
             raise InputError(f"address {address}: no Ray cluster answers there ({error}); expected HOST:PORT") from None
     # "local": never a cluster that happens to be around
     only_ours = {"include_dashboard": False} if address is None else {}
-    ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **only_ours)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **only_ours)
+    except ConnectionError as error:
+        raise InputError(
+            f"address {address}: Ray does not connect ({error}). If the cluster asks for a token, as those of `ray start` "
+            "do from Ray 2.59 on, set RAY_AUTH_MODE=token here and on every node, with the same token (ray get-auth-token)"
+        ) from None
     return ray
 
 

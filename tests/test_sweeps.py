@@ -285,18 +285,20 @@ def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
     try:
         doomed = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        lost = []
+        lost, waited = [], []
 
         def lose_node_once(states):
             on_doomed = [state for state in states if state.status == "running" and doomed.node_id[:8] in state.note]
             steps = [state.folder / "steps.jsonl" for state in on_doomed]
+            if lost:
+                waited.extend(s.note for s in states if s.status == "waiting" and s.attempts == 2)
             if not lost and any(path.exists() and len(path.read_text().splitlines()) >= 50 for path in steps):
                 lost.append(on_doomed[0].cell)
                 cluster.remove_node(doomed, allow_graceful=False)
 
         planned = experiment("quickstart", seeds=2, settings=SLOW)
         states = watched(Sweep(planned, tmp_path / "runs", address=cluster.address), lose_node_once)
-        assert len(lost) == 1
+        assert len(lost) == 1 and waited[0].startswith("started again after: NodeDiedError")
         assert [state.status for state in states] == ["finished"] * 2
         attempts = {state.cell: state.attempts for state in states}
         assert attempts[lost[0]] == 2 and sum(attempts.values()) == 3
