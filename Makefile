@@ -64,7 +64,7 @@ pair: install
 # The paper's tables and the limits at small scale, on Ray (hours on 2 cores; --minutes, Ctrl-C and make tables again go on),
 # then figures/records and figures/tables. SWEEP: options of `pcdd sweep`. Needs MNIST. SCALE=paper: for a GPU.
 tables: install minkowski
-	set -e; for table in "table1 --seeds 5" "table2 --seeds 5" "ablation --seeds 5" "step-size --seeds 3" "initialisation --seeds 20"; do \
+	set -e; for table in "table1 --seeds 5" "table2 --seeds 5" "ablation --seeds 5" "step-size --seeds 3" "initialisation --seeds 10"; do \
 		$(BIN)/pcdd sweep $$table --scale $(or $(SCALE),small) $(SWEEP); \
 		$(BIN)/pcdd report $$table --scale $(or $(SCALE),small) --keep figures/records --output figures/tables; done
 

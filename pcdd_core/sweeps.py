@@ -190,17 +190,20 @@ def obtain(
     """
     found = records.find_records(default_places(runs_folder))
     missing = [cell for cell in cells if cell.identity not in found]
+    left_out: dict[str, int] = {}
     for number, cell in enumerate(missing):
-        print(f"run {number + 1} of {len(missing)}: {cell.label}, seed {cell.config.seed}")
         folder = Path(runs_folder) / cell.folder
         try:
+            print(f"run {number + 1} of {len(missing)}: {cell.label}, seed {cell.config.seed}")
             run_cell(cell, folder, data or None, device or None)
         except EngineMissing as error:
-            print(f"left out: {error}")
+            left_out[str(error)] = left_out.get(str(error), 0) + 1
             continue
         except DistillationFailed as error:
             print(f"failed at {error}")
         found[cell.identity] = folder
+    for reason, count in left_out.items():
+        print(f"{count} runs left out: {reason}")
     return [records.read_record(found[cell.identity]) for cell in cells if cell.identity in found]
 
 

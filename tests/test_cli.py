@@ -20,7 +20,7 @@ from pcdd_core.cli import main
 from pcdd_core.config import described_settings
 from pcdd_core.coresets import herding, random
 from pcdd_core.presets import PRESETS
-from pcdd_core.records import read_record
+from pcdd_core.records import read_record, read_trajectory
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCORING = tiny.arguments({"data.name": "digits", **tiny.EVALUATION})
@@ -255,6 +255,21 @@ def test_table_as_text_names_columns_and_rows(run, capsys):
     assert main(["table", "run"]) == 0
     text = capsys.readouterr().out
     assert "quickstart" in text and "standard" in text and "peak memory MiB" in text
+
+
+def test_animate_writes_a_page_a_gif_and_a_video(run, here, json_of):
+    written = json_of("animate", "run", "out/run.html", "out/run.gif", "out/run.mp4")
+    assert written["frames"] == len(read_trajectory(run)["updates"])
+    heads = {name: (here / "out" / name).read_bytes()[:12] for name in ("run.html", "run.gif", "run.mp4")}
+    assert heads["run.html"].lower().startswith(b"<!doctype") and heads["run.gif"].startswith(b"GIF8")
+    assert heads["run.mp4"][4:8] == b"ftyp"
+
+
+def test_animate_refuses_what_it_cannot_write_or_read(run, here, capsys):
+    assert main(["animate", "run", "run.avi"]) == 2
+    assert ".gif or .mp4" in capsys.readouterr().err
+    assert main(["animate", "nowhere", "run.gif"]) == 2
+    assert "trajectory.npz: no such file" in capsys.readouterr().err
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,358 @@
+"""Recordings of points on the move, and what can be made of them: an HTML page, an animated GIF, a video.
+
+A `Recording` comes from a finished run (`read_recording`) or from a live one (`live.LiveDistillation.recording`). The
+page draws with player.js, as the live view does, and holds all that it needs: it opens from a disk, without a network.
+"""
+
+import base64
+import gzip
+import html
+import itertools
+import json
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from . import clouds as cloud_files
+from . import figures
+from .clouds import Grid, PointClouds
+from .distillation import Step
+from .errors import InputError
+from .files import atomic_write, atomic_write_text
+from .records import read_trajectory
+
+SCRIPT = Path(__file__).with_name("player.js")
+MOST_FRAMES = 200  # that a recorder keeps
+STEPS = 256  # per cell, of coordinates in the page and the live view; a power of 2, so that their cells are exact
+# Gradients there: levels 0 to 255 of a logarithmic scale, from 1e-8 to 1e2 per cell.
+LOWEST_DECADE, LEVELS_PER_DECADE = -8, 25.5
+FRAMES_PER_SECOND = 12  # of GIFs and videos
+ANIMATION_FRAMES = 150  # in them, at most
+LAST_SECONDS = 1.5  # that they stand still at the end
+ANIMATION_CLOUDS = 20  # in them, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Where points were after some updates, and the two curves over all updates.
+
+    clouds:                 whose points they are: labels, offsets, grid, class names; where they are last
+    updates:                int64 (frames,), how many updates each frame has behind it, rising; 0 is the start
+    coordinates:            float32 (frames, points, 3), in cells
+    matching_loss:          float32 (updates made,), summed over classes, before each update
+    mean_absolute_gradient: float32 (updates made,), per cell
+    iterations:             updates of the whole run, of which this may be the beginning
+    gradients:              float32 (frames, points), length of each point's gradient in the last update before a frame,
+                            per cell, 0 at the start; None if that was not recorded
+    """
+
+    clouds: PointClouds
+    updates: np.ndarray
+    coordinates: np.ndarray
+    matching_loss: np.ndarray
+    mean_absolute_gradient: np.ndarray
+    iterations: int
+    gradients: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """How many frames there are."""
+        return len(self.updates)
+
+    def picture(self, rows: int = 3) -> Figure:
+        """The clouds at so many moments, as `figures.migration` draws them."""
+        return figures.migration({"updates": self.updates, "coordinates": self.coordinates}, self.clouds, rows)
+
+
+class Recorder:
+    """Records a run as it goes on: the frame of every `stride`-th update, and the last one.
+
+    The stride doubles when there would be more than MOST_FRAMES, so frames stay evenly spread however long the run is.
+    """
+
+    def __init__(self, start: PointClouds, iterations: int):
+        self.clouds, self.iterations, self.stride = start.to("cpu"), iterations, 1
+        self.frames = [(0, self.clouds.coordinates.numpy(), np.zeros(len(start.coordinates), np.float32))]
+        self.matching_loss: list[float] = []
+        self.mean_absolute_gradient: list[float] = []
+
+    def add(self, step: Step) -> None:
+        """Take in what one iteration did."""
+        self.clouds = step.clouds.to("cpu")
+        self.matching_loss.append(sum(step.matching_loss))
+        self.mean_absolute_gradient.append(step.mean_absolute_gradient)
+        self._thin()
+        if len(self.frames) >= MOST_FRAMES:
+            self.stride *= 2
+            self._thin()
+        gradients = step.gradient.norm(dim=1).cpu().numpy()
+        self.frames.append((step.iteration + 1, self.clouds.coordinates.numpy(), gradients))
+
+    def _thin(self) -> None:
+        self.frames = [frame for frame in self.frames if frame[0] % self.stride == 0]
+
+    def recording(self) -> Recording:
+        """What has been recorded so far."""
+        updates, coordinates, gradients = zip(*self.frames)
+        return Recording(
+            self.clouds,
+            np.array(updates, np.int64),
+            np.stack(coordinates),
+            np.array(self.matching_loss, np.float32),
+            np.array(self.mean_absolute_gradient, np.float32),
+            self.iterations,
+            np.stack(gradients),
+        )
+
+
+def still(clouds: PointClouds) -> Recording:
+    """A recording of clouds that do not move: one frame."""
+    frame = clouds.coordinates.detach().cpu().numpy().astype(np.float32)[None]
+    nothing = np.zeros(0, np.float32)
+    return Recording(clouds.to("cpu"), np.zeros(1, np.int64), frame, nothing, nothing, 0)
+
+
+def read_recording(folder: Path | str) -> Recording:
+    """The recording in the folder of a finished run. Raises InputError if it is not whole.
+
+    A run keeps no gradient per point, so `gradients` is None.
+    """
+    folder = Path(folder)
+    for name in ("trajectory.npz", "steps.jsonl", "clouds.npz"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file; expected the folder of a finished run")
+    clouds = cloud_files.load(folder / "clouds.npz")
+    path = folder / "trajectory.npz"
+    try:
+        trajectory = read_trajectory(folder)
+        updates = trajectory["updates"].astype(np.int64)
+        coordinates = trajectory["coordinates"].astype(np.float32)
+    except Exception as error:  # numpy, zipfile and zlib raise some ten kinds for damaged files
+        raise InputError(f"{path}: not a readable trajectory ({error})") from None
+    expected = (updates.size, len(clouds.coordinates), 3)
+    if coordinates.shape != expected or not updates.size:
+        raise InputError(f"{path}: coordinates of shape {coordinates.shape}; expected {expected}, as clouds.npz has")
+    if not ((coordinates >= 0) & (coordinates < clouds.grid)).all():  # which NaN is not either
+        raise InputError(f"{path}: coordinates outside of the grid {clouds.grid}")
+    path = folder / "steps.jsonl"
+    try:
+        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        loss = np.array([sum(step["matching_loss"]) for step in steps], np.float32)
+        gradient = np.array([step["mean_absolute_gradient"] for step in steps], np.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the steps of a run ({error!r})") from None
+    return Recording(clouds, updates, coordinates, loss, gradient, max(len(steps), int(updates[-1])))
+
+
+# --- for player.js ------------------------------------------------------------------------------------------------
+
+
+def steps_per_cell(grid: Grid) -> int:
+    """STEPS, or as many halvings less as it takes for the coordinates of the grid to fit into 16 bits."""
+    steps = STEPS
+    while steps > 1 and steps * max(grid) > 2**16:
+        steps //= 2
+    return steps
+
+
+def quantised(coordinates: np.ndarray, grid: Grid) -> np.ndarray:
+    """Coordinates (..., points, 3) in cells as uint16 (..., 3, points), in steps of a cell, rounded down.
+
+    Down, so that a point stays in its cell; what is shown, half a step further, is at most half a step off.
+    """
+    return np.floor(coordinates.swapaxes(-1, -2) * np.float32(steps_per_cell(grid))).astype(np.uint16)
+
+
+def gradient_levels(gradients: np.ndarray) -> np.ndarray:
+    """Lengths of gradients, of any shape, as uint8 levels of the logarithmic scale."""
+    decades = np.log10(np.maximum(gradients, 10.0**LOWEST_DECADE)) - LOWEST_DECADE
+    return (decades * LEVELS_PER_DECADE).round().clip(0, 255).astype(np.uint8)
+
+
+def encode(recording: Recording) -> bytes:
+    """A recording as `decode` in player.js reads it: gzipped, a header in JSON after its length, then arrays.
+
+    Of coordinates and gradients, differences from frame to frame modulo their range are kept, low bytes apart from high
+    ones: points move little from frame to frame, so most of the high ones are 0.
+    """
+    clouds = recording.clouds
+    header = {
+        "grid": clouds.grid,
+        "labels": clouds.labels.tolist(),
+        "offsets": clouds.offsets.tolist(),
+        "class_names": clouds.class_names,
+        "updates": recording.updates.tolist(),
+        "iterations": recording.iterations,
+        "curve_length": len(recording.matching_loss),
+        "has_gradients": recording.gradients is not None,
+        "steps": steps_per_cell(clouds.grid),
+        "lowest_decade": LOWEST_DECADE,
+        "levels_per_decade": LEVELS_PER_DECADE,
+    }
+    text = json.dumps(header).encode()
+    places = _differences(quantised(recording.coordinates, clouds.grid))
+    low, high = places.astype(np.uint8), (places >> 8).astype(np.uint8)
+    parts = [struct.pack("<I", len(text)), text, low.tobytes(), high.tobytes()]
+    if recording.gradients is not None:
+        parts.append(_differences(gradient_levels(recording.gradients)).tobytes())
+    parts += [curve.astype("<f4").tobytes() for curve in (recording.matching_loss, recording.mean_absolute_gradient)]
+    return gzip.compress(b"".join(parts), 6, mtime=0)
+
+
+def _differences(frames: np.ndarray) -> np.ndarray:
+    """Each frame less the one before, modulo the type's range; the first as it is."""
+    return np.concatenate([frames[:1], frames[1:] - frames[:-1]])
+
+
+def save_player(recording: Recording, path: Path | str) -> None:
+    """Write a page (.html) that plays the recording: one file, for any browser, without a network. Atomically."""
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path}: a player is a page; expected a name that ends in .html")
+    title = html.escape("Points on the move: " + ", ".join(dict.fromkeys(_names(recording.clouds))))
+    page = PAGE.replace("{script}", SCRIPT.read_text(encoding="utf-8"))
+    page = page.replace("{data}", base64.b64encode(encode(recording)).decode())
+    atomic_write_text(path, page.replace("{title}", title))  # last, as a class can be called anything
+
+
+# The policy forbids the page every request: self-contained is more than a promise. What comes from data is in the
+# title, escaped, and in the recording, which is base64 here and becomes text by `textContent` and on canvases only.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>:root { color-scheme: light dark } body { margin: 12px auto; padding: 0 12px; max-width: 1100px }</style>
+</head>
+<body>
+<main id="player">This page draws with JavaScript, in a browser of 2023 or later.</main>
+<script type="module">
+{script}
+const bytes = Uint8Array.from(atob("{data}"), (character) => character.charCodeAt(0));
+mount(document.getElementById("player")).show(await decode(bytes));
+</script>
+</body>
+</html>
+"""
+
+
+# --- animations ---------------------------------------------------------------------------------------------------
+
+
+def save_animation(recording: Recording, path: Path | str) -> None:
+    """Write the recording as an animated .gif or as a video, .mp4 (H.264), as the name says. Atomically.
+
+    At most ANIMATION_FRAMES frames, FRAMES_PER_SECOND; the first ANIMATION_CLOUDS clouds; points are coloured by how
+    far they are from their start.
+    """
+    path = Path(path)
+    kinds = {".gif": _write_gif, ".mp4": _write_mp4}
+    write = kinds.get(path.suffix.lower())
+    if write is None:
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; expected .gif or .mp4")
+    atomic_write(path, lambda file: write(recording, file))
+
+
+def _write_gif(recording: Recording, file: BinaryIO) -> None:
+    frames = list(_frames(recording))
+    # The colours of the last frame, where points have all of theirs, for every frame: so that nothing flickers.
+    palette = Image.fromarray(frames[-1]).quantize(64)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    duration = [1000 // FRAMES_PER_SECOND] * (len(images) - 1) + [int(1000 * LAST_SECONDS)]
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
+
+
+def _write_mp4(recording: Recording, file: BinaryIO) -> None:
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise InputError("a video needs the package imageio-ffmpeg; install it, or choose a .gif") from None
+    frames = _frames(recording)
+    first = next(frames)
+    with tempfile.TemporaryDirectory() as folder:  # ffmpeg goes back to the beginning of what it has written
+        video = Path(folder) / "video.mp4"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{first.shape[1]}x{first.shape[0]}"]
+        command += ["-r", str(FRAMES_PER_SECOND), "-i", "-"]
+        command += ["-vf", f"tpad=stop_mode=clone:stop_duration={LAST_SECONDS}", "-c:v", "libx264"]
+        command += ["-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart", str(video)]
+        pictures = b"".join(frame.tobytes() for frame in itertools.chain([first], frames))
+        done = subprocess.run(command, input=pictures, capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"ffmpeg could not write the video: {done.stderr.decode(errors='replace').strip()}")
+        file.write(video.read_bytes())
+
+
+def _frames(recording: Recording) -> Iterator[np.ndarray]:
+    """The pictures of an animation, uint8 (height, width, 3), both sides even as videos need them."""
+    clouds, grid = recording.clouds, recording.clouds.grid
+    shown = range(min(len(clouds), ANIMATION_CLOUDS))
+    columns = min(len(shown), 5)
+    rows = -(-len(shown) // columns)
+    wide = 2.0 if columns > 2 else 4.0  # inches of a tile; 100 pixels each
+    tall = wide * (grid[1] / grid[2] if grid[0] == 1 else 1) + 0.3
+    size = [2 * round(50 * inches) for inches in (columns * wide, rows * tall + 0.3)]
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    figure.subplots(rows, columns, squeeze=False)
+    figure.subplots_adjust(0.01, 30 / size[1], 0.99, 1 - 25 / size[1], 0.04, 0.3 / tall)
+    moment = figure.text(0.01, 8 / size[1], "", fontsize=9)
+    for axes in figure.axes[len(shown) :]:
+        axes.set_visible(False)
+    most = max(grid) / 2  # cells, as in player.js
+    drawn = []
+    for cloud, axes in zip(shown, figure.axes):
+        _prepare_tile(axes, _names(clouds)[cloud], grid)
+        points = axes.scatter([], [], s=5 * wide / 2, c=[], linewidths=0, cmap="plasma", clim=(0, 1.15 * most))
+        drawn.append((points, slice(clouds.offsets[cloud], clouds.offsets[cloud + 1])))
+    for frame in np.linspace(0, len(recording) - 1, min(len(recording), ANIMATION_FRAMES)).round().astype(int):
+        coordinates = recording.coordinates[frame]
+        distance = np.linalg.norm(coordinates - recording.coordinates[0], axis=1).clip(max=most)
+        for points, own in drawn:
+            points.set_offsets(_seen(coordinates[own], grid))
+            points.set_array(distance[own])
+        moment.set_text(f"update {recording.updates[frame]} of {recording.iterations}")
+        canvas.draw()
+        yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _prepare_tile(axes: Axes, name: str, grid: Grid) -> None:
+    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.set_title(name, fontsize=9, pad=3, parse_math=False)
+    if grid[0] == 1:
+        axes.set(xlim=(0, grid[2]), ylim=(grid[1], 0))
+        return
+    reach = np.linalg.norm(grid) / 2
+    axes.set(xlim=(-reach, reach), ylim=(reach, -reach))
+    corners = [np.array(corner) for corner in np.ndindex(2, 2, 2)]
+    for one, other in itertools.combinations(corners, 2):
+        if abs(one - other).sum() == 1:  # they share an edge
+            axes.plot(*_seen(np.stack([one, other]) * grid, grid).T, color="0.8", linewidth=0.7, zorder=0)
+
+
+def _seen(places: np.ndarray, grid: Grid) -> np.ndarray:
+    """Where places (points, 3) are drawn: x, y (points, 2). A flat grid as it is, a solid one turned a little."""
+    if grid[0] == 1:
+        return places[:, :0:-1]
+    depth, height, width = (places - np.array(grid) / 2).T
+    yaw, pitch = 0.6, 0.45  # as player.js begins
+    x = np.sin(yaw) * depth + np.cos(yaw) * width
+    y = np.cos(pitch) * height + np.sin(pitch) * (np.sin(yaw) * width - np.cos(yaw) * depth)
+    return np.stack([x, y], axis=1)
+
+
+def _names(clouds: PointClouds) -> list[str]:
+    """The class name of every cloud."""
+    return [clouds.class_names[label] for label in clouds.labels.tolist()]

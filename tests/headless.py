@@ -1,0 +1,98 @@
+"""A JupyterLab of its own and a headless browser to look at it: for tests, a benchmark and screenshots."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "03_point_migration.ipynb"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 60_000  # milliseconds
+PREFERENCES = {
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are drawn too
+    "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false"},
+}
+
+
+@contextmanager
+def browser() -> Iterator:
+    """Headless Chromium, as playwright drives it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+def notebook_with_parameters(folder: Path, parameters: dict) -> Path:
+    """A copy of notebook 3 in `folder`, with other parameters."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
+    nbformat.write(notebook, folder / "notebook.ipynb")
+    return folder / "notebook.ipynb"
+
+
+@contextmanager
+def jupyterlab(folder: Path) -> Iterator[str]:
+    """A JupyterLab on `folder`, with settings of its own in it; the address of notebook.ipynb there."""
+    private = folder / ".jupyter"
+    for name, setting in PREFERENCES.items():
+        path = private / "settings" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(setting))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--IdentityProvider.token=token", f"--ServerApp.root_dir={folder}"]
+    environment = os.environ | {
+        "JUPYTER_CONFIG_DIR": str(private / "config"),
+        "JUPYTER_RUNTIME_DIR": str(private / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(private / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(private / "workspaces"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    with (private / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token=token", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                if server.poll() is not None:
+                    raise RuntimeError(f"JupyterLab did not start: {(private / 'log').read_text()}") from None
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/lab/tree/notebook.ipynb?token=token"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def run_all(page, address: str) -> None:
+    """Open the notebook at `address` in a page and run all of its cells to their end."""
+    page.goto(address)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # else it asks which kernel is meant
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    wait_for_cells(page)
+
+
+def wait_for_cells(page) -> None:
+    """Until every cell has run."""
+    running = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText)"
+    page.wait_for_function(f"() => {running}.every(text => /\\d/.test(text))")
