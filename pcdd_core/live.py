@@ -70,7 +70,8 @@ class PlayerWidget(anywidget.AnyWidget):
 class _Run:
     """One run from its start: what makes its steps, what is recorded, and how many more iterations it may make."""
 
-    def __init__(self, config: Config, real: PointClouds, device: torch.device):
+    def __init__(self, config: Config, real: PointClouds, device: torch.device, before: "_Run | None" = None):
+        self.before = before.thread if before else None  # its last iteration ends before this run's first begins
         self.steps: Iterator[Step] = distill(config, real, device)
         self.recorder = Recorder(initial_clouds(config, real), config.schedule.iterations)
         self.allowed: float = 0  # iterations; infinite to run to the end
@@ -122,7 +123,7 @@ class LiveDistillation:
 
     def restart(self) -> None:
         """Begin again from the start, and run. What was recorded is dropped."""
-        fresh = _Run(*self._settings)
+        fresh = _Run(*self._settings, before=self._run)
         with self._changed:
             self._run = fresh  # the thread of the old one sees that, and ends after its iteration
             self._changed.notify_all()
@@ -196,6 +197,9 @@ class LiveDistillation:
 
     def _work(self, run: _Run) -> None:
         """Make iterations while they are allowed. Ends with the run, or when it has stood still for a while."""
+        if run.before:
+            run.before.join()
+            run.before = None
         while self._may_go_on(run):
             try:
                 step = next(run.steps, None)

@@ -188,7 +188,7 @@ export function mount(root) {
       position = Math.max(end - 1, 0);
       goal = end;
       speed = 1000 / Math.min(Math.max(now - arrived, 30), 1000);
-      if (final || end === 0) position = end;
+      if (final || end === 0 || now - arrived < 1000 / REDRAWS.live) position = end; // no time to glide
       last = now;
     } else {
       const kept = recording.frames.findIndex((one) => one.update >= shown);
