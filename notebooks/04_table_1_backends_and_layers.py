@@ -59,11 +59,7 @@ import pcdd_core as pcdd
 # mean (herding's first pick). All are scored by the same classifiers, trained in the same way.
 
 # %%
-if dataset == "digits":  # on 8 x 8 cells, 250 points would fill nearly every cell
-    settings = {"clouds.points_per_cloud": 40, **settings}
 cells = pcdd.experiment("table1", scale, seeds, {"data.name": dataset, **settings})
-deepest = {"mnist": 4, "digits": 3}[dataset]  # each layer halves the grid, and 8 cells can be halved only three times
-cells = [cell for cell in cells if cell.config.network.layers <= deepest]
 records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
 print(f"{len(records)} of {len(cells)} runs, scored on: {records[0]['scored_on']}")
 

@@ -53,8 +53,6 @@ import pcdd_core as pcdd
 # paper's in iterations and batch, and its step size is five times the paper's.
 
 # %%
-if dataset == "digits":  # on 8 x 8 cells, 250 points would fill nearly every cell
-    settings = {"clouds.points_per_cloud": 40, **settings}
 cells = pcdd.experiment("table2", scale, seeds, {"data.name": dataset, **settings})
 records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
 print(f"{len(records)} of {len(cells)} runs, scored on: {records[0]['scored_on']}")

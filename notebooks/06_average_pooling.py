@@ -51,8 +51,6 @@ import pcdd_core as pcdd
 # and batch, with five times its step size.
 
 # %%
-if dataset == "digits":  # on 8 x 8 cells, 250 points would fill nearly every cell
-    settings = {"clouds.points_per_cloud": 40, **settings}
 cells = pcdd.experiment("ablation", scale, seeds, {"data.name": dataset, **settings})
 records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
 print(f"{len(records)} of {len(cells)} runs, scored on: {records[0]['scored_on']}")

@@ -147,8 +147,8 @@ def experiment(
 
 
 def default_places(runs_folder: Path | str = "runs") -> list[Path]:
-    """Where finished runs are looked for: the runs here, and the records that the repository keeps."""
-    return [Path(runs_folder), records.COMMITTED]
+    """Where finished runs are looked for: the records that the repository keeps, and the runs here."""
+    return [records.COMMITTED, Path(runs_folder)]
 
 
 def run_cell(

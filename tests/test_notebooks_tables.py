@@ -2,19 +2,14 @@
 
 import shutil
 from functools import cache
-from pathlib import Path
 
-import nbformat
-import papermill
 import pytest
-import yaml
+from executed import SMOKE, Executed
 from tiny import needs_minkowski
 
 from pcdd_core.records import COMMITTED, find_records, read_record
 from pcdd_core.sweeps import experiment
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
-SMOKE = yaml.safe_load((FOLDER / "smoke.yaml").read_text()) | {"device": "cpu"}
 TABLE_1, TABLE_2, POOLING = "04_table_1_backends_and_layers", "05_table_2_distances", "06_average_pooling"
 PICTURES = {TABLE_1: 4, TABLE_2: 3, POOLING: 4}  # at least
 NOTEBOOKS = pytest.mark.parametrize("name", PICTURES)
@@ -23,31 +18,6 @@ NEEDED = {  # by each with its default parameters
     TABLE_2: [("table2", 5), ("step-size", 3)],
     POOLING: [("ablation", 5)],
 }
-
-
-class Executed:
-    """What an executed notebook shows: how many pictures, the tables (HTML), and all that is printed."""
-
-    def __init__(self, name: str, folder: Path, parameters: dict):
-        papermill.execute_notebook(
-            FOLDER / f"{name}.ipynb",
-            folder / "executed.ipynb",
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=str(folder),
-            progress_bar=False,
-        )
-        cells = nbformat.read(folder / "executed.ipynb", as_version=4).cells
-        outputs = [output for cell in cells for output in cell.get("outputs", [])]
-        shown = [output["data"] for output in outputs if "data" in output]
-        self.pictures = sum("image/png" in data for data in shown)
-        self.tables = [data["text/html"] for data in shown if "text/html" in data]
-        self.printed = "".join(output["text"] for output in outputs if output.output_type == "stream")
-
-    def rows(self, *words: str) -> list[str]:
-        """The rows, as text, of the first table with all these words in it."""
-        found = next(table for table in self.tables if all(word in table for word in words))
-        return found.split("<tr")[1:]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +53,7 @@ def test_table_1_has_a_row_per_backend_and_a_column_per_depth_for_both_protocols
     tables = [table for table in executed.tables if "layers" in table and "MinkowskiEngine</th>" in table]
     assert len(tables) >= 2  # the two protocols
     for table in tables[:2]:
-        assert table.count("(1)") == 6  # three backends, two depths: the digits' grid is too small for a third
+        assert table.count("(1)") == 9  # three backends, three depths
         assert "paper 33.9" not in table  # which is of MNIST
     assert executed.rows("gaussian, from scatter", "herding")
 
