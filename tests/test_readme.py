@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 
 SEEDS = {"step-size": ["--seeds", "3"], "initialisation": ["--seeds", "10"]}  # where not 5
-TABLES = ("table1", "table2", "ablation")
+TABLES = ("table1", "table2", "ablation", "step-size", "initialisation")
 
 
 def stated_in_readme(title: str) -> str:
