@@ -229,16 +229,15 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     from . import records, sweeps
     from .files import atomic_write_text
 
-    found = records.find_records(sweeps.default_places(options.runs))
-    paths = [found[cell.identity] for cell in cells if cell.identity in found]
+    places = sweeps.default_places(options.runs)
+    found = records.find_records(places[::-1] if options.keep else places)  # what is to be kept is taken from the runs
+    there = [cell for cell in cells if cell.identity in found]
+    paths = [found[cell.identity] for cell in there]
     if not paths:
         raise InputError(f"{options.name}: none of its {len(cells)} cells has been run; run them with `pcdd sweep`")
     if options.keep:
-        kept_clouds: set[str] = set()
-        for path in paths:
-            name = records.read_record(path)["name"]
-            records.keep(path, options.keep, with_clouds=name not in kept_clouds)
-            kept_clouds.add(name)
+        for cell, path in zip(there, paths, strict=True):
+            records.keep(path, options.keep, with_clouds=cell.config.seed == 0)
     rows = records.table(records.read_record(path) for path in paths)
     title = options.name + ("" if options.name not in sweeps.EXPERIMENTS else f"-{options.scale}")
     folder = Path(options.output or options.runs)
@@ -406,7 +405,7 @@ that all nodes share. Without Ray, for instance under Slurm:
     sub = command(report, "print and save the table of a sweep: Markdown, CSV, LaTeX")
     choosing(sub)
     sub.add_argument("--output", metavar="DIR", help="where to save it (default: the folder of the runs)")
-    sub.add_argument("--keep", metavar="DIR", help="copy the records there, to be committed, with the first seed's clouds")
+    sub.add_argument("--keep", metavar="DIR", help="copy the records there, to be committed, with the clouds of seed 0")
 
     command(presets, "list the named configurations, with what the paper reports for them")
 

@@ -321,7 +321,7 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
     chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY)]
     assert tiny.main(["report", *chosen]) == 2
     assert "none of its 2 cells has been run" in capsys.readouterr().err
-    assert tiny.main(["sweep", *chosen, "--cell", "1"]) == 0
+    assert tiny.main(["sweep", *chosen, "--cell", "0"]) == 0
     capsys.readouterr()
     assert tiny.main(["sweep", *chosen, "--list"]) == 0
     assert "2 cells: 1 waiting, 1 found" in capsys.readouterr().out
