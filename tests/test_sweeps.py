@@ -324,7 +324,7 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
     assert tiny.main(["sweep", *chosen, "--cell", "0"]) == 0
     capsys.readouterr()
     assert tiny.main(["sweep", *chosen, "--list"]) == 0
-    assert "2 cells: 1 waiting, 1 found" in capsys.readouterr().out
+    assert "2 cells: 1 found, 1 waiting" in capsys.readouterr().out
     assert tiny.main(["sweep", *chosen, "--cell", "2"]) == 2
     assert "expected 0 to 1" in capsys.readouterr().err
     assert tiny.main(["report", *chosen, "--output", "tables", "--keep", "kept"]) == 0
