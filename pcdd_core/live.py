@@ -79,7 +79,7 @@ class _Run:
         self.error: Exception | None = None
         self.thread: threading.Thread | None = None
         self.resting = True  # no iteration is in progress and none will begin
-        self.sent, self.sent_at = 0, -math.inf  # updates the browser knows the curves of, and when it was told
+        self.sent, self.due = 0, 0.0  # updates the browser knows the curves of, and when it is to be told of more
 
 
 class LiveDistillation:
@@ -212,7 +212,7 @@ class LiveDistillation:
                     run.recorder.add(step)
                     if step.iteration + 1 == run.recorder.iterations:
                         run.ended = "finished"
-            if self._view and time.monotonic() - run.sent_at >= 1 / SENT_PER_SECOND:
+            if self._view and time.monotonic() >= run.due:
                 self._view.send(run)
 
     def _may_go_on(self, run: _Run) -> bool:
@@ -304,7 +304,9 @@ class _View:
             }
             places = player.quantised(coordinates, recorder.clouds.grid)
             self.player.send(message, [places.tobytes(), player.gradient_levels(gradients).tobytes()])
-            run.sent, run.sent_at = len(recorder.matching_loss), time.monotonic()
+            pause = 1 / SENT_PER_SECOND
+            run.due = max(run.due, time.monotonic() - pause) + pause  # a frame that came late may be followed sooner
+            run.sent = len(recorder.matching_loss)
         self.say()
 
     def keep(self, run: _Run) -> None:

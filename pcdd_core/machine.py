@@ -35,10 +35,12 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that freed tensors leave, rather than return it to the kernel each time.
 
     Networks of this size allocate megabytes many times a second, and fetching them anew page by page took half of the
-    time on CPU. Does nothing where the C library is another one.
+    time on CPU. A thread that has memory of its own (the live view's) returns it all the same, so all share the main
+    thread's. Does nothing where the C library is another one.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_max = -1, -4  # names of malloc.h
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of malloc.h
+        libc.mallopt(arena_max, 1)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
 

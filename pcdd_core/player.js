@@ -115,8 +115,9 @@ export function mount(root) {
   function frame(now) {
     waiting = null;
     if (!recording) return;
-    const seconds = Math.min((now - last) / 1000, 0.2);
-    last = now;
+    // A frame's time is that of its beginning: on a busy machine it may lie before the click that asked for it.
+    const seconds = Math.min(Math.max(now - last, 0) / 1000, 0.2);
+    last = Math.max(now, last);
     if (position < goal) position = Math.min(goal, position + seconds * speed);
     if (position === goal && playing) setPlaying(false);
     ui.slider.value = Math.round(position);
