@@ -119,6 +119,7 @@ def test_page_replays_where_frames_come_late(opened, page):
     view.get_by_role("button").click()
     page.wait_for_function("() => Number(document.querySelector('.pcdd-player').dataset.update) < 7")
     page.wait_for_selector(".pcdd-player[data-update='8']")
+    assert shown(view) == 8
 
 
 @needs_browser
