@@ -62,6 +62,11 @@ class LiftConfig:
     bandwidth_start: Positive = setting(2.5, "gaussian: standard deviation in cells at the first iteration")
     bandwidth_end: Positive = setting(0.5, "gaussian: standard deviation in cells at the last iteration")
     saturation: Positive = setting(3.0, "gaussian: a cell with mass m shows 1 - exp(-saturation m)")
+    hard_from: Annotated[float, Field(ge=0, le=1)] = setting(
+        1.0,
+        "gaussian: from this fraction of the run on, cells show 0 or 1, as they are scored, with the Gaussian's gradient; "
+        "1: never",
+    )
 
 
 @checked
@@ -94,10 +99,23 @@ class NetworkConfig:
 class ObjectiveConfig:
     """What is minimised."""
 
+    name: Literal["gradient_matching", "distribution_matching", "feature_regression"] = setting(
+        "gradient_matching",
+        "gradient_matching: distance between gradients (the paper); distribution_matching: distance between mean features; "
+        "feature_regression: error on real clouds of the linear fit to the synthetic clouds' features",
+    )
     distance: Literal[
         "sum_of_squares", "layerwise_cosine", "layerwise_cosine_of_weights", "mean_squared_error", "global_cosine"
-    ] = setting("sum_of_squares", "distance between the gradients of real and of synthetic data, see pcdd_core.objectives")
+    ] = setting(
+        "sum_of_squares", "gradient_matching: distance between real and synthetic gradients, see pcdd_core.objectives"
+    )
+    ridge: Positive = setting(1e-3, "feature_regression: ridge, in units of the features' mean squared length")
     real_batch: Count = setting(256, "real clouds per class and iteration")
+    augmentation: bool = setting(
+        False,
+        "shift, scale or turn real and synthetic clouds before each comparison: those of a class by the same random move "
+        "(DSA), in feature_regression each by its own",
+    )
 
 
 @checked
@@ -121,8 +139,12 @@ class ScheduleConfig:
         0, "draw a new random network after so many iterations (DC's outer loop); 0: one network for the whole run (paper)"
     )
     training_steps: NonNegative = setting(
-        0, "train the network so many steps on the synthetic clouds after each iteration (DC's inner loop)"
+        0, "train the network so many steps after each iteration (DC's inner loop), so that points meet it at many stages"
     )
+    training_data: Literal["synthetic", "real"] = setting(
+        "synthetic", "what on: the synthetic clouds (DC), or `training_batch` real ones (IDC)"
+    )
+    training_batch: Count = setting(64, "real clouds of such a step, of all classes")
     training_step_size: Positive = setting(0.01, "step size of that training (SGD, momentum 0.5)")
     snapshots: Count = setting(60, "how many times in the run, evenly spaced, the coordinates are kept for pictures")
 

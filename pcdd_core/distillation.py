@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import clouds as cloud_files
-from . import lifts, minkowski, sparse
+from . import lifts, minkowski, objectives, sparse
+from .augmentation import draw_moves
 from .clouds import PointClouds, boundary_check, cell_centres, from_list, members_per_class, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
 from .networks import build_network
-from .objectives import DISTANCES, gradient_matching
 from .randomness import generator
 
 
@@ -103,8 +103,12 @@ def distill(
     stop being finite.
     """
     synthetic = initial_clouds(config, real)
-    batches = [config.objective.real_batch] * len(real.class_names)
-    sample(members_per_class(real), batches, generator(config.seed), real.class_names)
+    if config.objective.augmentation and config.lift.name != "gaussian":
+        raise InputError(
+            f"setting objective.augmentation = true: moved points may leave the grid, which lift.name={config.lift.name} "
+            "cannot show; it needs lift.name=gaussian"
+        )
+    batch_at(config, real, members_per_class(real), iteration=0)
     draw_network(config, real, number=0)
     return _steps(config, real, synthetic, device, state)
 
@@ -112,11 +116,9 @@ def distill(
 def _steps(
     config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str, state: dict[str, Any] | None
 ) -> Iterator[Step]:
-    settings, batches = config.schedule, [config.objective.real_batch] * len(real.class_names)
-    members, synthetic_members = members_per_class(real), members_per_class(synthetic)
+    settings, members = config.schedule, members_per_class(real)
     real = (cell_centres(real) if config.lift.name == "gaussian" else real).to(device)
     synthetic = synthetic.to(device)
-    distance = DISTANCES[config.objective.distance]
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
     optimiser = _optimiser(config, coordinates)
@@ -139,14 +141,11 @@ def _steps(
         lift = lift_at(config, iteration)
         optimiser.zero_grad()
         losses = []
-        batch = batch_at(config, real, members, iteration).to(device)
-        for chosen, own in zip(batch.split(batches), synthetic_members):
-            theirs = real.select(chosen)
-            ours = synthetic.with_coordinates(coordinates).select(own.to(device))
-            loss = gradient_matching(network, lift(theirs), theirs.labels, lift(ours), ours.labels, distance)
-            loss.backward(inputs=[coordinates])
-            losses.append(loss.detach())
-        losses, gradient = torch.stack(losses).tolist(), coordinates.grad.abs().mean().item()
+        theirs = real.select(batch_at(config, real, members, iteration).to(device))
+        for part in matching_losses(config, network, theirs, synthetic.with_coordinates(coordinates), iteration):
+            part.sum().backward(inputs=[coordinates])
+            losses.append(part.detach())
+        losses, gradient = torch.cat(losses).tolist(), coordinates.grad.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
         before = coordinates.detach().clone()
@@ -155,13 +154,46 @@ def _steps(
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
         moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
-        for _ in range(settings.training_steps):
+        for number in range(settings.training_steps):
+            shown = moved if settings.training_data == "synthetic" else training_batch_at(config, real, iteration, number)
+            if config.objective.augmentation:
+                shown = draw_moves(len(shown), real.grid, generator(config.seed, "training", iteration, number))(shown)
             network_optimiser.zero_grad()
-            F.cross_entropy(network(lift(moved)), moved.labels).backward()
+            F.cross_entropy(network(lift(shown)), shown.labels).backward()
             network_optimiser.step()
         live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
         live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
         yield Step(iteration, losses, gradient, displacement, coordinates.grad.clone(), moved, live)
+
+
+def matching_losses(
+    config: Config, network: nn.Module, real: PointClouds, synthetic: PointClouds, iteration: int
+) -> Iterator[torch.Tensor]:
+    """The matching loss, (classes,) in all, in parts with a graph of their own each, so that one lies in memory at a time.
+
+    real: the iteration's batch, as `batch_at` draws it. synthetic: every cloud, the coordinates with a gradient.
+    """
+    settings, lift, classes = config.objective, lift_at(config, iteration), len(real.class_names)
+    draws = generator(config.seed, "augmentation", iteration)
+    if settings.name == "feature_regression":
+        if settings.augmentation:
+            real, synthetic = (draw_moves(len(clouds), clouds.grid, draws)(clouds) for clouds in (real, synthetic))
+        shown = lift(real), real.labels, lift(synthetic), synthetic.labels
+        errors = objectives.feature_regression(network, *shown, classes, settings.ridge)
+        yield errors.view(classes, -1).mean(1)
+        return
+    for theirs, ours in zip(members_per_class(real), members_per_class(synthetic)):
+        theirs, ours = real.select(theirs), synthetic.select(ours)
+        if settings.augmentation:
+            move = draw_moves(1, real.grid, draws)
+            theirs, ours = move(theirs), move(ours)
+        if settings.name == "distribution_matching":
+            loss = objectives.distribution_matching(network, lift(theirs), lift(ours))
+        else:
+            distance = objectives.DISTANCES[settings.distance]
+            shown = lift(theirs), theirs.labels, lift(ours), ours.labels
+            loss = objectives.gradient_matching(network, *shown, distance)
+        yield loss[None]
 
 
 def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:
@@ -178,7 +210,9 @@ def lift_at(config: Config, iteration: int) -> Callable[[PointClouds], Any]:
         return partial(lifts.coordinates_as_features, from_points=layers.from_points)
     progress = iteration / max(config.schedule.iterations - 1, 1)
     bandwidth = lifts.annealed_bandwidth(progress, config.lift.bandwidth_start, config.lift.bandwidth_end)
-    return partial(lifts.gaussian_occupancy, bandwidth=bandwidth, saturation=config.lift.saturation)
+    hard = iteration >= config.lift.hard_from * config.schedule.iterations
+    occupancy = lifts.straight_through_occupancy if hard else lifts.gaussian_occupancy
+    return partial(occupancy, bandwidth=bandwidth, saturation=config.lift.saturation)
 
 
 def draw_network(config: Config, real: PointClouds, number: int) -> nn.Module:
@@ -192,6 +226,12 @@ def batch_at(config: Config, real: PointClouds, members: Sequence[torch.Tensor],
     """Indices of the real clouds of this iteration, `config.objective.real_batch` of each class in turn."""
     batches = [config.objective.real_batch] * len(members)
     return sample(members, batches, generator(config.seed, "batch", iteration), real.class_names)
+
+
+def training_batch_at(config: Config, real: PointClouds, iteration: int, number: int) -> PointClouds:
+    """The real clouds of the `number`-th training step of the network in this iteration, drawn from all of them."""
+    draws = generator(config.seed, "training batch", iteration, number)
+    return real.select(torch.randint(len(real), (config.schedule.training_batch,), generator=draws).to(real.device))
 
 
 def _optimiser(config: Config, coordinates: nn.Parameter) -> torch.optim.Optimizer:

@@ -24,13 +24,10 @@ def occupancy(clouds: PointClouds) -> Tensor:
 
     Raises ValueError if a point lies outside the grid.
     """
-    dense = torch.zeros(len(clouds), 1, *clouds.grid, device=clouds.device)
     cells = clouds.coordinates.detach().floor().long()
-    if (cells < 0).any() or (cells >= cells.new_tensor(clouds.grid)).any():
+    if not _inside(cells, clouds).all():
         raise ValueError(f"a point lies outside the grid {clouds.grid}; see clouds.boundary_check")
-    depth, height, width = cells.unbind(1)
-    dense[clouds.cloud_index, 0, depth, height, width] = 1.0
-    return dense
+    return _filled(cells, clouds.cloud_index, clouds)
 
 
 def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
@@ -49,12 +46,36 @@ def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float)
     return (1 - torch.exp(-(saturation * dense).clamp(max=50))).view(len(clouds), 1, *clouds.grid)
 
 
+def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
+    """`occupancy` with the gradient of `gaussian_occupancy` (a straight-through estimate, Bengio et al. 2013).
+
+    The network sees what will be scored, 0 or 1, and points still feel where mass is wanted. Points outside of the grid
+    show nothing.
+    """
+    soft, cells = gaussian_occupancy(clouds, bandwidth, saturation), clouds.coordinates.detach().floor().long()
+    inside = _inside(cells, clouds)
+    return soft + (_filled(cells[inside], clouds.cloud_index[inside], clouds) - soft).detach()
+
+
 def annealed_bandwidth(progress: float, start: float, end: float) -> float:
     """Bandwidth in cells after a fraction `progress` of the run: geometric from `start` to `end`.
 
     Wide at first, so that scattered points feel distant targets; narrow at last, so that they settle on cells.
     """
     return start * (end / start) ** min(max(progress, 0.0), 1.0)
+
+
+def _inside(cells: Tensor, clouds: PointClouds) -> Tensor:
+    """Which cells, (points, 3), are in the grid: (points,)."""
+    return ((cells >= 0) & (cells < cells.new_tensor(clouds.grid))).all(1)
+
+
+def _filled(cells: Tensor, cloud_index: Tensor, clouds: PointClouds) -> Tensor:
+    """1 in these cells of these clouds, else 0."""
+    dense = torch.zeros(len(clouds), 1, *clouds.grid, device=clouds.device)
+    depth, height, width = cells.unbind(1)
+    dense[cloud_index, 0, depth, height, width] = 1.0
+    return dense
 
 
 def _mass_per_cell(position: Tensor, cells: int, bandwidth: float) -> Tensor:

@@ -78,6 +78,10 @@ class DenseNetwork(nn.Module):
 
     def forward(self, lifted: Lifted) -> Tensor:
         """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
+        return self.head(self.features(lifted))
+
+    def features(self, lifted: Lifted) -> Tensor:
+        """What the head sees: (clouds, width x cells that are left)."""
         features = lifted if isinstance(lifted, Tensor) else lifted.dense()
         for layer, (weight, bias) in enumerate(zip(self.convolution_weights, self.convolution_biases)):
             features = F.conv3d(features, weight, bias, padding=self.padding)
@@ -87,7 +91,7 @@ class DenseNetwork(nn.Module):
                 norm = self.norm_weights[layer], self.norm_biases[layer]
                 features = F.batch_norm(features, None, None, *norm, training=True)
             features = self._pool(features.relu(), bias.relu()[:, None, None, None])
-        return self.head(features.flatten(1))
+        return features.flatten(1)
 
     def _pool(self, features: Tensor, constant_plane: Tensor) -> Tensor:
         if self.description.pooling == "max":
@@ -135,6 +139,10 @@ class SparseNetwork(nn.Module):
 
     def forward(self, lifted: Lifted) -> Tensor:
         """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
+        return self.head(self.features(lifted))
+
+    def features(self, lifted: Lifted) -> Tensor:
+        """What the head sees: (clouds, width x cells of its grid)."""
         layers = minkowski if self.description.backend == "minkowski" else sparse
         maps = {"find": minkowski.kernel_map} if self.description.kernel_maps == "minkowski" else {}
         if isinstance(lifted, Tensor):
@@ -149,7 +157,7 @@ class SparseNetwork(nn.Module):
             if norm:
                 tensor = norm(tensor, self.norm_weights[layer], self.norm_biases[layer])
             tensor = layers.pool(layers.relu(tensor), self.description.pooling, **maps)
-        return self.head(tensor.dense(corner=self.description.paper_layout).flatten(1))
+        return tensor.dense(corner=self.description.paper_layout).flatten(1)
 
 
 class Classifier(nn.Module):

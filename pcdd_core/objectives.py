@@ -1,5 +1,8 @@
 """The energy that moves the points: the distance between what real and what synthetic clouds do to a network.
 
+`gradient_matching` compares the gradients they cause, `distribution_matching` their mean features; both look at one class at
+a time. `feature_regression` asks how well a linear fit to the synthetic clouds' features predicts the real ones.
+
 Gradients are compared as matrices, one per parameter, with one row per output channel; 1-D parameters are one row.
 """
 
@@ -32,6 +35,35 @@ def gradient_matching(network: nn.Module, real, real_labels: Tensor, synthetic, 
     """
     target = [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
     return distance(target, parameter_gradients(network, synthetic, labels, create_graph=True))
+
+
+def distribution_matching(network: nn.Module, real, synthetic) -> Tensor:
+    """The squared distance between the mean features of one class's clouds (DM: Zhao and Bilen 2023, equation 4).
+
+    Features are what the network's head sees. The real mean is a constant target.
+    """
+    with torch.no_grad():
+        target = network.features(real).mean(0)
+    return (network.features(synthetic).mean(0) - target).square().sum()
+
+
+def feature_regression(
+    network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, classes: int, ridge: float
+) -> Tensor:
+    """Squared errors on real clouds of the ridge regression fitted to the synthetic ones (FRePo: Zhou et al. 2022, eq. 5).
+
+    Returns (real clouds,): the squared error of each, summed over classes and halved. Targets are one-hot, less 1 / classes.
+    ridge: in units of the mean squared length of the synthetic features. Real features are constants. The classes come
+    together here, so what is compared is how well they are told apart; and only first derivatives are needed.
+    """
+    with torch.no_grad():
+        seen = network.features(real)
+    fitted = network.features(synthetic)
+    kernel = fitted @ fitted.T
+    kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)
+    targets = F.one_hot(labels, classes).to(fitted) - 1 / classes
+    predicted = seen @ fitted.T @ torch.linalg.solve(kernel, targets)
+    return (F.one_hot(real_labels, classes).to(seen) - 1 / classes - predicted).square().sum(1) / 2
 
 
 def as_rows(gradient: Tensor) -> Tensor:

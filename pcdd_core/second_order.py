@@ -21,7 +21,12 @@ from .objectives import DISTANCES, gradients_without_graph, parameter_gradients
 def second_derivatives(
     config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """What a record says of them: `gradients_without_graph`, and where there are any, all that `missed_gradient` finds."""
+    """What a record says of them: `gradients_without_graph`, and where there are any, all that `missed_gradient` finds.
+
+    Nothing for objectives that need first derivatives only.
+    """
+    if config.objective.name != "gradient_matching":
+        return {"gradients_without_graph": []}
     network, lift = draw_network(config, real.to(device), 0), lift_at(config, 0)
     own = synthetic.select(members_per_class(synthetic)[0]).to(device)
     without = gradients_without_graph(network, lift(own), own.labels)

@@ -11,7 +11,7 @@ import torch
 from pcdd_core import clouds as cloud_files
 from pcdd_core import lifts
 from pcdd_core.clouds import PointClouds
-from pcdd_core.distillation import distill, initial_clouds
+from pcdd_core.distillation import distill, initial_clouds, lift_at
 from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.health import STUCK_BELOW, WINDOW, Health
 from pcdd_core.networks import build_network
@@ -135,6 +135,78 @@ def test_real_clouds_are_drawn_anew_in_every_iteration(real_batch, different):
         schedule__iterations_per_network=0, lift__bandwidth_start=1.5, lift__bandwidth_end=1.5,
     )  # fmt: skip
     assert len({f"{sum(step.matching_loss):.4g}" for step in run(config)}) == different
+
+
+# --- objectives -----------------------------------------------------------------------------------------------------
+
+OBJECTIVES = ["gradient_matching", "distribution_matching", "feature_regression"]
+
+
+@pytest.mark.parametrize("augmentation", [False, True])
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, backend, augmentation):
+    config = tiny.config(
+        objective__name=objective, network__backend=backend, objective__augmentation=augmentation,
+        clouds__clouds_per_class=[1, 3, 2], schedule__iterations=3,
+    )  # fmt: skip
+    steps = run(config)
+    for step in steps:
+        assert_well_formed(step, (1, 28, 28))
+        assert len(step.matching_loss) == 3 and min(step.matching_loss) > 0
+    assert ((steps[-1].clouds.coordinates - initial_clouds(config, tiny.three_digits()).coordinates) != 0).any()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path):
+    """All 24 real clouds are the synthetic ones, and the batch; where they are moved, by the same move."""
+    real = tiny.three_digits()
+    cloud_files.save(cloud_files.cell_centres(real), tmp_path / "real.npz")
+    settings = {
+        "objective__name": objective, "objective__real_batch": 8, "objective__ridge": 1e-6, "schedule__iterations": 1,
+        "objective__augmentation": objective != "feature_regression", "objective__distance": "sum_of_squares",
+    }  # fmt: skip
+    scattered = sum(run(tiny.config(**settings))[0].matching_loss)
+    same = tiny.config(**settings, clouds__initialisation="file", clouds__file=str(tmp_path / "real.npz"))
+    assert sum(run(same)[0].matching_loss) < 1e-3 * scattered
+
+
+def test_augmentation_changes_what_is_compared_and_is_drawn_anew():
+    settings = {
+        "objective__real_batch": 8, "optimiser__name": "sgd", "optimiser__step_size": 1e-12, "schedule__iterations": 4,
+        "schedule__iterations_per_network": 0, "lift__bandwidth_start": 1.5, "lift__bandwidth_end": 1.5,
+    }  # fmt: skip
+    losses = {f"{sum(step.matching_loss):.4g}" for step in run(tiny.config(**settings, objective__augmentation=True))}
+    assert len(losses) == 4  # without it they are all the same, see test_real_clouds_are_drawn_anew_in_every_iteration
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real_clouds(objective):
+    config = tiny.config(
+        objective__name=objective, objective__augmentation=True, schedule__training_data="real", lift__hard_from=0.5,
+        schedule__training_steps=2, schedule__training_batch=5, schedule__iterations_per_network=3,
+    )  # fmt: skip
+    state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
+    assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
+
+
+def test_training_on_real_clouds_teaches_the_network_the_real_classes():
+    config = tiny.config(
+        schedule__training_data="real", schedule__training_steps=30, schedule__training_batch=24,
+        schedule__training_step_size=0.02, schedule__iterations_per_network=0, schedule__iterations=3, network__width=8,
+    )  # fmt: skip
+    real = tiny.three_digits()
+    network = build_network(config.network, 1, real.grid, 3, generator(0))
+    network.load_state_dict(run(config)[-1].state()["network"])
+    shown = lifts.gaussian_occupancy(cloud_files.cell_centres(real), config.lift.bandwidth_end, config.lift.saturation)
+    assert (network(shown).argmax(1) == real.labels).float().mean() > 0.9
+
+
+def test_cells_are_shown_hard_from_the_moment_asked_for():
+    config = tiny.config(lift__hard_from=0.6, schedule__iterations=5)
+    clouds = initial_clouds(config, tiny.three_digits())
+    hard = [set(lift_at(config, iteration)(clouds).unique().tolist()) <= {0.0, 1.0} for iteration in range(5)]
+    assert hard == [False, False, False, True, True]
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------
@@ -320,6 +392,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"objective__augmentation": True, "lift__name": "coordinates"}, "objective.augmentation = true.*gaussian"),
         ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
         ({"clouds__initialisation": "real", "clouds__clouds_per_class": 9}, "class '0' has 8 clouds.*9 were asked for"),
         ({"clouds__clouds_per_class": [1, 2]}, "clouds_per_class has 2 numbers; expected.*per class: 3"),

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core.clouds import from_list
-from pcdd_core.lifts import annealed_bandwidth, coordinates_as_features, gaussian_occupancy, occupancy
+from pcdd_core.lifts import (
+    annealed_bandwidth,
+    coordinates_as_features,
+    gaussian_occupancy,
+    occupancy,
+    straight_through_occupancy,
+)
 
 FLAT, SOLID = (1, 6, 5), (4, 3, 5)
 GRIDS = st.sampled_from([FLAT, SOLID])
@@ -156,3 +162,31 @@ def test_the_bandwidth_falls_geometrically_between_its_ends_and_stays_there():
     assert math.isclose(annealed_bandwidth(1.0, 2.5, 0.4), 0.4)
     assert annealed_bandwidth(-0.1, 2.5, 0.4) == 2.5
     assert annealed_bandwidth(1.1, 2.5, 0.4) == annealed_bandwidth(1.0, 2.5, 0.4)
+
+
+# --- straight through ---------------------------------------------------------------------------------------------
+
+
+@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4), grid=GRIDS, seed=st.integers(0, 99))
+def test_straight_through_shows_occupancy_and_has_the_gaussian_s_gradients(random_clouds, sizes, grid, seed):
+    clouds = random_clouds(sizes, grid, seed)
+    weights = torch.randn(len(sizes), 1, *grid, generator=torch.Generator().manual_seed(seed))
+    derivatives = []
+    for lift in (straight_through_occupancy, gaussian_occupancy):
+        coordinates = clouds.coordinates.clone().requires_grad_()
+        shown = lift(clouds.with_coordinates(coordinates), 0.8, 3.0)
+        (first,) = torch.autograd.grad((shown * weights).sum(), coordinates, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), coordinates)
+        derivatives.append((first, second))
+        if lift is straight_through_occupancy:
+            assert torch.equal(shown.detach().round(), occupancy(clouds))
+            assert set(shown.unique().tolist()) <= {0.0, 1.0}
+    for hard, soft in zip(*derivatives):
+        torch.testing.assert_close(hard, soft)
+
+
+def test_straight_through_leaves_out_points_outside_the_grid():
+    clouds = one_cloud([[0, 2.5, 2.5], [0, -0.5, 2.5], [0, 9.0, 2.5]], FLAT)
+    assert straight_through_occupancy(clouds, 0.5, 3.0).sum() == 1
+    with pytest.raises(ValueError, match="outside the grid"):
+        occupancy(clouds)

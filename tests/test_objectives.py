@@ -6,11 +6,21 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from torch import nn
 
 from pcdd_core.config import NetworkConfig
 from pcdd_core.lifts import coordinates_as_features, gaussian_occupancy
 from pcdd_core.networks import build_network
-from pcdd_core.objectives import DISTANCES, as_rows, gradient_matching, layerwise_cosine_of_weights, parameter_gradients
+from pcdd_core.objectives import (
+    DISTANCES,
+    as_rows,
+    distribution_matching,
+    feature_regression,
+    gradient_matching,
+    layerwise_cosine_of_weights,
+    parameter_gradients,
+)
 from pcdd_core.randomness import generator
 
 SHAPES = [(3, 4), (3,), (1, 5)]  # a weight, a bias, a weight with one row
@@ -228,3 +238,67 @@ def test_the_real_clouds_are_a_constant_target(random_clouds):
     gradient_matching(network, lifted[0], LABELS, lifted[1], LABELS, DISTANCES["sum_of_squares"]).backward()
     assert real.grad is None
     assert synthetic.grad.abs().sum() > 0
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+class Features(nn.Module):
+    """A small smooth network, in double precision."""
+
+    def __init__(self):
+        super().__init__()
+        draws = generator(3)
+        self.weight = nn.Parameter(torch.randn(6, 5, generator=draws, dtype=torch.float64))
+
+    def features(self, inputs):
+        return (inputs @ self.weight).tanh()
+
+
+def numbers(rows, seed):
+    return torch.randn(rows, 6, generator=generator(seed), dtype=torch.float64)
+
+
+def test_distribution_matching_equals_its_formula():
+    network, real, synthetic = Features(), numbers(7, 0), numbers(2, 1)
+    means = [np.mean([np.tanh(row @ network.weight.detach().numpy()) for row in x.numpy()], axis=0) for x in (real, synthetic)]
+    assert distribution_matching(network, real, synthetic).item() == pytest.approx(((means[0] - means[1]) ** 2).sum())
+
+
+def test_feature_regression_equals_scikit_learn_s_ridge():
+    network, real, synthetic = Features(), numbers(7, 0), numbers(4, 1)
+    real_labels, labels = torch.tensor([0, 1, 2, 0, 1, 2, 2]), torch.tensor([0, 1, 2, 1])
+    fitted, seen = (network.features(x).detach().numpy() for x in (synthetic, real))
+    targets, wanted = (np.eye(3)[y] - 1 / 3 for y in (labels, real_labels))
+    model = Ridge(alpha=0.3 * (fitted**2).sum(1).mean(), fit_intercept=False, solver="cholesky").fit(fitted, targets)
+    expected = ((model.predict(seen) - wanted) ** 2).sum(1) / 2
+    found = feature_regression(network, real, real_labels, synthetic, labels, classes=3, ridge=0.3)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["distribution_matching", "feature_regression"])
+def test_gradient_of_a_feature_objective_against_finite_differences(objective):
+    network, real, labels = Features(), numbers(7, 0), torch.tensor([0, 1, 2, 1])
+    real_labels = torch.tensor([0, 1, 2, 0, 1, 2, 2])
+
+    def loss(synthetic):
+        if objective == "distribution_matching":
+            return distribution_matching(network, real, synthetic)
+        return feature_regression(network, real, real_labels, synthetic, labels, 3, 1e-2)
+
+    synthetic = numbers(4, 1).requires_grad_()
+    assert loss(synthetic).grad_fn is not None
+    assert torch.autograd.gradcheck(loss, synthetic)
+
+
+@pytest.mark.parametrize("lift", [coordinates_as_features, gaussian_occupancy])
+@pytest.mark.parametrize("backend", ["torch", "sparse"])
+def test_network_is_its_features_and_its_head(backend, lift, random_clouds):
+    clouds = random_clouds([9, 7], (1, 8, 8), 0)
+    lifted = lift(clouds) if lift is coordinates_as_features else lift(clouds, 1.0, 3.0)
+    channels = 3 if lift is coordinates_as_features else 1
+    network = build_network(NetworkConfig(backend=backend, layers=2, width=4), channels, (1, 8, 8), 3, generator(0))
+    network = network.double()  # as the clouds are
+    features = network.features(lifted)
+    assert features.shape == (2, network.head.in_features)
+    torch.testing.assert_close(network.head(features), network(lifted))

@@ -1,0 +1,51 @@
+"""Random moves of whole clouds: shift, scale or rotation, exact in coordinates and differentiable.
+
+The same three moves, in the same sizes, that the evaluation makes of images (Zhao et al. 2021). There they blur pixels;
+here every point goes where it should.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clouds import PointClouds
+
+SHIFT = 4 / 28  # of the grid's cells along an axis, at most
+SCALE = 0.2  # larger or smaller, at most
+ROTATION = torch.pi / 4  # radians to either side, at most
+
+
+@dataclass(frozen=True)
+class Move:
+    """x -> matrix (x - middle) + middle + shift. matrix: (moves, 3, 3); shift: (moves, 3), in cells."""
+
+    matrix: Tensor
+    shift: Tensor
+
+    def __call__(self, clouds: PointClouds) -> PointClouds:
+        """The clouds, each moved by its own move, or all by the only one. Points may leave the grid."""
+        middle = clouds.coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
+        index = clouds.cloud_index if len(self.shift) > 1 else torch.zeros_like(clouds.cloud_index)
+        matrix, shift = (part.to(clouds.coordinates)[index] for part in (self.matrix, self.shift))
+        moved = (matrix @ (clouds.coordinates - middle)[..., None])[..., 0] + middle + shift
+        return clouds.with_coordinates(moved)
+
+
+def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -> Move:
+    """So many random moves for a grid, each one of three with equal chance; axes of one cell stay as they are.
+
+    shift: up to a seventh of the grid along each axis; scale: each axis by 0.8 to 1.2; rotation: by -45 to 45 degrees in
+    the plane of the last two axes (height and width).
+    """
+    free = torch.tensor([cells > 1 for cells in grid])
+    choice = torch.randint(3, (count,), generator=draws)
+    shift = (torch.rand(count, 3, generator=draws) * 2 - 1) * SHIFT * torch.tensor(grid) * free
+    scale = 1 + (torch.rand(count, 3, generator=draws) * 2 - 1) * SCALE * free
+    angle = (torch.rand(count, generator=draws) * 2 - 1) * ROTATION * (free[1] & free[2])
+    turned = torch.eye(3).repeat(count, 1, 1)
+    turned[:, 1, 1], turned[:, 1, 2] = angle.cos(), -angle.sin()
+    turned[:, 2, 1], turned[:, 2, 2] = angle.sin(), angle.cos()
+    is_scale, is_turn = (choice == 1)[:, None, None], (choice == 2)[:, None, None]
+    matrix = torch.where(is_turn, turned, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3)))
+    return Move(matrix, shift * (choice == 0)[:, None])

@@ -1,0 +1,81 @@
+"""Random moves of clouds: their sizes, that they move what they should and nothing else, and their derivative."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcdd_core.augmentation import ROTATION, SCALE, SHIFT, draw_moves
+from pcdd_core.randomness import generator
+
+FLAT, SOLID = (1, 28, 20), (8, 12, 10)
+GRIDS = st.sampled_from([FLAT, SOLID])
+
+
+def middle(grid):
+    return torch.tensor([cells / 2 if cells > 1 else 0.0 for cells in grid])
+
+
+@given(grid=GRIDS, seed=st.integers(0, 500))
+def test_a_move_is_a_shift_a_scaling_or_a_rotation_within_bounds(grid, seed):
+    move = draw_moves(1, grid, generator(seed))
+    matrix, shift = move.matrix[0], move.shift[0]
+    free = torch.tensor([cells > 1 for cells in grid])
+    assert (shift.abs() <= SHIFT * torch.tensor(grid)).all() and (shift[~free] == 0).all()
+    identity = torch.eye(3)
+    if torch.equal(matrix, identity):
+        assert (shift[free] != 0).all()
+        return
+    assert (shift == 0).all()
+    if matrix[1, 2] == 0:  # scaled
+        factors = matrix.diagonal()
+        assert torch.equal(matrix, factors.diag())
+        assert ((factors - 1).abs() <= SCALE + 1e-6).all() and (factors[~free] == 1).all()
+    else:  # turned in the plane of height and width
+        torch.testing.assert_close(matrix @ matrix.T, identity)
+        assert torch.equal(matrix[0], identity[0]) and matrix.det() > 0
+        assert matrix[1, 2].abs() <= torch.tensor(ROTATION).sin() + 1e-6
+
+
+def test_each_kind_of_move_is_as_likely_as_the_others():
+    move = draw_moves(3000, FLAT, generator(0))
+    shifted = (move.shift != 0).any(1)
+    turned = move.matrix[:, 1, 2] != 0
+    for kind in (shifted, turned, ~shifted & ~turned):
+        assert 900 < int(kind.sum()) < 1100
+
+
+@given(grid=GRIDS, seed=st.integers(0, 99))
+def test_clouds_are_moved_about_the_middle_of_the_grid(random_clouds, grid, seed):
+    clouds = random_clouds([4, 1, 6], grid, seed)
+    for count in (1, 3):  # one move for all, one for each
+        move = draw_moves(count, grid, generator(seed))
+        moved = move(clouds)
+        for cloud in range(3):
+            number = cloud if count == 3 else 0
+            matrix, shift = move.matrix[number].double(), move.shift[number].double()
+            expected = (clouds[cloud] - middle(grid)) @ matrix.T + middle(grid) + shift
+            torch.testing.assert_close(moved[cloud], expected)
+        assert torch.equal(moved.labels, clouds.labels) and torch.equal(moved.offsets, clouds.offsets)
+        if grid[0] == 1:
+            assert torch.equal(moved.coordinates[:, 0], clouds.coordinates[:, 0])
+
+
+def test_a_plane_with_one_axis_of_one_cell_is_not_turned():
+    move = draw_moves(100, (8, 1, 8), generator(0))
+    assert (move.matrix[:, 1, 2] == 0).all()
+
+
+def test_moves_are_differentiable_in_the_coordinates(random_clouds):
+    clouds, move = random_clouds([3, 2], SOLID, 0), draw_moves(2, SOLID, generator(1))
+    coordinates = clouds.coordinates.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: move(clouds.with_coordinates(x)).coordinates, coordinates)
+    assert torch.autograd.gradgradcheck(
+        lambda x: move(clouds.with_coordinates(x)).coordinates.square(), coordinates
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_same_draws_same_moves(seed):
+    one, other = (draw_moves(5, FLAT, generator(seed)) for _ in range(2))
+    assert torch.equal(one.matrix, other.matrix) and torch.equal(one.shift, other.shift)
