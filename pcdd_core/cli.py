@@ -270,7 +270,7 @@ def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> di
 
     refuse_file_in_the_way(options.output or ".")
     progress = runs.Progress(options.quiet)
-    clouds, record = runs.score(clouds, name, config, options.split, options.data, options.device, progress)
+    clouds, record = runs.score(clouds, name, config, options.data, options.device, progress)
     text = f"{name}: {_scores(record)}"
     if options.output:
         runs.keep_score(clouds, record, options.output)
@@ -348,7 +348,6 @@ def _parser() -> argparse.ArgumentParser:
     def scoring(sub: argparse.ArgumentParser) -> None:
         working(sub)
         sub.add_argument("--preset", metavar="NAME", help="take data and evaluation settings from this preset")
-        sub.add_argument("--split", choices=("test", "validation"), default="test", help="what to score on")
         sub.add_argument("--output", metavar="DIR", help="folder for the set and the record of its score")
 
     sub = command(distill, "distil a data set, score the result, record both", _settings_help(""))

@@ -156,6 +156,9 @@ class EvaluationConfig:
     protocols: Annotated[tuple[Literal["paper", "standard"], ...], Field(min_length=1)] = setting(
         ("standard", "paper"), "standard: the field's, 20 networks; paper: 5 networks, test images augmented too"
     )
+    split: Literal["test", "validation"] = setting(
+        "test", "what to score on; choose by `validation`, the held-out part of the training set, never by test"
+    )
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
     epochs: Count = setting(1000, "epochs of each classifier")
     width: Count = setting(128, "channels of each classifier")

@@ -71,6 +71,7 @@ def run(
     machine.keep_freed_memory()
     checkpoint = _open_folder(folder, config, resume, overwrite)
     splits = datasets.load(config.data, data)
+    _refuse_empty_split(splits, config)
     steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
     with sole_user(folder):
         _run(
@@ -116,7 +117,7 @@ def _run(
     save(distilled, folder / "clouds.npz")
     figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
 
-    scored = _score(distilled, splits, "test", config, place, progress)
+    scored = _score(distilled, splits, config, place, progress)
     record |= {
         "health": health or "moving",
         **averages(folder / "steps.jsonl"),
@@ -130,22 +131,18 @@ def score(
     clouds: PointClouds | Callable[[PointClouds], PointClouds],
     name: str,
     config: Config,
-    split: str = "test",
     data: Path | str | None = None,
     device: str | None = None,
     progress: "Progress | None" = None,
 ) -> tuple[PointClouds, dict[str, Any]]:
     """Score a set that is already there, or that a function makes of the training clouds: the set and its record.
 
-    Uses `config.data`, `config.evaluation` and `config.seed` only. split: "test", or "validation" to choose by.
+    Uses `config.data`, `config.evaluation` and `config.seed` only.
     """
     place = machine.choose_device(device)
     machine.keep_freed_memory()
     splits = datasets.load(config.data, data)
-    if len(getattr(splits, split)) == 0:
-        raise InputError(
-            f"setting data.validation_fraction = {config.data.validation_fraction}: the {split} split is empty"
-        )
+    _refuse_empty_split(splits, config)
     clouds = clouds(splits.train) if callable(clouds) else clouds
     if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
         raise InputError(
@@ -154,7 +151,14 @@ def score(
         )
     used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
     record = {"name": name, "config": used, "machine": machine.describe(place)}
-    return clouds, record | _score(clouds, splits, split, config, place, progress or Progress())
+    return clouds, record | _score(clouds, splits, config, place, progress or Progress())
+
+
+def _refuse_empty_split(splits: Splits, config: Config) -> None:
+    if len(getattr(splits, config.evaluation.split)) == 0:
+        raise InputError(
+            f"setting data.validation_fraction = {config.data.validation_fraction}: the {config.evaluation.split} split is empty"
+        )
 
 
 def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) -> None:
@@ -164,9 +168,9 @@ def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) 
 
 
 def _score(
-    clouds: PointClouds, splits: Splits, split: str, config: Config, place: torch.device, progress: "Progress"
+    clouds: PointClouds, splits: Splits, config: Config, place: torch.device, progress: "Progress"
 ) -> dict[str, Any]:
-    begun, real = time.monotonic(), getattr(splits, split)
+    begun, real = time.monotonic(), getattr(splits, config.evaluation.split)
     scores = evaluate(clouds, real, config.evaluation, config.seed, place, progress)
     progress.close()
     return {
@@ -174,7 +178,7 @@ def _score(
         "points": len(clouds.coordinates),
         "occupied_cells": int(occupancy(clouds).sum()),
         "scores": {protocol: score_record(score) for protocol, score in scores.items()},
-        "scored_on": f"{config.data.name}, {split} split, {len(real)} clouds",
+        "scored_on": f"{config.data.name}, {config.evaluation.split} split, {len(real)} clouds",
         "seconds": {"evaluation": time.monotonic() - begun},
         "peak_memory_bytes": machine.peak_memory(place),
     }

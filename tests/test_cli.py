@@ -173,7 +173,7 @@ def test_settings_may_follow_the_options_of_scoring(words, run, json_of):
 
 
 def test_evaluate_scores_on_the_split_asked_for(run, json_of):
-    validation, test = (json_of("evaluate", "run", *ON_CPU, "--split", split) for split in ("validation", "test"))
+    validation, test = (json_of("evaluate", "run", *ON_CPU, f"evaluation.split={split}") for split in ("validation", "test"))
     assert validation["scored_on"] == f"digits, validation split, {len(tiny.digits().validation)} clouds"
     assert validation["scores"] != test["scores"]
 
@@ -341,7 +341,7 @@ def test_negative_seed_is_refused(assert_refused):
         ["distill", "--preset", "quickstart", "--checkpoint-every", "0"],
         ["baseline", "best"],
         ["baseline", "random", "--clouds-per-class", "0"],
-        ["evaluate", "set.npz", "--split", "train"],
+        ["evaluate", "set.npz", "--split", "test"],
     ],
     ids=" ".join,
 )
@@ -515,7 +515,7 @@ def test_set_of_other_data_is_refused(here, assert_refused):
 
 
 def test_split_without_clouds_is_refused(run, assert_refused):
-    words = ["data.validation_fraction=0", "--split", "validation", *ON_CPU]
+    words = ["data.validation_fraction=0", "evaluation.split=validation", *ON_CPU]
     assert_refused(lambda: main(["evaluate", "run", *words]), "validation")
 
 

@@ -32,6 +32,7 @@ OTHER = {
     "schedule.training_data": "real",
     "optimiser.name": "adam",
     "evaluation.protocols": ["standard"],
+    "evaluation.split": "validation",
     "evaluation.networks": 7,
 }
 

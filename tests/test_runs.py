@@ -20,6 +20,7 @@ from tiny import files, pcdd
 from pcdd_core import clouds, runs
 from pcdd_core.config import from_dict, identity, to_dict
 from pcdd_core.distillation import initial_clouds
+from pcdd_core.errors import InputError
 from pcdd_core.objectives import DISTANCES
 from pcdd_core.records import read_record, read_trajectory, table
 from pcdd_core.runs import RUN_FILES
@@ -183,6 +184,19 @@ def test_record_s_scores_are_consistent_with_their_accuracies(finished):
         assert score["standard_deviation"] == pytest.approx(np.std(score["accuracies"]))
         assert 0 <= min(score["accuracies"]) and max(score["accuracies"]) <= 100
     assert record["scored_on"] == f"digits, test split, {len(tiny.digits().test)} clouds"
+
+
+def test_run_is_scored_on_the_split_asked_for(tmp_path):
+    runs.run(tiny.config(evaluation__split="validation"), "tiny", tmp_path / "run", device="cpu")
+    scored = read_record(tmp_path / "run")["scored_on"]
+    assert scored == f"digits, validation split, {len(tiny.digits().validation)} clouds"
+
+
+def test_run_that_could_not_be_scored_is_refused_before_it_begins(tmp_path):
+    config = tiny.config(evaluation__split="validation", data__validation_fraction=0.0)
+    with pytest.raises(InputError, match="validation_fraction = 0.0: the validation split is empty"):
+        runs.run(config, "tiny", tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_record_s_averages_are_those_of_the_steps(finished):
