@@ -9,6 +9,7 @@ _PUBLIC = {
     "PointClouds": "clouds",
     "load_clouds": "clouds.load",
     "save_clouds": "clouds.save",
+    "released": "clouds",
     "clouds_from_list": "clouds.from_list",
     "into_grid": "clouds.into_grid",
     "load_data": "datasets.load",

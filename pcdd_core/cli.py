@@ -82,8 +82,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd evaluate`."""
     from . import clouds
 
-    path = Path(options.set)
-    config = _base(options, _config_of_run(path) if path.is_dir() else Config())
+    path = _place_of_set(options.set)
+    config = _base(options, _config_of(path))
     scored = clouds.load(path / "clouds.npz" if path.is_dir() else path)
     return _score(options, scored, path.stem, config)
 
@@ -119,9 +119,12 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd show`."""
     from . import clouds, figures, records, second_order
 
-    path = Path(options.path)
+    path = _place_of_set(options.path)
     found = clouds.load(path / "clouds.npz" if path.is_dir() else path)
-    picture = Path(options.picture) if options.picture else (path / "clouds.png" if path.is_dir() else path.with_suffix(".png"))
+    beside = path / "clouds.png" if path.is_dir() else path.with_suffix(".png")
+    if path.parent == clouds.RELEASED:  # which belongs to the installation
+        beside = Path(beside.name)
+    picture = Path(options.picture) if options.picture else beside
     record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
     record = records.read_record(record_path) if record_path.exists() else None
     figures.save(figures.gallery(found), picture)
@@ -292,6 +295,24 @@ def _scores(record: dict[str, Any]) -> str:
     return ", ".join(parts) + f" on {record['scored_on']}" if parts else "no scores"
 
 
+def _place_of_set(text: str) -> Path:
+    """A file or folder; `released:NAME` is the file of a set that comes with pcdd."""
+    from .clouds import released_path
+
+    kind, colon, name = text.partition(":")
+    return released_path(name) if colon and kind == "released" else Path(text)
+
+
+def _config_of(path: Path) -> Config:
+    """The settings that a set was scored with: its run's, those of the record beside it, or the defaults."""
+    from .records import read_record
+
+    if path.is_dir():
+        return _config_of_run(path)
+    record = path.with_suffix(".json")
+    return from_dict(read_record(record)["config"]) if record.is_file() else Config()
+
+
 def _config_of_run(folder: Path) -> Config:
     path = folder / "config.json"
     if not path.is_file():
@@ -360,7 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint-every", type=_positive, default=25, metavar="N", help="iterations between checkpoints (25)")
 
     sub = command(evaluate, "score a distilled set (.npz) or the set of a run folder", _settings_help("data", "evaluation"))
-    sub.add_argument("set", metavar="SET", help="a distilled set (.npz) or a run folder")
+    sub.add_argument("set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME")
     scoring(sub)
 
     sub = command(baseline, "score real clouds chosen from the training set", _settings_help("data", "evaluation"))
@@ -409,7 +430,7 @@ that all nodes share. Without Ray, for instance under Slurm:
     command(presets, "list the named configurations, with what the paper reports for them")
 
     sub = command(show, "say what a run or a distilled set is, and draw it")
-    sub.add_argument("path", metavar="PATH", help="a run folder or a distilled set (.npz)")
+    sub.add_argument("path", metavar="PATH", help="a run folder, a distilled set (.npz), or released:NAME")
     sub.add_argument("--picture", metavar="FILE", help="where to draw it (default: beside it)")
 
     sub = command(animate, "show how the points of a run moved: a page that plays it without network, a GIF, or an MP4")

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, nearest_names
 from .files import atomic_write
 
 FORMAT_VERSION = 1
+RELEASED = Path(__file__).with_name("released")  # the best sets, each with the record of its making beside it
 Grid = tuple[int, int, int]
 
 
@@ -223,6 +224,19 @@ def load(path: Path | str) -> PointClouds:
         tuple(arrays["grid"].tolist()),
         tuple(arrays["class_names"].tolist()),
     )
+
+
+def released(name: str) -> PointClouds:
+    """A set that comes with pcdd, by name: `released("mnist-1")`. Raises InputError naming those there are."""
+    return load(released_path(name))
+
+
+def released_path(name: str) -> Path:
+    """The file of such a set; its record is beside it, with the suffix .json. Raises InputError."""
+    there = sorted(path.stem for path in RELEASED.glob("*.npz"))
+    if name not in there:
+        raise InputError(f"no released set is called {name!r}; {nearest_names(name, there)}")
+    return RELEASED / f"{name}.npz"
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

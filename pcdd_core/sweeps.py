@@ -89,15 +89,53 @@ def _step_sizes(scale: str) -> Variants:
     return variants
 
 
+# What is changed, one at a time, in the preset `ingredients-base`.
+INGREDIENTS: tuple[dict[str, Any], ...] = (
+    {},
+    # objectives
+    {"objective.name": "distribution_matching"},
+    {"objective.name": "feature_regression"},
+    {"objective.distance": "sum_of_squares"},
+    {"objective.distance": "layerwise_cosine"},
+    {"objective.distance": "mean_squared_error"},
+    {"objective.distance": "global_cosine"},
+    {"objective.augmentation": False},
+    {"objective.real_batch": 64},
+    # lift
+    {"lift.bandwidth_end": 0.5},
+    {"lift.bandwidth_end": 0.12},
+    {"lift.bandwidth_start": 0.25},
+    {"lift.saturation": 3.0},
+    {"lift.hard_from": 0.5},
+    # networks: random ones, or met while they are trained
+    {"schedule.iterations_per_network": 10},
+    {"schedule.iterations_per_network": 10, "schedule.training_steps": 1, "schedule.training_data": "synthetic"},
+    {"schedule.iterations_per_network": 10, "schedule.training_steps": 1, "schedule.training_data": "real"},
+    {"network.width": 16},
+    {"network.layers": 2},
+    # steps
+    {"optimiser.step_size": 0.1},
+    {"optimiser.final_step_fraction": 1.0},
+    {"schedule.iterations": 1200},
+    # points: their number, and the same number in several clouds
+    {"clouds.points_per_cloud": 10},
+    {"clouds.points_per_cloud": 50},
+    {"clouds.points_per_cloud": 100},
+    {"clouds.points_per_cloud": 500},
+    {"clouds.clouds_per_class": 2, "clouds.points_per_cloud": 125},
+    {"clouds.clouds_per_class": 4, "clouds.points_per_cloud": 62},
+)
 SCALES = {"small": "-small", "paper": ""}  # what is added to a preset's name
 EXPERIMENTS = {
     "table1": "Table 1: backends and layers, sum of squares",
     "table2": "Table 2: the two distances",
     "ablation": "section 4.4: max against average pooling",
     "step-size": "section 4.5: step sizes of a tenth to a hundred times the usual, both distances",
+    "ingredients": "what makes scattered points worth 90 % and more: our setting, one ingredient changed at a time",
     "initialisation": "section 4.5: the best of the paper's networks from many scatters (try --seeds 20)",
 }
-BESIDE = (("gaussian", None), ("gaussian", "random"), ("gaussian", "herding"))  # in every table: ours, and real clouds
+BESIDE = (("gaussian", None), ("gaussian", "random"), ("gaussian", "herding"))  # in the paper's tables: ours, real clouds
+BESIDE_INGREDIENTS = tuple(("ingredients-base", baseline) for baseline in BASELINES if baseline != "whole")
 BESIDE_SEEDS = 5  # at most: an experiment with many seeds needs no more of them
 
 
@@ -123,6 +161,7 @@ def experiment(
         variants, suffix, beside = [(name, {})], "", False
     elif name in EXPERIMENTS:
         makers = {"table1": _table1, "table2": _table2, "ablation": _ablation, "step-size": lambda: _step_sizes(scale)}
+        makers["ingredients"] = lambda: [("ingredients-base", changed) for changed in INGREDIENTS]
         makers["initialisation"] = lambda: [("paper-torch-3-sum-of-squares", {})]
         variants, suffix = makers[name](), SCALES[scale]
     else:
@@ -130,7 +169,8 @@ def experiment(
     for setting, values in (vary or {}).items():
         variants = [(base, {**changed, setting: value}) for base, changed in variants for value in values]
     kinds = [(f"{base}{suffix}", changed, None) for base, changed in variants]
-    aside = [(f"{base}{suffix}", baseline) for base, baseline in BESIDE] if beside else []
+    rows = BESIDE_INGREDIENTS if name == "ingredients" else BESIDE
+    aside = [(f"{base}{suffix}", baseline) for base, baseline in rows] if beside else []
     kinds += [(base, {}, baseline) for base, baseline in aside]
     cells: dict[str, Cell] = {}
     for seed in range(seeds):

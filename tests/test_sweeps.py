@@ -15,10 +15,11 @@ import torch
 
 from pcdd_core import records, runs, sweeps
 from pcdd_core.clouds import load
+from pcdd_core.coresets import BASELINES
 from pcdd_core.errors import EngineMissing, FolderInUse, InputError
 from pcdd_core.files import sole_user
 from pcdd_core.presets import PRESETS, preset
-from pcdd_core.sweeps import Sweep, experiment, obtain
+from pcdd_core.sweeps import INGREDIENTS, Sweep, experiment, obtain
 
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
 SLOW = {
@@ -48,6 +49,15 @@ def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, 
     assert all(cell.preset.endswith("-small") == (scale == "small") for cell in found)
     widths = {cell.config.evaluation.width for cell in found}
     assert widths == ({32} if scale == "small" else {128}), "all rows of a table are scored alike"
+
+
+def test_ingredients_are_chosen_on_the_validation_split_and_differ_from_the_base_in_what_they_name():
+    found = experiment("ingredients", seeds=2)
+    assert {cell.config.evaluation.split for cell in found} == {"validation"}
+    assert len({cell.identity for cell in found}) == len(found)
+    ours = [cell for cell in found if cell.baseline is None]
+    assert len(ours) == 2 * len(INGREDIENTS) and {cell.baseline for cell in found} == {None, *BASELINES} - {"whole"}
+    assert len({cell.label for cell in ours}) == len(INGREDIENTS)  # no variant is the base, or another one, in disguise
 
 
 def test_table1_holds_every_cell_of_the_papers_table_1():
