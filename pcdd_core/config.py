@@ -159,6 +159,10 @@ class EvaluationConfig:
     split: Literal["test", "validation"] = setting(
         "test", "what to score on; choose by `validation`, the held-out part of the training set, never by test"
     )
+    projection: Literal["hard", "soft"] = setting(
+        "hard", "what classifiers learn from: hard: binary images (paper); soft: every point a spot, grey. Test images are hard"
+    )
+    projection_bandwidth: Positive = setting(0.5, "soft: standard deviation of the spots in cells")
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
     epochs: Count = setting(1000, "epochs of each classifier")
     width: Count = setting(128, "channels of each classifier")

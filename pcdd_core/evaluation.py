@@ -31,6 +31,7 @@ PROTOCOLS = {
     "paper": Protocol(networks=5, augment_test=True),  # the paper's code
 }
 BATCH = 256
+SOFT_SATURATION = 6.0  # of soft projections: a cell that holds all of a point's mass is white
 TEST_BATCH = 100  # images at once per network: larger ones leave the CPU caches
 
 
@@ -69,7 +70,8 @@ def evaluate(
     """
     wanted = {name: settings.networks or PROTOCOLS[name].networks for name in settings.protocols}
     count = max(wanted.values())
-    images, labels = project(training).to(device), training.labels.to(device)
+    images = project(training) if settings.projection == "hard" else soft_project(training, settings.projection_bandwidth)
+    images, labels = images.to(device), training.labels.to(device)
     test_images, test_labels = project(test), test.labels
     ensemble = _new_ensemble(count, images, len(training.class_names), settings.width, seed).to(device)
     _train(ensemble, images, labels, settings.epochs, seed, lambda f: progress(f, "training classifiers"))
@@ -94,6 +96,15 @@ def project(clouds: PointClouds) -> Tensor:
     The paper's projection: coordinates cut to integers, the cell set to 1.
     """
     return lifts.occupancy(clouds).amax(dim=2)
+
+
+def soft_project(clouds: PointClouds, bandwidth: float) -> Tensor:
+    """Grey images of the clouds, values in [0, 1]: float32 (clouds, 1, height, width).
+
+    Points are Gaussian spots, as in `lifts.gaussian_occupancy`, seen along the depth axis: a point shows where in its cell
+    it lies, and may be in several cells in part.
+    """
+    return lifts.gaussian_occupancy(clouds, bandwidth, SOFT_SATURATION).amax(dim=2)
 
 
 def augment(images: Tensor, draws: torch.Generator) -> Tensor:

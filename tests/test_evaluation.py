@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core import evaluation
-from pcdd_core.clouds import PointClouds, from_list
+from pcdd_core.clouds import PointClouds, cell_centres, from_list
 from pcdd_core.config import EvaluationConfig
 from pcdd_core.coresets import BASELINES, herding, random
 from pcdd_core.errors import InputError
-from pcdd_core.evaluation import PROTOCOLS, Score, augment, evaluate, project
+from pcdd_core.evaluation import PROTOCOLS, Score, augment, evaluate, project, soft_project
 from pcdd_core.randomness import generator
 
 DRAWS = 1200
@@ -35,6 +35,22 @@ def test_projection_cuts_coordinates_to_integers_and_looks_along_the_depth():
     points = torch.tensor([[0.9, 1.999, 2.0], [3.2, 1.0, 2.999], [0.0, 0.0, 3.0]])
     image = project(from_list([points], [0], (4, 3, 4), ["only"]))
     assert image.nonzero().tolist() == [[0, 0, 0, 3], [0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
+def test_soft_projection_becomes_the_hard_one_as_its_spots_shrink(real):
+    clouds = cell_centres(real())
+    torch.testing.assert_close(soft_project(clouds, 0.05), project(clouds), atol=3e-3, rtol=0)  # exp(-6) is not 0
+    wide = soft_project(clouds, 0.7)
+    assert ((wide > 0.05) & (wide < 0.9)).any() and wide.shape == project(clouds).shape
+
+
+def test_classifiers_learn_from_the_projection_asked_for(monkeypatch):
+    clouds, seen = cell_centres(tiny.three_digits()), []
+    monkeypatch.setattr(evaluation, "_train", lambda ensemble, images, *rest: seen.append(images))
+    for change in ({}, {"evaluation__projection": "soft", "evaluation__projection_bandwidth": 0.4}):
+        evaluate(clouds, tiny.three_digits(), tiny.config(**change).evaluation, 0)
+    assert torch.equal(seen[0], project(clouds)) and torch.equal(seen[1], soft_project(clouds, 0.4))
 
 
 # --- augmentation -------------------------------------------------------------------------------------------------
