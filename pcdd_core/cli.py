@@ -384,13 +384,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME")
     scoring(sub)
 
-    sub = command(baseline, "score real clouds chosen from the training set", _settings_help("data", "evaluation"))
-    sub.add_argument("name", choices=("random", "herding"), help="how they are chosen")
+    sub = command(baseline, "score real clouds chosen from the training set, or their means", _settings_help("data", "evaluation"))
+    names = ("random", "herding", "k_center", "class_mean", "forgetting", "craig", "whole")  # of coresets, without its imports
+    sub.add_argument("name", choices=names, help="how they are chosen, or made: see pcdd_core/coresets.py")
     sub.add_argument("--clouds-per-class", type=_positive, default=1, metavar="N", help="how many of each class (1)")
     scoring(sub)
 
     def choosing(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, or a preset")
+        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, ingredients, or a preset")
         sub.add_argument("settings", nargs="*", metavar="setting=value", help="settings to change in every cell")
         sub.add_argument("--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1 (5)")
         sub.add_argument(

@@ -82,6 +82,10 @@ class NetworkConfig:
     width: Count = setting(128, "channels of every layer")
     pooling: Literal["max", "average"] = setting("max", "pooling over blocks of 2 cells per axis")
     norm: Literal["none", "instance", "batch"] = setting("none", "normalisation after each convolution")
+    padding: Count = setting(
+        1, "torch: empty cells put around the grid before the first convolution; 3 makes 28 x 28 into 32 x 32, which halves "
+        "evenly, as the classifiers do"
+    )
     weights: Literal["default", "kaiming_normal"] = setting(
         "default", "initial weights: the layer library's default, or Kaiming normal with fan out for convolutions"
     )

@@ -1,10 +1,21 @@
-"""Baselines: real clouds chosen from the training set, to be scored by the same evaluation as distilled ones."""
+"""Baselines: what real clouds give without distillation, to be scored by the same evaluation as distilled ones.
+
+All but `class_mean` choose among the clouds of the training set, and all but `whole` return them class after class.
+"""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from .clouds import PointClouds, members_per_class, refuse_too_few, sample
-from .evaluation import project
+from .clouds import PointClouds, from_occupancy, members_per_class, refuse_too_few, sample
+from .errors import InputError
+from .evaluation import BATCH, project
+from .lifts import occupancy
+from .networks import Classifier
 from .randomness import generator
+
+EPOCHS = 5  # of the classifier that `forgetting` and `craig` look at
+WIDTH = 32  # its channels
 
 
 def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
@@ -18,9 +29,8 @@ def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
     The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
     """
-    classes, chosen = members_per_class(real), []
-    refuse_too_few(classes, [clouds_per_class] * len(classes), real.class_names)
-    for members in classes:
+    chosen = []
+    for members in _members(real, clouds_per_class):
         images = project(real.select(members)).flatten(1)
         mean, total = images.mean(0), torch.zeros(images.shape[1])
         left = torch.ones(len(members), dtype=torch.bool)
@@ -33,4 +43,126 @@ def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
     return real.select(torch.stack(chosen))
 
 
-BASELINES = {"random": random, "herding": herding}
+def k_center(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
+    """Greedy k-centre (Sener & Savarese 2018) on the projected images: the next cloud is the farthest from all those chosen.
+
+    The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
+    """
+    chosen = []
+    for members in _members(real, clouds_per_class):
+        images = project(real.select(members)).flatten(1)
+        best = (images - images.mean(0)).square().sum(1).argmin()
+        nearest = torch.full((len(members),), torch.inf)  # squared distance to the nearest chosen cloud
+        for _ in range(clouds_per_class):
+            chosen.append(members[best])
+            nearest = nearest.minimum((images - images[best]).square().sum(1))
+            nearest[best] = -1  # not again: less than a double of it, which is at 0, has
+            best = nearest.argmax()
+    return real.select(torch.stack(chosen))
+
+
+def class_mean(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
+    """Of each class one cloud of the cells that its clouds occupy most often, as many as they occupy on average (rounded).
+
+    Of cells that are occupied equally often the first in raster order are taken. Points lie where `from_occupancy` puts
+    them. Nothing is random: the seed is there to match `random`. Raises InputError for more than one cloud per class.
+    """
+    if clouds_per_class > 1:
+        raise InputError(f"there is one mean per class, {clouds_per_class} clouds per class were asked for; ask for 1")
+    classes = _members(real, clouds_per_class)
+    means = torch.zeros(len(classes), *real.grid, dtype=torch.bool)
+    for mean, members in zip(means, classes, strict=True):
+        filled = occupancy(real.select(members))
+        cells = round(int(filled.count_nonzero()) / len(members))
+        order = filled.sum(0).flatten().argsort(descending=True, stable=True)
+        mean.view(-1)[order[:cells]] = True
+    return from_occupancy(means, torch.arange(len(classes)), real.class_names)
+
+
+def forgetting(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
+    """The clouds that a classifier in training forgets most often (Toneva et al. 2019); ties in random order.
+
+    The paper looks at a sample whenever it is in a batch; here all clouds are looked at after each epoch, by one network.
+    """
+    classes, chosen = _members(real, clouds_per_class), []
+    events = forgetting_events(_learning(real, seed).argmax(2) == real.labels)
+    draws = generator(seed, "forgetting ties")
+    for members in classes:
+        shuffled = members[torch.randperm(len(members), generator=draws)]
+        chosen.append(shuffled[events[shuffled].argsort(descending=True, stable=True)[:clouds_per_class]])
+    return real.select(torch.cat(chosen))
+
+
+def forgetting_events(correct: Tensor) -> Tensor:
+    """How often each cloud went from right to wrong: bool (epochs, clouds) to int64 (clouds,).
+
+    As in the paper, a cloud that was never right counts as the most forgotten: with one event per epoch, which is more
+    than any other can have.
+    """
+    events = (correct[:-1] & ~correct[1:]).sum(0)
+    return events.where(correct.any(0), len(correct))
+
+
+def craig(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
+    """CRAIG (Mirzasoleiman et al. 2020): the clouds whose gradients of a trained classifier's last layer cover the class's.
+
+    Greedy facility location: the next cloud is the one that leaves the least sum, over the class, of the distances to the
+    nearest chosen cloud. The paper also weighs each chosen cloud by the number it stands for: those weights are dropped,
+    because our evaluation weighs all clouds alike.
+    """
+    classes, chosen = _members(real, clouds_per_class), []
+    # The gradient is the softmax minus the one-hot label. Within a class the label is the same and cancels in differences.
+    gradients = _learning(real, seed)[-1].softmax(1)
+    for members in classes:
+        # by differences: gradients of well learnt clouds are too close for the matrix product that cdist takes otherwise
+        distances = torch.cdist(gradients[members], gradients[members], compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = torch.full((len(members), 1), torch.inf)
+        left = torch.ones(len(members), dtype=torch.bool)
+        for _ in range(clouds_per_class):
+            best = nearest.minimum(distances).sum(0).masked_fill(~left, torch.inf).argmin()
+            left[best] = False
+            nearest = nearest.minimum(distances[:, best, None])
+            chosen.append(members[best])
+    return real.select(torch.stack(chosen))
+
+
+def whole(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
+    """All real clouds, the ceiling for any set: clouds_per_class and the seed are there to match the others."""
+    return real
+
+
+BASELINES = {
+    "random": random,
+    "herding": herding,
+    "k_center": k_center,
+    "class_mean": class_mean,
+    "forgetting": forgetting,
+    "craig": craig,
+    "whole": whole,
+}
+
+
+def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
+    """The indices of each class's clouds. Raises InputError if a class has too few."""
+    classes = members_per_class(real)
+    refuse_too_few(classes, [clouds_per_class] * len(classes), real.class_names)
+    return classes
+
+
+def _learning(real: PointClouds, seed: int) -> Tensor:
+    """What a classifier trained on the projected images says of every cloud after each epoch.
+
+    Returns logits (epochs, clouds, classes). SGD 0.01, momentum 0.9, without augmentation.
+    """
+    images, logits = project(real), []
+    network = Classifier(*images.shape[-2:], len(real.class_names), WIDTH)
+    network.draw(generator(seed, "coreset classifier"))
+    optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+    for epoch in range(EPOCHS):
+        for batch in torch.randperm(len(images), generator=generator(seed, "coreset epoch", epoch)).split(BATCH):
+            optimiser.zero_grad()
+            F.cross_entropy(network(images[batch]), real.labels[batch]).backward()
+            optimiser.step()
+        with torch.no_grad():
+            logits.append(torch.cat([network(shown) for shown in images.split(BATCH)]))
+    return torch.stack(logits)

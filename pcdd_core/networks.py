@@ -27,6 +27,11 @@ def build_network(
         raise InputError(
             f"setting network.kernel_maps = {description.kernel_maps!r}: is for network.backend=sparse, not {description.backend}"
         )
+    if description.padding != 1 and (description.backend != "torch" or description.paper_layout):
+        raise InputError(
+            f"setting network.padding = {description.padding}: is for network.backend=torch without network.paper_layout; "
+            "expected 1"
+        )
     kind = DenseNetwork if description.backend == "torch" else SparseNetwork
     network = kind(description, channels, grid, classes)
     network.draw(generator)
@@ -51,6 +56,8 @@ class DenseNetwork(nn.Module):
         self.description = description
         self.kernel = tuple(3 if cells > 1 else 1 for cells in grid)
         self.padding = tuple(size // 2 for size in self.kernel)
+        self.first_padding = tuple(description.padding if cells > 1 else 0 for cells in grid)
+        grid = tuple(cells + 2 * (first - usual) for cells, first, usual in zip(grid, self.first_padding, self.padding))
         self.window = tuple(2 if cells > 1 else 1 for cells in grid)
         width = description.width
         self.convolution_weights, self.convolution_biases = nn.ParameterList(), nn.ParameterList()
@@ -84,7 +91,7 @@ class DenseNetwork(nn.Module):
         """What the head sees: (clouds, width x cells that are left)."""
         features = lifted if isinstance(lifted, Tensor) else lifted.dense()
         for layer, (weight, bias) in enumerate(zip(self.convolution_weights, self.convolution_biases)):
-            features = F.conv3d(features, weight, bias, padding=self.padding)
+            features = F.conv3d(features, weight, bias, padding=self.padding if layer else self.first_padding)
             if self.description.norm == "instance":
                 features = F.group_norm(features, len(weight), self.norm_weights[layer], self.norm_biases[layer])
             if self.description.norm == "batch":

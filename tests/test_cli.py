@@ -18,7 +18,7 @@ from tiny import files, pcdd
 from pcdd_core import clouds
 from pcdd_core.cli import main
 from pcdd_core.config import described_settings
-from pcdd_core.coresets import herding, random
+from pcdd_core.coresets import BASELINES, herding, random
 from pcdd_core.presets import PRESETS
 from pcdd_core.records import read_record, read_trajectory
 
@@ -512,6 +512,12 @@ def test_file_that_is_no_set_is_refused(name, command, run, here, assert_refused
 def test_set_of_other_data_is_refused(here, assert_refused):
     clouds.save(tiny.three_solids(), here / "solids.npz")
     assert_refused(lambda: main(["evaluate", "solids.npz", *SCORING]), "solids", "(6, 6, 6)", "(1, 28, 28)")
+
+
+def test_baseline_knows_every_one_by_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["baseline", "--help"])
+    assert "{" + ",".join(BASELINES) + "}" in capsys.readouterr().out
 
 
 def test_split_without_clouds_is_refused(run, assert_refused):

@@ -40,6 +40,35 @@ def with_drawn_norms(network, seed=3):
     return network
 
 
+def test_padding_by_3_makes_the_network_that_scores():
+    """ConvNet-3 of the evaluation, literally: 28 x 28 padded to 32 x 32, pooled to 4 x 4."""
+    network = with_drawn_norms(
+        built(grid=(1, 28, 28), channels=1, classes=10, layers=3, width=6, norm="instance", pooling="average", padding=3)
+    )
+    channels, literal = [1, 6, 6], []
+    for layer, (inputs, padding) in enumerate(zip(channels, (3, 1, 1))):
+        convolution, norm = nn.Conv2d(inputs, 6, 3, padding=padding), nn.GroupNorm(6, 6)
+        convolution.weight.data, convolution.bias.data = (
+            network.convolution_weights[layer].data[:, :, 0], network.convolution_biases[layer].data,
+        )  # fmt: skip
+        norm.weight.data, norm.bias.data = network.norm_weights[layer].data, network.norm_biases[layer].data
+        literal += [convolution, norm, nn.ReLU(), nn.AvgPool2d(2)]
+    images = torch.rand(3, 1, 28, 28, generator=generator(1))
+    expected = network.head(nn.Sequential(*literal)(images).flatten(1))
+    torch.testing.assert_close(network(images[:, :, None]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_surrounds_solid_grids_too_and_leaves_axes_of_one_cell():
+    assert built(grid=(6, 6, 6), padding=2).head.in_features == 4 * 2**3
+    assert built(grid=(1, 6, 6), padding=2).head.in_features == 4 * 2**2
+
+
+@pytest.mark.parametrize("settings", [{"backend": "sparse"}, {"paper_layout": True}])
+def test_padding_where_it_means_nothing_is_refused(settings):
+    with pytest.raises(InputError, match="network.padding = 3"):
+        built(padding=3, **settings)
+
+
 # --- the paper's dense network ------------------------------------------------------------------------------------
 
 
