@@ -163,13 +163,18 @@ class EvaluationConfig:
     split: Literal["test", "validation"] = setting(
         "test", "what to score on; choose by `validation`, the held-out part of the training set, never by test"
     )
+    classifier: Literal["convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse"] = setting(
+        "convnet",
+        "what learns from the set: of images: convnet: ConvNet-3 (the protocols' own), mlp, lenet, resnet18, or sparse: 3 "
+        "layers of sparse convolution; of points, whatever the projection: pointnet",
+    )
     projection: Literal["hard", "soft"] = setting(
         "hard", "what classifiers learn from: hard: binary images (paper); soft: every point a spot, grey. Test images are hard"
     )
     projection_bandwidth: Positive = setting(0.5, "soft: standard deviation of the spots in cells")
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
     epochs: Count = setting(1000, "epochs of each classifier")
-    width: Count = setting(128, "channels of each classifier")
+    width: Count = setting(128, "convnet, sparse: channels of each classifier; the others have their own")
 
 
 @checked

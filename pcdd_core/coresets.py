@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .classifiers import ConvNet
 from .clouds import PointClouds, from_occupancy, members_per_class, refuse_too_few, sample
 from .errors import InputError
 from .evaluation import BATCH, project
 from .lifts import occupancy
-from .networks import Classifier
 from .randomness import generator
 
 EPOCHS = 5  # of the classifier that `forgetting` and `craig` look at
@@ -155,7 +155,7 @@ def _learning(real: PointClouds, seed: int) -> Tensor:
     Returns logits (epochs, clouds, classes). SGD 0.01, momentum 0.9, without augmentation.
     """
     images, logits = project(real), []
-    network = Classifier(*images.shape[-2:], len(real.class_names), WIDTH)
+    network = ConvNet(*images.shape[-2:], len(real.class_names), WIDTH)
     network.draw(generator(seed, "coreset classifier"))
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     for epoch in range(EPOCHS):

@@ -8,18 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import lifts
-from .clouds import PointClouds
+from .augmentation import draw_moves
+from .classifiers import Ensemble, build_classifier
+from .clouds import Grid, PointClouds
 from .config import EvaluationConfig
-from .networks import Classifier, Ensemble
 from .randomness import generator
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a score is made. Both protocols augment the training images and report the last epoch.
+    """How a score is made. Both protocols augment the training inputs and report the last epoch.
 
     networks:     independent classifiers averaged over
-    augment_test: whether the test images are augmented as well
+    augment_test: whether the test inputs are augmented as well
     """
 
     networks: int
@@ -32,7 +33,20 @@ PROTOCOLS = {
 }
 BATCH = 256
 SOFT_SATURATION = 6.0  # of soft projections: a cell that holds all of a point's mass is white
-TEST_BATCH = 100  # images at once per network: larger ones leave the CPU caches
+TEST_BATCH = 100  # clouds at once per network: larger ones leave the CPU caches
+
+
+@dataclass(frozen=True)
+class View:
+    """How a classifier sees clouds.
+
+    training, test: what it sees of clouds to learn from, and of those to score on: float32 (clouds, ...)
+    augment:        inputs (..., clouds, ...) of several networks, augmented with a draw for each; same shape
+    """
+
+    training: Callable[[PointClouds], Tensor]
+    test: Callable[[PointClouds], Tensor]
+    augment: Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,18 +84,19 @@ def evaluate(
     """
     wanted = {name: settings.networks or PROTOCOLS[name].networks for name in settings.protocols}
     count = max(wanted.values())
-    images = project(training) if settings.projection == "hard" else soft_project(training, settings.projection_bandwidth)
-    images, labels = images.to(device), training.labels.to(device)
-    test_images, test_labels = project(test), test.labels
-    ensemble = _new_ensemble(count, images, len(training.class_names), settings.width, seed).to(device)
-    _train(ensemble, images, labels, settings.epochs, seed, lambda f: progress(f, "training classifiers"))
+    view = _view(settings, training.grid)
+    inputs, labels = view.training(training).to(device), training.labels.to(device)
+    test_inputs, test_labels = view.test(test), test.labels
+    ensemble = _new_ensemble(count, training, settings, seed).to(device)
+    _train(ensemble, inputs, labels, view.augment, settings.epochs, seed, lambda f: progress(f, "training classifiers"))
     scores = {}
     for name, networks in wanted.items():
         correct = torch.zeros(networks, device=device)
         for batch, chosen in enumerate(torch.arange(len(test)).split(TEST_BATCH)):
-            shown = test_images[chosen].to(device).expand(networks, -1, -1, -1, -1)
+            seen = test_inputs[chosen].to(device)
+            shown = seen.expand(networks, *seen.shape)
             if PROTOCOLS[name].augment_test:
-                shown = augment(shown, generator(seed, "test augmentation", batch))
+                shown = view.augment(shown, generator(seed, "test augmentation", batch))
             predicted = ensemble.predict(shown)
             correct += (predicted == test_labels[chosen].to(device)).sum(1)
             progress(min((batch + 1) * TEST_BATCH / len(test), 1.0), f"testing ({name} protocol)")
@@ -127,17 +142,52 @@ def augment(images: Tensor, draws: torch.Generator) -> Tensor:
     return F.grid_sample(flat, grid, align_corners=False).view(images.shape)
 
 
-def _new_ensemble(count: int, images: Tensor, classes: int, width: int, seed: int) -> Ensemble:
-    networks = []
-    for number in range(count):
-        network = Classifier(*images.shape[-2:], classes, width)
-        network.draw(generator(seed, "classifier", number))
-        networks.append(network)
-    return Ensemble(networks)
+def centred_points(clouds: PointClouds) -> Tensor:
+    """The points as they are: float32 (clouds, most points, 4), coordinates and 1 where a point is; else 0.
+
+    Coordinates are from the middle of the grid, in units of half its longest side: -1 to 1 along that.
+    """
+    coordinates, present = lifts.padded_coordinates(clouds)
+    middle = coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
+    centred = (coordinates - middle) / (max(clouds.grid) / 2)
+    return torch.cat([centred, torch.ones_like(centred[..., :1])], dim=-1) * present[..., None]
+
+
+def augment_points(points: Tensor, grid: Grid, draws: torch.Generator) -> Tensor:
+    """One random move per cloud (`augmentation.draw_moves`) of what `centred_points` made, (..., clouds, most points, 4).
+
+    Same shape out. Points may leave the grid.
+    """
+    flat = points.flatten(0, -3)
+    moves = draw_moves(len(flat), grid, draws)
+    matrix, shift = moves.matrix.to(flat), moves.shift.to(flat) / (max(grid) / 2)
+    coordinates, present = flat.split([3, 1], dim=-1)
+    moved = (coordinates @ matrix.transpose(1, 2) + shift[:, None]) * present
+    return torch.cat([moved, present], dim=-1).view(points.shape)
+
+
+def _view(settings: EvaluationConfig, grid: Grid) -> View:
+    if settings.classifier == "pointnet":
+        return View(centred_points, centred_points, lambda points, draws: augment_points(points, grid, draws))
+    if settings.projection == "soft":
+        return View(lambda clouds: soft_project(clouds, settings.projection_bandwidth), project, augment)
+    return View(project, project, augment)
+
+
+def _new_ensemble(count: int, clouds: PointClouds, settings: EvaluationConfig, seed: int) -> Ensemble:
+    height, width = clouds.grid[1:]
+    kind = (settings.classifier, height, width, len(clouds.class_names), settings.width)
+    return Ensemble([build_classifier(*kind, generator(seed, "classifier", number)) for number in range(count)])
 
 
 def _train(
-    ensemble: Ensemble, images: Tensor, labels: Tensor, epochs: int, seed: int, progress: Callable[[float], None]
+    ensemble: Ensemble,
+    inputs: Tensor,
+    labels: Tensor,
+    augment: Callable[[Tensor, torch.Generator], Tensor],
+    epochs: int,
+    seed: int,
+    progress: Callable[[float], None],
 ) -> None:
     """SGD 0.01, momentum 0.9, weight decay 5e-4; a tenth of the step size, with fresh momentum, after half the epochs."""
     count = len(ensemble.stacked[0])
@@ -146,10 +196,9 @@ def _train(
             step_size = 0.01 if epoch == 0 else 0.001
             optimiser = torch.optim.SGD(ensemble.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
         draws = generator(seed, "evaluation epoch", epoch)
-        order = torch.rand(count, len(images), generator=draws).argsort(1).to(images.device)
+        order = torch.rand(count, len(inputs), generator=draws).argsort(1).to(inputs.device)
         for chosen in order.split(BATCH, dim=1):
-            shown = augment(images[chosen], draws)
-            logits = ensemble(shown)
+            logits = ensemble(augment(inputs[chosen], draws))
             loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum") / chosen.shape[1]
             optimiser.zero_grad()
             loss.backward()

@@ -38,7 +38,7 @@ def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float)
     As the bandwidth goes to 0 this becomes a count per cell, and for large saturation hard occupancy.
     The Gaussian is separable: one batched matrix product of per-axis masses, twice differentiable, in 2D and 3D.
     """
-    coordinates, present = _padded(clouds)
+    coordinates, present = padded_coordinates(clouds)
     masses = [_mass_per_cell(coordinates[..., axis], cells, bandwidth) for axis, cells in enumerate(clouds.grid)]
     depth_height = torch.einsum("bn,bnd,bnh->bndh", present, masses[0], masses[1]).flatten(2)
     dense = torch.bmm(depth_height.transpose(1, 2), masses[2])  # (clouds, depth x height, width)
@@ -55,6 +55,15 @@ def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation
     soft, cells = gaussian_occupancy(clouds, bandwidth, saturation), clouds.coordinates.detach().floor().long()
     inside = _inside(cells, clouds)
     return soft + (_filled(cells[inside], clouds.cloud_index[inside], clouds) - soft).detach()
+
+
+def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:
+    """Coordinates with zero rows after the end of short clouds, (clouds, most points, 3), and 1 where a point is."""
+    starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)
+    place = (clouds.cloud_index, torch.arange(len(starts), device=clouds.device) - starts)
+    padded = clouds.coordinates.new_zeros(len(clouds), int(clouds.sizes.max()), 3)
+    present = torch.zeros_like(padded[..., 0]).index_put(place, padded.new_ones(()))
+    return padded.index_put(place, clouds.coordinates), present
 
 
 def annealed_bandwidth(progress: float, start: float, end: float) -> float:
@@ -87,12 +96,3 @@ def _mass_per_cell(position: Tensor, cells: int, bandwidth: float) -> Tensor:
     # and cells that a sparse network need not look at.
     distance = ((edges - position[..., None]) / bandwidth).clamp(-4, 4)
     return torch.erf(distance * 0.5**0.5).diff(dim=-1) / 2
-
-
-def _padded(clouds: PointClouds) -> tuple[Tensor, Tensor]:
-    """Coordinates with zero rows after the end of short clouds, (clouds, most points, 3), and 1 where a point is."""
-    starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)
-    place = (clouds.cloud_index, torch.arange(len(starts), device=clouds.device) - starts)
-    padded = clouds.coordinates.new_zeros(len(clouds), int(clouds.sizes.max()), 3)
-    present = torch.zeros_like(padded[..., 0]).index_put(place, padded.new_ones(()))
-    return padded.index_put(place, clouds.coordinates), present

@@ -1,4 +1,4 @@
-"""What the points are seen by: distillation networks in three backends, and the classifiers of the evaluation."""
+"""What the points are seen by: distillation networks in three backends."""
 
 import math
 
@@ -78,10 +78,10 @@ class DenseNetwork(nn.Module):
         """Draw all weights anew."""
         for weight, bias in zip(self.convolution_weights, self.convolution_biases):
             outputs, inputs, *kernel = weight.shape
-            _draw_convolution(weight, self.description.weights, inputs, outputs, math.prod(kernel), generator)
+            draw_convolution(weight, self.description.weights, inputs, outputs, math.prod(kernel), generator)
             bound = (inputs * math.prod(kernel)) ** -0.5
             bias.uniform_(-bound, bound, generator=generator)
-        _draw_linear(self.head, generator)
+        draw_linear(self.head, generator)
 
     def forward(self, lifted: Lifted) -> Tensor:
         """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
@@ -141,8 +141,8 @@ class SparseNetwork(nn.Module):
         """Draw all weights anew."""
         for weight in self.convolution_weights:
             volume, inputs, outputs = weight.shape
-            _draw_convolution(weight, self.description.weights, inputs, outputs, volume, generator)
-        _draw_linear(self.head, generator)
+            draw_convolution(weight, self.description.weights, inputs, outputs, volume, generator)
+        draw_linear(self.head, generator)
 
     def forward(self, lifted: Lifted) -> Tensor:
         """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
@@ -167,76 +167,10 @@ class SparseNetwork(nn.Module):
         return tensor.dense(corner=self.description.paper_layout).flatten(1)
 
 
-class Classifier(nn.Module):
-    """ConvNet-3, the image classifier that scores a set (Zhao et al. 2021).
-
-    3 x [3x3 convolution, instance norm, ReLU, 2x2 average pool] and a linear layer; the first convolution pads by 3
-    (28 x 28 becomes 32 x 32), the others by 1.
-    """
-
-    def __init__(self, height: int, width: int, classes: int, channels: int):
-        super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels if layer else 1, channels, 3, padding=1 if layer else 3) for layer in range(3)
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(channels, channels) for _ in range(3))
-        self.head = nn.Linear(channels * ((height + 4) // 8) * ((width + 4) // 8), classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images: (images, 1, height, width); returns (images, classes)."""
-        features = images
-        for convolution, norm in zip(self.convolutions, self.norms):
-            features = F.avg_pool2d(norm(convolution(features)).relu(), 2)
-        return self.head(features.flatten(1))
-
-    @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, as torch does by default."""
-        for convolution in self.convolutions:
-            outputs, inputs, *kernel = convolution.weight.shape
-            _draw_convolution(convolution.weight, "default", inputs, outputs, math.prod(kernel), generator)
-            bound = (inputs * math.prod(kernel)) ** -0.5
-            convolution.bias.uniform_(-bound, bound, generator=generator)
-        _draw_linear(self.head, generator)
-
-
-class Ensemble(nn.Module):
-    """Independent copies of one network architecture, evaluated and trained together; they share nothing but the call.
-
-    Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one (`torch.vmap`); on a CPU one
-    after another, because there the grouped convolution that vmap makes runs at half the speed.
-    """
-
-    def __init__(self, networks: list[nn.Module]):
-        super().__init__()
-        self.__dict__["template"] = networks[0]  # the computation only: its own parameters must not be trained
-        self.names = [name for name, _ in networks[0].named_parameters()]
-        stacked = zip(*(network.parameters() for network in networks))
-        self.stacked = nn.ParameterList(torch.stack([p.detach() for p in parameters]) for parameters in stacked)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """inputs: (networks, images, ...), to each network its own; returns (networks, images, classes).
-
-        With fewer inputs than networks the first networks answer.
-        """
-
-        def one(parameters, images):
-            return torch.func.functional_call(self.template, dict(zip(self.names, parameters)), (images,))
-
-        if inputs.is_cuda:
-            return torch.vmap(one)([parameter[: len(inputs)] for parameter in self.stacked], inputs)
-        copies = zip(*(parameter.unbind() for parameter in self.stacked))
-        return torch.stack([one(parameters, images) for parameters, images in zip(copies, inputs)])
-
-    @torch.no_grad()
-    def predict(self, inputs: Tensor) -> Tensor:
-        """The most likely class: (networks, images)."""
-        return self(inputs).argmax(-1)
-
-
-def _draw_convolution(
+def draw_convolution(
     weight: Tensor, scheme: str, inputs: int, outputs: int, volume: int, generator: torch.Generator
 ) -> None:
+    """Draw the weights of a convolution anew, by NetworkConfig's scheme; volume: cells of its kernel."""
     if scheme == "kaiming_normal":  # He et al. 2015, fan out, gain of ReLU
         weight.normal_(0.0, (2 / (outputs * volume)) ** 0.5, generator=generator)
     else:  # the default of torch and of MinkowskiEngine alike
@@ -244,7 +178,8 @@ def _draw_convolution(
         weight.uniform_(-bound, bound, generator=generator)
 
 
-def _draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
+def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
+    """Draw weights and bias anew, as torch does by default."""
     bound = linear.in_features**-0.5
     linear.weight.uniform_(-bound, bound, generator=generator)
     linear.bias.uniform_(-bound, bound, generator=generator)

@@ -33,6 +33,7 @@ OTHER = {
     "optimiser.name": "adam",
     "evaluation.protocols": ["standard"],
     "evaluation.split": "validation",
+    "evaluation.classifier": "pointnet",
     "evaluation.projection": "soft",
     "evaluation.networks": 7,
 }

@@ -1,4 +1,4 @@
-"""Networks against literal torch layers and against each other; initial weights; ensembles."""
+"""Networks against literal torch layers and against each other; initial weights."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from pcdd_core.config import NetworkConfig
 from pcdd_core.errors import InputError
 from pcdd_core.lifts import coordinates_as_features
 from pcdd_core.minkowski import from_points as minkowski_points
-from pcdd_core.networks import Classifier, Ensemble, build_network
+from pcdd_core.networks import build_network
 from pcdd_core.objectives import gradients_without_graph
 from pcdd_core.randomness import generator
 from pcdd_core.sparse import from_dense
@@ -344,77 +344,3 @@ def test_norms_start_as_the_identity():
     network = built(norm="instance")
     assert [weight.tolist() for weight in network.norm_weights] == [[1] * 4] * 2
     assert [bias.tolist() for bias in network.norm_biases] == [[0] * 4] * 2
-
-
-# --- the classifier and its ensemble ------------------------------------------------------------------------------
-
-
-def classifiers(count):
-    networks = [Classifier(8, 12, 5, channels=3).double() for _ in range(count)]
-    for seed, network in enumerate(networks):
-        network.draw(generator(seed))
-    return networks
-
-
-def images(*shape, seed=0):
-    return torch.rand(*shape, 1, 8, 12, dtype=torch.float64, generator=generator(seed))
-
-
-def test_the_classifier_equals_literal_layers():
-    (network,) = classifiers(1)
-    stack = []
-    for convolution, norm in zip(network.convolutions, network.norms):
-        stack += [convolution, norm, nn.ReLU(), nn.AvgPool2d(2)]
-        assert convolution.kernel_size == (3, 3) and norm.num_groups == norm.num_channels == 3
-    assert [convolution.padding for convolution in network.convolutions] == [(3, 3), (1, 1), (1, 1)]
-    assert_close(network(images(4)), nn.Sequential(*stack, nn.Flatten(), network.head)(images(4)))
-
-
-@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (9, 14)])
-def test_the_classifier_takes_images_of_any_size(shape):
-    assert Classifier(*shape, 5, channels=2)(torch.rand(3, 1, *shape)).shape == (3, 5)
-
-
-def test_an_ensemble_equals_its_networks_one_by_one():
-    networks, inputs = classifiers(3), images(3, 4)
-    assert_close(Ensemble(networks)(inputs), torch.stack([network(own) for network, own in zip(networks, inputs)]))
-
-
-def test_an_ensemble_equals_vmap_over_its_networks():
-    networks, inputs = classifiers(3), images(3, 4)
-    parameters, _ = torch.func.stack_module_state(networks)
-    expected = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)))(parameters, inputs)
-    assert_close(Ensemble(networks)(inputs), expected)
-
-
-def test_with_fewer_inputs_the_first_networks_of_an_ensemble_answer():
-    ensemble, inputs = Ensemble(classifiers(3)), images(3, 4)
-    assert torch.equal(ensemble(inputs[:2]), ensemble(inputs)[:2])
-
-
-def test_the_gradient_of_one_member_leaves_the_others_alone():
-    networks, inputs = classifiers(3), images(3, 4)
-    ensemble = Ensemble(networks)
-    ensemble(inputs)[1].square().sum().backward()
-    networks[1](inputs[1]).square().sum().backward()
-    for stacked, alone in zip(ensemble.stacked, networks[1].parameters(), strict=True):
-        assert_close(stacked.grad[1], alone.grad)
-        assert stacked.grad[[0, 2]].abs().sum() == 0
-
-
-def test_training_an_ensemble_does_not_change_the_networks_it_was_made_of():
-    networks = classifiers(2)
-    before = [parameter.clone() for parameter in networks[0].parameters()]
-    ensemble = Ensemble(networks)
-    assert len(list(ensemble.parameters())) == len(before)  # the template's own parameters are not among them
-    ensemble(images(2, 4)).square().sum().backward()
-    torch.optim.SGD(ensemble.parameters(), lr=0.1).step()
-    assert all(torch.equal(old, new) for old, new in zip(before, networks[0].parameters(), strict=True))
-    assert not torch.equal(ensemble.stacked[0][0], before[0])
-
-
-def test_predict_is_the_most_likely_class_of_every_network():
-    networks, inputs = classifiers(2), images(2, 6)
-    expected = torch.stack([network(own).argmax(1) for network, own in zip(networks, inputs)])
-    assert torch.equal(Ensemble(networks).predict(inputs), expected)
-    assert len(expected.unique()) > 1  # else any constant would do

@@ -1,0 +1,318 @@
+"""Classifiers against literal layers, published sizes and plain loops; whose random numbers they take; ensembles."""
+
+import subprocess
+import sys
+from typing import get_args, get_type_hints
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pcdd_core import evaluation
+from pcdd_core.augmentation import draw_moves
+from pcdd_core.classifiers import CLASSIFIERS, SMALLEST, ConvNet, Ensemble, PointNet, build_classifier
+from pcdd_core.clouds import from_list
+from pcdd_core.config import EvaluationConfig
+from pcdd_core.errors import InputError
+from pcdd_core.evaluation import augment_points, centred_points, evaluate, project
+from pcdd_core.networks import build_network
+from pcdd_core.randomness import generator
+
+ALL = pytest.mark.parametrize("name", CLASSIFIERS)
+FLAT, SOLID = (1, 28, 20), (8, 12, 10)
+
+
+def built(name, height=28, width=28, classes=10, seed=0):
+    return build_classifier(name, height, width, classes, 4, generator(seed, "classifier", 0))
+
+
+def seen(name, clouds):
+    return centred_points(clouds) if name == "pointnet" else project(clouds)
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def assert_close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+# --- every architecture -------------------------------------------------------------------------------------------
+
+
+def test_the_setting_s_choices_are_the_classifiers_there_are():
+    assert get_args(get_type_hints(EvaluationConfig)["classifier"]) == tuple(CLASSIFIERS)
+
+
+@ALL
+def test_a_classifier_maps_what_it_is_shown_to_logits(name):
+    assert built(name)(seen(name, tiny.three_digits())).shape == (24, 10)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "resnet18"])
+@pytest.mark.parametrize("grid", [(1, 14, 30), (12, 12, 13)])
+def test_a_classifier_takes_other_grids(random_clouds, name, grid):
+    clouds = random_clouds([9, 5, 30], grid)
+    logits = built(name, *grid[1:], classes=3)(seen(name, clouds.with_coordinates(clouds.coordinates.float())))
+    assert logits.shape == (3, 3) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_images_are_told_apart_and_smaller_ones_refused(name):
+    side = SMALLEST[name]
+    # a checked pattern, so that the sparse network, which sees pixels that are not 0, has something to see
+    images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
+    logits = built(name, side, side)(images)
+    assert logits.isfinite().all() and not torch.allclose(logits[0], logits[1])
+    with pytest.raises(InputError, match=f"evaluation.classifier = '{name}'.* {side} pixels.* {side} x {side - 1}"):
+        built(name, side, side - 1)
+
+
+@ALL
+def test_weights_come_from_the_given_generator_alone_and_torch_s_own_stays_as_it_was(name):
+    weights = []
+    for torch_seed in (1, 2):
+        torch.manual_seed(torch_seed)
+        before = torch.get_rng_state()
+        weights.append(nn.utils.parameters_to_vector(built(name).parameters()))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], nn.utils.parameters_to_vector(built(name, seed=1).parameters()))
+
+
+@ALL
+def test_weights_start_uniform_within_one_over_root_fan_in_and_norms_as_the_identity(name):
+    for layer in built(name).modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            bound = layer.weight[0].numel() ** -0.5
+            assert 0.9 * bound < layer.weight.abs().max() <= bound * (1 + 1e-6) and layer.weight.min() < -0.9 * bound
+            assert layer.bias is None or layer.bias.abs().max() <= bound
+        elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
+            assert (layer.weight == 1).all() and (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mlp", 784 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
+        ("lenet", 61_706),  # LeNet-5's, with 16 full maps (Zhao et al. 2021)
+        ("resnet18", 11_173_962 - 2 * 64 * 9),  # the usual one for 32 x 32, but of 1 channel instead of 3
+    ],
+)
+def test_a_classifier_is_as_large_as_the_literature_s(name, expected):
+    assert parameters(built(name)) == expected
+
+
+def test_pointnet_is_as_large_as_its_paper_s_without_transformation_networks():
+    assert round(parameters(built("pointnet", classes=40)) / 1e6, 1) == 0.8  # Qi et al. 2017, table 6
+
+
+def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4():
+    sizes, network = {}, built("resnet18")
+    for name in ("layer1", "layer4"):
+        network.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: sizes.update({name: out.shape[1:]}))
+    network(torch.rand(2, 1, 28, 28))
+    assert sizes == {"layer1": (64, 28, 28), "layer4": (512, 4, 4)}
+
+
+def test_no_image_or_cloud_changes_what_is_said_of_another():
+    clouds = tiny.three_digits()
+    for name in CLASSIFIERS:
+        network, shown = built(name).double(), seen(name, clouds)[::6].double()
+        assert_close(network(shown[:2]), network(shown)[:2])
+
+
+def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
+    network, images = built("sparse"), project(tiny.three_digits())
+    again = build_network(network.network.description, 1, (1, 28, 28), 10, generator(0, "classifier", 0))
+    assert torch.equal(network(images), again(images[:, :, None]))
+
+
+def test_the_classifiers_are_there_without_torchvision():
+    code = "import sys, pcdd_core, pcdd_core.evaluation; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- points -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([FLAT, SOLID]), st.integers(0, 99))
+def test_pointnet_depends_on_neither_the_order_of_points_nor_the_padding(random_clouds, sizes, grid, seed):
+    clouds, draws = random_clouds(sizes, grid, seed), generator(seed)
+    network = built("pointnet", classes=3).double()
+    points = centred_points(clouds)
+    expected = network(points)
+    order = torch.rand(points.shape[:2], generator=draws).argsort(1)
+    assert_close(network(points.gather(1, order[..., None].expand(points.shape))), expected)  # padding in between too
+    assert_close(network(torch.cat([points, torch.zeros(len(sizes), 1 + seed % 3, 4)], dim=1)), expected)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([FLAT, SOLID]), st.integers(0, 99))
+def test_pointnet_equals_a_loop_over_clouds_and_points(random_clouds, sizes, grid, seed):
+    clouds = random_clouds(sizes, grid, seed)
+    network: PointNet = built("pointnet", classes=3, seed=seed).double()
+    middle = torch.tensor([cells / 2 if cells > 1 else 0.0 for cells in grid])
+    for cloud, logits in enumerate(network(centred_points(clouds))):
+        features = [network.points((point - middle) / (max(grid) / 2)) for point in clouds[cloud]]
+        assert_close(logits, network.head(torch.stack(features).max(0).values))
+
+
+def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
+    clouds = from_list([torch.tensor([[0.0, 0.0, 10.0], [0.0, 28.0, 20.0]]), torch.tensor([[0.0, 14.0, 10.0]])],
+                       [0, 0], FLAT, ["only"])  # fmt: skip
+    expected = [[[0, -1, 0, 1], [0, 1, 10 / 14, 1]], [[0, 0, 0, 1], [0, 0, 0, 0]]]
+    torch.testing.assert_close(centred_points(clouds), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("grid", [FLAT, SOLID])
+def test_augmented_points_are_those_of_the_moved_clouds_with_a_move_for_each(random_clouds, grid):
+    clouds = random_clouds([4, 1, 6], grid)
+    shown = augment_points(centred_points(clouds).expand(5, -1, -1, -1), grid, generator(0))
+    repeated = clouds.select(torch.arange(3).repeat(5))
+    expected = centred_points(draw_moves(15, grid, generator(0))(repeated)).unflatten(0, (5, 3))
+    assert_close(shown, expected)
+    assert len(shown[:, 2].flatten(1).unique(dim=0)) == 5
+
+
+# --- as scorers ---------------------------------------------------------------------------------------------------
+
+
+def settings(name, **changes):
+    return EvaluationConfig(**{"classifier": name, "networks": 2, "epochs": 2, "width": 4, **changes})
+
+
+@ALL
+def test_every_classifier_is_trained_and_scored(name):
+    clouds = tiny.three_digits().select(torch.arange(0, 24, 4))
+    scores = [evaluate(clouds, clouds, settings(name), 0) for _ in range(2)]
+    assert scores[0] == scores[1] and list(scores[0]) == ["standard", "paper"]
+    assert all(0 <= accuracy <= 100 for score in scores[0].values() for accuracy in score.accuracies)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("mlp", 60), ("lenet", 120), ("pointnet", 120), ("sparse", 60)])
+def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
+    real = tiny.three_digits()
+    clouds = from_list([cloud[::5] for cloud in real] if name == "pointnet" else list(real), real.labels, real.grid, "012")
+    long = settings(name, epochs=epochs, width=8, protocols=("standard",))
+    assert evaluate(clouds, clouds, long, 0)["standard"].mean > 50  # chance is a third
+
+
+@pytest.mark.parametrize("name", ["convnet", "pointnet"])
+def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_in_its_way(name, monkeypatch):
+    clouds, shapes = tiny.three_digits(), {"augment": [], "augment_points": []}
+    for kind, calls in shapes.items():
+        real = getattr(evaluation, kind)
+        monkeypatch.setattr(evaluation, kind, lambda *all, real=real, calls=calls: calls.append(all[0].shape) or real(*all))
+    evaluate(clouds, clouds.select(torch.arange(5)), settings(name, epochs=1), 0)
+    sizes = (int(clouds.sizes.max()), int(clouds.sizes[:5].max()))
+    points = [(2, 24, sizes[0], 4), (2, 5, sizes[1], 4)]  # in training, then in the test of protocol paper
+    images = [(2, 24, 1, 28, 28), (2, 5, 1, 28, 28)]
+    assert shapes == {"augment": images if name == "convnet" else [], "augment_points": points if name == "pointnet" else []}
+
+
+@ALL
+def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
+    shown, labels = seen(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))), torch.arange(3)
+    alone = [built(name, classes=3, seed=seed).double() for seed in range(2)]
+    ensemble = Ensemble(alone)
+    inputs = torch.stack([shown, shown.flip(0)]).double()
+
+    def train(network, inputs, labels):
+        optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+        for _ in range(2):
+            loss = nn.functional.cross_entropy(network(inputs).flatten(0, -2), labels, reduction="sum") / 3
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return network(inputs)
+
+    together = train(ensemble, inputs, labels.repeat(2))
+    apart = torch.stack([train(network, own, labels) for network, own in zip(alone, inputs, strict=True)])
+    torch.testing.assert_close(together, apart, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "sparse"])
+def test_an_ensemble_of_any_dense_kind_can_run_as_one(name):
+    """As on a GPU: `torch.vmap` over the networks."""
+    networks, shown = [built(name, seed=seed).double() for seed in range(2)], seen(name, tiny.three_digits())[::8].double()
+    stacked, _ = torch.func.stack_module_state(networks)
+    together = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)), (0, None))(stacked, shown)
+    assert_close(together, torch.stack([network(shown) for network in networks]))
+
+
+# --- ConvNet and the ensemble -------------------------------------------------------------------------------------
+
+
+def classifiers(count):
+    networks = [ConvNet(8, 12, 5, channels=3).double() for _ in range(count)]
+    for seed, network in enumerate(networks):
+        network.draw(generator(seed))
+    return networks
+
+
+def images(*shape, seed=0):
+    return torch.rand(*shape, 1, 8, 12, dtype=torch.float64, generator=generator(seed))
+
+
+def test_convnet_equals_literal_layers():
+    (network,) = classifiers(1)
+    stack = []
+    for convolution, norm in zip(network.convolutions, network.norms):
+        stack += [convolution, norm, nn.ReLU(), nn.AvgPool2d(2)]
+        assert convolution.kernel_size == (3, 3) and norm.num_groups == norm.num_channels == 3
+    assert [convolution.padding for convolution in network.convolutions] == [(3, 3), (1, 1), (1, 1)]
+    assert_close(network(images(4)), nn.Sequential(*stack, nn.Flatten(), network.head)(images(4)))
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (8, 8), (9, 14)])
+def test_convnet_takes_images_of_any_size(shape):
+    assert ConvNet(*shape, 5, channels=2)(torch.rand(3, 1, *shape)).shape == (3, 5)
+
+
+def test_an_ensemble_equals_its_networks_one_by_one():
+    networks, inputs = classifiers(3), images(3, 4)
+    assert_close(Ensemble(networks)(inputs), torch.stack([network(own) for network, own in zip(networks, inputs)]))
+
+
+def test_an_ensemble_equals_vmap_over_its_networks():
+    networks, inputs = classifiers(3), images(3, 4)
+    parameters, _ = torch.func.stack_module_state(networks)
+    expected = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)))(parameters, inputs)
+    assert_close(Ensemble(networks)(inputs), expected)
+
+
+def test_with_fewer_inputs_the_first_networks_of_an_ensemble_answer():
+    ensemble, inputs = Ensemble(classifiers(3)), images(3, 4)
+    assert torch.equal(ensemble(inputs[:2]), ensemble(inputs)[:2])
+
+
+def test_the_gradient_of_one_member_leaves_the_others_alone():
+    networks, inputs = classifiers(3), images(3, 4)
+    ensemble = Ensemble(networks)
+    ensemble(inputs)[1].square().sum().backward()
+    networks[1](inputs[1]).square().sum().backward()
+    for stacked, alone in zip(ensemble.stacked, networks[1].parameters(), strict=True):
+        assert_close(stacked.grad[1], alone.grad)
+        assert stacked.grad[[0, 2]].abs().sum() == 0
+
+
+def test_training_an_ensemble_does_not_change_the_networks_it_was_made_of():
+    networks = classifiers(2)
+    before = [parameter.clone() for parameter in networks[0].parameters()]
+    ensemble = Ensemble(networks)
+    assert len(list(ensemble.parameters())) == len(before)  # the template's own parameters are not among them
+    ensemble(images(2, 4)).square().sum().backward()
+    torch.optim.SGD(ensemble.parameters(), lr=0.1).step()
+    assert all(torch.equal(old, new) for old, new in zip(before, networks[0].parameters(), strict=True))
+    assert not torch.equal(ensemble.stacked[0][0], before[0])
+
+
+def test_predict_is_the_most_likely_class_of_every_network():
+    networks, inputs = classifiers(2), images(2, 6)
+    expected = torch.stack([network(own).argmax(1) for network, own in zip(networks, inputs)])
+    assert torch.equal(Ensemble(networks).predict(inputs), expected)
+    assert len(expected.unique()) > 1  # else any constant would do
