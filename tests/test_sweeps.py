@@ -270,7 +270,8 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
 def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
     settings = tiny.arguments({**SLOW, "schedule.iterations": 3000})
     command = [sys.executable, "-m", "pcdd_core", "sweep", "quickstart", "--seeds", "2", *settings]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # tests in the background ignore it
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, **heed)
     begun = time.monotonic()
     while not any(len(path.read_text().splitlines()) >= 50 for path in tmp_path.glob("runs/*/steps.jsonl")):
         assert time.monotonic() - begun < 200 and process.poll() is None

@@ -1,0 +1,43 @@
+"""The sets that come with pcdd: whole, within their budget of points, and found by name."""
+
+import json
+
+import pytest
+from tiny import EVALUATION, arguments
+
+from pcdd_core import clouds
+from pcdd_core.cli import main
+from pcdd_core.errors import InputError
+from pcdd_core.records import read_record
+
+NAMES = sorted(path.stem for path in clouds.RELEASED.glob("*.npz"))
+
+
+def test_there_are_some():
+    assert NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_released_set_is_the_one_of_its_record(name):
+    found, record = clouds.released(name), read_record(clouds.RELEASED / f"{name}.json")
+    assert len(found) == record["clouds"] and len(found.coordinates) == record["points"]
+    assert record["scored_on"].startswith("mnist, test split, 10000") and not record["machine"].get("changes")
+    assert set(found.labels.tolist()) == set(range(10)) and found.grid == (1, 28, 28)
+
+
+def test_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=f"no released set is called 'mnsit-1'.*{NAMES[0]}"):
+        clouds.released("mnsit-1")
+
+
+def test_released_set_is_scored_with_the_settings_of_its_record(capsys):
+    main(["evaluate", f"released:{NAMES[0]}", "data.name=digits", *arguments(EVALUATION), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"]["seed"] == read_record(clouds.RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
+
+
+def test_picture_of_a_released_set_is_drawn_here_not_in_the_installation(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(clouds.RELEASED.iterdir())
+    assert main(["show", f"released:{NAMES[0]}"]) == 0
+    assert (tmp_path / f"{NAMES[0]}.png").is_file() and sorted(clouds.RELEASED.iterdir()) == before
