@@ -31,7 +31,7 @@ def test_unknown_name_is_refused_with_the_nearest():
 
 
 def test_released_set_is_scored_with_the_settings_of_its_record(capsys):
-    main(["evaluate", f"released:{NAMES[0]}", "data.name=digits", *arguments(EVALUATION), "--json"])
+    main(["evaluate", f"released:{NAMES[0]}", "data.name=digits", *arguments(EVALUATION), "--json", "--quiet"])
     found = json.loads(capsys.readouterr().out)
     assert found["config"]["seed"] == read_record(clouds.RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
 
