@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import InputError, nearest_names
 from .files import atomic_write
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RELEASED = Path(__file__).with_name("released")  # the best sets, each with the record of its making beside it
 Grid = tuple[int, int, int]
 
@@ -29,6 +29,7 @@ class PointClouds:
     labels:      int64 (clouds,)
     grid:        cells along depth, height, width
     class_names: one name per class
+    label_probabilities: float32 (clouds, classes), learned labels: what a classifier shall answer; None: `labels`, surely
     """
 
     coordinates: Tensor
@@ -36,6 +37,7 @@ class PointClouds:
     labels: Tensor
     grid: Grid
     class_names: tuple[str, ...]
+    label_probabilities: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,14 +63,24 @@ class PointClouds:
         """The device that all tensors of the clouds are on."""
         return self.coordinates.device
 
+    @property
+    def targets(self) -> Tensor:
+        """What cross-entropy compares with: int64 (clouds,), or float32 (clouds, classes) if labels were learned."""
+        return self.labels if self.label_probabilities is None else self.label_probabilities
+
     def select(self, clouds: Tensor) -> "PointClouds":
         """The clouds with the given indices, in that order (repeats allowed); differentiable in the coordinates."""
         sizes, starts = self.sizes[clouds], self.offsets[:-1][clouds]
         offsets = _offsets(sizes)
         shift = (starts - offsets[:-1]).repeat_interleave(sizes)
         rows = torch.arange(len(shift), device=shift.device) + shift
+        probabilities = self.label_probabilities
         return replace(
-            self, coordinates=self.coordinates.index_select(0, rows), offsets=offsets, labels=self.labels[clouds]
+            self,
+            coordinates=self.coordinates.index_select(0, rows),
+            offsets=offsets,
+            labels=self.labels[clouds],
+            label_probabilities=None if probabilities is None else probabilities[clouds],
         )
 
     def with_coordinates(self, coordinates: Tensor) -> "PointClouds":
@@ -82,6 +94,7 @@ class PointClouds:
             coordinates=self.coordinates.to(device),
             offsets=self.offsets.to(device),
             labels=self.labels.to(device),
+            label_probabilities=None if self.label_probabilities is None else self.label_probabilities.to(device),
         )
 
 
@@ -190,18 +203,23 @@ def _offsets(sizes: Tensor) -> Tensor:
 def save(clouds: PointClouds, path: Path | str) -> None:
     """Write a set as .npz (no pickle inside), atomically: fields as in `PointClouds`, plus `format_version`.
 
+    A set without learned labels has no field `label_probabilities` and format version 1, which every pcdd reads.
+
     Raises InputError if a cloud is empty or the folder cannot be written to.
     """
     if (empty := (clouds.sizes == 0).nonzero()).numel():
         raise InputError(f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point")
+    learned = clouds.label_probabilities
     arrays = dict(
         coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
         offsets=clouds.offsets.cpu().numpy(),
         labels=clouds.labels.cpu().numpy(),
         grid=np.array(clouds.grid, dtype=np.int64),
         class_names=np.array(clouds.class_names, dtype=np.str_),
-        format_version=np.int64(FORMAT_VERSION),
+        format_version=np.int64(1 if learned is None else 2),
     )
+    if learned is not None:
+        arrays["label_probabilities"] = learned.detach().cpu().numpy().astype(np.float32)
     atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -217,12 +235,14 @@ def load(path: Path | str) -> PointClouds:
         reason = "it holds an object array, which could run code" if "pickle" in str(error).lower() else str(error)
         raise InputError(f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays") from None
     arrays = _checked(path, arrays)
+    learned = arrays.get("label_probabilities")
     return PointClouds(
         torch.from_numpy(arrays["coordinates"]),
         torch.from_numpy(arrays["offsets"]),
         torch.from_numpy(arrays["labels"]),
         tuple(arrays["grid"].tolist()),
         tuple(arrays["class_names"].tolist()),
+        None if learned is None else torch.from_numpy(learned),
     )
 
 
@@ -250,6 +270,8 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         raise InputError(f"{path}: field '{field}' is {found}; expected {right}")
 
     kinds = {"format_version": "iu", "coordinates": "f", "offsets": "iu", "labels": "iu", "grid": "iu", "class_names": "U"}
+    if "label_probabilities" in arrays:
+        kinds["label_probabilities"] = "f"
     types = {"f": (np.float32, "floats"), "iu": (np.int64, "integers"), "U": (np.str_, "text")}
     for field, kind in kinds.items():
         kept, words = types[kind]
@@ -280,6 +302,14 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         refuse("class_names", f"of shape {names.shape}", "(classes,)")
     if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
         refuse("labels", f"{labels[wrong[0]]} at cloud {wrong[0]}", f"0 to {len(names) - 1} ({len(names)} classes)")
+    if (learned := arrays.get("label_probabilities")) is not None:
+        if learned.shape != (len(labels), len(names)):
+            refuse("label_probabilities", f"of shape {learned.shape}", f"({len(labels)}, {len(names)}): clouds, classes")
+        if (wrong := np.argwhere(~((learned >= 0) & (learned <= 1)))).size:
+            row, column = wrong[0]
+            refuse("label_probabilities", f"{learned[row, column]} at [{row}, {column}]", "0 to 1")
+        if (wrong := np.flatnonzero(abs(learned.sum(1) - 1) > 1e-3)).size:
+            refuse("label_probabilities", f"of sum {learned[wrong[0]].sum()} at cloud {wrong[0]}", "a sum of 1 per cloud")
     if (wrong := np.argwhere(~np.isfinite(coordinates))).size:
         row, axis = wrong[0]
         refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}]", "finite numbers")

@@ -125,6 +125,9 @@ class ObjectiveConfig:
     ridge: Positive = setting(1e-3, "feature_regression: ridge, in units of the features' mean squared length")
     unrolled_steps: Count = setting(50, "unrolled_training: how many steps; memory grows with them")
     unrolled_step_size: Positive = setting(0.01, "unrolled_training: step size of these (SGD, momentum 0.9, as evaluation's)")
+    learned_labels: bool = setting(
+        False, "unrolled_training: learn each cloud's label too, as probabilities of the classes, beginning at 0.94 for its own"
+    )
     real_batch: Count = setting(256, "real clouds per class and iteration")
     augmentation: bool = setting(
         False,
@@ -139,6 +142,7 @@ class OptimiserConfig:
 
     name: Literal["sgd", "adam"] = setting("sgd", "sgd moves by step_size x gradient; adam by about step_size")
     step_size: Positive = setting(0.1, "sgd: cells per unit of gradient; adam: cells per iteration")
+    label_step_size: Positive = setting(0.02, "objective.learned_labels: the same for the labels' logits")
     momentum: Fraction = setting(0.5, "of sgd; of adam's first moment")
     final_step_fraction: Annotated[float, Field(gt=0, le=1)] = setting(
         1.0, "the step size falls along a cosine to this fraction of itself; 1 keeps it constant"

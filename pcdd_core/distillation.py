@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import cos, isfinite, pi
 from typing import Any
@@ -108,6 +108,11 @@ def distill(
             f"setting objective.augmentation = true: moved points may leave the grid, which lift.name={config.lift.name} "
             "cannot show; it needs lift.name=gaussian"
         )
+    if config.objective.learned_labels and config.objective.name != "unrolled_training":
+        raise InputError(
+            f"setting objective.learned_labels = true: objective.name={config.objective.name} compares one class at a time, "
+            "whose label is certain; it needs objective.name=unrolled_training"
+        )
     batch_at(config, real, members_per_class(real), iteration=0)
     draw_network(config, real, number=0)
     return _steps(config, real, synthetic, device, state)
@@ -121,11 +126,14 @@ def _steps(
     synthetic = synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
-    optimiser = _optimiser(config, coordinates)
+    label_logits = nn.Parameter(_initial_logits(synthetic)) if config.objective.learned_labels else None
+    optimiser = _optimiser(config, coordinates, label_logits)
     first, network = 0, None
     if state is not None:
         first = state["iteration"] + 1
         coordinates.data.copy_(state["coordinates"])
+        if label_logits is not None:
+            label_logits.data.copy_(state["label_logits"])
         optimiser.load_state_dict(deepcopy(state["optimiser"]))
 
     for iteration in range(first, settings.iterations):
@@ -141,18 +149,25 @@ def _steps(
         optimiser.zero_grad()
         losses = []
         theirs = real.select(batch_at(config, real, members, iteration).to(device))
+        learned = [coordinates]
+        if label_logits is not None:
+            synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
+            learned.append(label_logits)
         for part in matching_losses(config, network, theirs, synthetic.with_coordinates(coordinates), iteration):
-            part.sum().backward(inputs=[coordinates])
+            part.sum().backward(inputs=learned)
             losses.append(part.detach())
         losses, gradient = torch.cat(losses).tolist(), coordinates.grad.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
         before = coordinates.detach().clone()
-        optimiser.param_groups[0]["lr"] = _step_size_at(config, iteration)
+        for group, start in zip(optimiser.param_groups, (config.optimiser.step_size, config.optimiser.label_step_size)):
+            group["lr"] = start * _step_fraction_at(config, iteration)
         optimiser.step()
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
         moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
+        if label_logits is not None:
+            moved = replace(moved, label_probabilities=label_logits.detach().softmax(1))
         for number in range(settings.training_steps):
             ours = settings.training_data == "synthetic"
             shown = moved if ours else training_batch_at(config, real, iteration, number)
@@ -163,6 +178,8 @@ def _steps(
             network_optimiser.step()
         live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
         live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
+        if label_logits is not None:
+            live |= dict(label_logits=label_logits.detach().clone())
         yield Step(iteration, losses, gradient, displacement, coordinates.grad.clone(), moved, live)
 
 
@@ -189,7 +206,7 @@ def matching_losses(
             moving = settings.augmentation
             return lift(draw_moves(len(synthetic), real.grid, draws)(synthetic) if moving else synthetic)
 
-        training = synthetic.labels, settings.unrolled_steps, settings.unrolled_step_size
+        training = synthetic.targets, settings.unrolled_steps, settings.unrolled_step_size
         errors = objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training)
         yield errors.view(classes, -1).mean(1)
         return
@@ -247,18 +264,27 @@ def training_batch_at(config: Config, real: PointClouds, iteration: int, number:
     return real.select(torch.randint(len(real), (config.schedule.training_batch,), generator=draws).to(real.device))
 
 
-def _optimiser(config: Config, coordinates: nn.Parameter) -> torch.optim.Optimizer:
+def _initial_logits(synthetic: PointClouds) -> torch.Tensor:
+    """(clouds, classes): of the labels that were learned before, or else 5 for the cloud's own class, which makes 0.94 of 10."""
+    if synthetic.label_probabilities is not None:
+        return synthetic.label_probabilities.clamp(min=1e-6).log()
+    return 5.0 * F.one_hot(synthetic.labels, len(synthetic.class_names))
+
+
+def _optimiser(config: Config, coordinates: nn.Parameter, label_logits: nn.Parameter | None) -> torch.optim.Optimizer:
+    """Of the coordinates and, if they are learned, the labels: one group of parameters each. Steps are set at each iteration."""
     settings = config.optimiser
+    groups = [{"params": [learned]} for learned in (coordinates, label_logits) if learned is not None]
     if settings.name == "adam":
-        return torch.optim.Adam([coordinates], settings.step_size, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD([coordinates], settings.step_size, momentum=settings.momentum)
+        return torch.optim.Adam(groups, settings.step_size, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, settings.step_size, momentum=settings.momentum)
 
 
-def _step_size_at(config: Config, iteration: int) -> float:
-    """Constant, or falling along half a cosine to `final_step_fraction` of itself."""
+def _step_fraction_at(config: Config, iteration: int) -> float:
+    """Of the first step: 1, or falling along half a cosine to `final_step_fraction`."""
     lowest = config.optimiser.final_step_fraction
     height = (1 + cos(pi * iteration / config.schedule.iterations)) / 2
-    return config.optimiser.step_size * (lowest + (1 - lowest) * height)
+    return lowest + (1 - lowest) * height
 
 
 def _refuse_non_finite(iteration: int, losses: list[float], gradient: float, displacement: float = 0.0) -> None:

@@ -84,7 +84,7 @@ def evaluate(
     wanted = {name: settings.networks or PROTOCOLS[name].networks for name in settings.protocols}
     count = max(wanted.values())
     view = _view(settings, training.grid)
-    inputs, labels = view.training(training).to(device), training.labels.to(device)
+    inputs, labels = view.training(training).to(device), training.targets.to(device)
     test_inputs, test_labels = view.test(test), test.labels
     ensemble = _new_ensemble(count, training, settings, seed).to(device)
     _train(ensemble, inputs, labels, view.augment, settings.epochs, seed, lambda f: progress(f, "training classifiers"))
@@ -204,7 +204,7 @@ def _train(
         order = torch.rand(count, len(inputs), generator=draws).argsort(1).to(inputs.device)
         for chosen in order.split(BATCH, dim=1):
             logits = ensemble(augment(inputs[chosen], draws))
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(), reduction="sum") / chosen.shape[1]
+            loss = F.cross_entropy(logits.flatten(0, 1), labels[chosen].flatten(0, 1), reduction="sum") / chosen.shape[1]
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

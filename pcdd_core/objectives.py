@@ -81,6 +81,7 @@ def unrolled_training(
 
     The plainest objective (Wang et al. 2018, algorithm 1): what evaluation will do, `steps` steps of it, differentiated from end to
     end. synthetic: called before each step for the lifted synthetic clouds, since each step may move them anew.
+    labels: theirs, (synthetic clouds,), or probabilities, (synthetic clouds, classes), which may be learned as well.
     Training starts from the network's parameters, which stay as they are. Memory grows with the number of steps.
     """
     parameters = dict(network.named_parameters())

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ RUN_FILES = (
     "steps.jsonl",
     "config.json",
 )
-CHECKPOINT_KEYS = {"configuration", "state", "frames", "updates", "seconds", "still", "finding"}
+CHECKPOINT_KEYS = {"configuration", "state", "frames", "updates", "seconds", "still", "finding", "label_probabilities"}
 
 
 def run(
@@ -108,12 +109,13 @@ def _run(
     if derivatives["gradients_without_graph"]:
         progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
-        trajectory, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
+        trajectory, labels, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
     except DistillationFailed as failure:
         record |= {"health": f"failed at {failure}", "scores": {}}
         atomic_write_text(folder / "record.json", as_json(record))
         raise
     distilled = initial_clouds(config, splits.train).with_coordinates(torch.from_numpy(trajectory["coordinates"][-1]))
+    distilled = replace(distilled, label_probabilities=labels)
     save(distilled, folder / "clouds.npz")
     figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
 
@@ -262,15 +264,17 @@ def _distill(
     checkpoint: dict[str, Any] | None,
     checkpoint_every: int,
     progress,
-) -> tuple[dict[str, np.ndarray], float, str | None]:
-    """Run the steps; returns the trajectory, the seconds spent (earlier parts of the run included) and the finding."""
+) -> tuple[dict[str, np.ndarray], torch.Tensor | None, float, str | None]:
+    """Run the steps; returns trajectory, learned labels, seconds spent (earlier parts of the run included), the finding."""
     total, health = config.schedule.iterations, Health()
     if checkpoint:
         frames, updates, seconds = list(checkpoint["frames"]), checkpoint["updates"], checkpoint["seconds"]
         health.still, health.finding = checkpoint["still"], checkpoint["finding"]
+        labels = checkpoint["label_probabilities"]
         _keep_lines(folder / "steps.jsonl", checkpoint["state"]["iteration"] + 1)
     else:
         frames, updates, seconds = [initial_clouds(config, splits.train).coordinates], [0], 0.0
+        labels = None
         _keep_lines(folder / "steps.jsonl", 0)
     lines: list[str] = []
     begun = time.monotonic() - seconds
@@ -289,6 +293,7 @@ def _distill(
             if done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total:
                 frames.append(step.clouds.coordinates.cpu())
                 updates.append(done)
+            labels = None if step.clouds.label_probabilities is None else step.clouds.label_probabilities.cpu()
             well_before = health.finding is None
             health.watch(step)
             if health.finding and well_before:
@@ -301,6 +306,7 @@ def _distill(
                     "state": step.state(),
                     "frames": torch.stack(frames),
                     "updates": updates,
+                    "label_probabilities": labels,
                     "seconds": time.monotonic() - begun,
                     "still": health.still,
                     "finding": health.finding,
@@ -312,7 +318,7 @@ def _distill(
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
     atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))
-    return trajectory, time.monotonic() - begun, health.finding
+    return trajectory, labels, time.monotonic() - begun, health.finding
 
 
 def _line(step: Step) -> str:

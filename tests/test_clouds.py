@@ -3,6 +3,7 @@
 import itertools
 import os
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,6 +201,31 @@ def test_a_saved_set_is_loaded_exactly(tmp_path_factory, random_clouds, sizes, g
     assert (loaded.grid, loaded.class_names) == (saved.grid, saved.class_names)
 
 
+def with_learned_labels(random_clouds) -> PointClouds:
+    probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.0, 0.0, 1.0], [0.25, 0.5, 0.25]])
+    return replace(random_clouds([2, 3, 1, 4]), label_probabilities=probabilities, class_names=("a", "b", "c"))
+
+
+def test_learned_labels_are_saved_loaded_and_chosen_with_their_clouds(tmp_path, random_clouds):
+    clouds = with_learned_labels(random_clouds)
+    save(clouds, tmp_path / "set.npz")
+    loaded = load(tmp_path / "set.npz")
+    assert torch.equal(loaded.label_probabilities, clouds.label_probabilities)
+    assert loaded.targets is loaded.label_probabilities
+    chosen = loaded.select(torch.tensor([3, 1, 1]))
+    assert torch.equal(chosen.targets, clouds.label_probabilities[[3, 1, 1]])
+    assert torch.equal(chosen.with_coordinates(chosen.coordinates + 1).to("cpu").targets, chosen.targets)
+
+
+def test_a_set_without_learned_labels_is_written_as_earlier_versions_read_it(tmp_path, random_clouds):
+    clouds = random_clouds([2, 3])
+    save(clouds, tmp_path / "set.npz")
+    with np.load(tmp_path / "set.npz") as arrays:
+        assert int(arrays["format_version"]) == 1 and "label_probabilities" not in arrays.files
+    assert load(tmp_path / "set.npz").label_probabilities is None
+    assert torch.equal(clouds.targets, clouds.labels)
+
+
 def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_clouds, monkeypatch):
     path = tmp_path / "set.npz"
     save(random_clouds([2]), path)
@@ -284,7 +310,13 @@ def test_a_missing_field_is_named(tmp_path, field):
         (dict(class_names=np.array("zero")), "class_names", "()"),
         (dict(class_names=np.array([], np.str_)), "class_names", "(0,)"),
         (dict(class_names=np.array([b"zero", b"one"])), "class_names", "S4"),
-        (dict(format_version=np.int64(2)), "format_version", "2"),
+        (dict(label_probabilities=np.array([0.5, 0.5])), "label_probabilities", "(2,)"),
+        (dict(label_probabilities=np.ones((1, 2))), "label_probabilities", "(1, 2)"),
+        (dict(label_probabilities=np.array([[1, 0], [0, 1]])), "label_probabilities", "int64"),
+        (dict(label_probabilities=np.array([[1.5, -0.5], [0.5, 0.5]])), "label_probabilities", "1.5 at [0, 0]"),
+        (dict(label_probabilities=np.array([[1, 0], [0.5, np.nan]])), "label_probabilities", "nan at [1, 1]"),
+        (dict(label_probabilities=np.array([[1, 0], [0.5, 0.25]])), "label_probabilities", "0.75 at cloud 1"),
+        (dict(format_version=np.int64(3)), "format_version", "3"),
         (dict(format_version=np.int64(0)), "format_version", "0"),
         (dict(format_version=np.array([1])), "format_version", "[1]"),
         (dict(format_version=np.float64(1)), "format_version", "float64"),

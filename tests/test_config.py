@@ -31,6 +31,7 @@ OTHER = {
     "objective.name": "distribution_matching",
     "objective.distance": "global_cosine",
     "objective.augmentation": True,
+    "objective.learned_labels": True,
     "schedule.training_data": "real",
     "optimiser.name": "adam",
     "evaluation.protocols": ["standard"],

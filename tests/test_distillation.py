@@ -11,6 +11,7 @@ import torch
 from pcdd_core import clouds as cloud_files
 from pcdd_core import lifts
 from pcdd_core.clouds import PointClouds
+from pcdd_core.config import override
 from pcdd_core.distillation import distill, initial_clouds, lift_at
 from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.health import STUCK_BELOW, WINDOW, Health
@@ -189,6 +190,47 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
     )  # fmt: skip
     state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
+
+
+def learning_labels(**more):
+    return tiny.config(
+        objective__name="unrolled_training", objective__learned_labels=True, objective__unrolled_steps=4,
+        clouds__clouds_per_class=[1, 3, 2], optimiser__label_step_size=0.1, optimiser__final_step_fraction=1.0, **more,
+    )  # fmt: skip
+
+
+def test_labels_are_learned_from_their_own_class_on_at_their_own_step_size():
+    steps = run(learning_labels())
+    learned = torch.stack([step.clouds.label_probabilities for step in steps])
+    labels = steps[0].clouds.labels
+    assert learned.shape == (5, 6, 3) and not learned.requires_grad
+    assert torch.allclose(learned.sum(2), torch.ones(5, 6))
+    assert (learned.argmax(2) == labels).all()
+    moves = learned[0].log() - 5.0 * torch.nn.functional.one_hot(labels, 3)  # but for a constant of each cloud
+    assert (moves.amax(1) - moves.amin(1)).max().item() == pytest.approx(0.2, abs=1e-3)  # adam's first: 0.1 either way
+    assert (learned[-1] - learned[0]).abs().max() > 1e-3
+
+
+def test_labels_stay_certain_where_they_are_not_to_be_learned():
+    step = run(tiny.config(objective__name="unrolled_training", objective__unrolled_steps=2, schedule__iterations=1))[-1]
+    assert step.clouds.label_probabilities is None
+
+
+def test_learned_labels_of_a_set_are_where_further_learning_begins(tmp_path):
+    first = run(learning_labels())[-1].clouds
+    cloud_files.save(first, tmp_path / "first.npz")
+    further = learning_labels(clouds__initialisation="file", clouds__file=str(tmp_path / "first.npz"))
+    still = run(override(further, {"optimiser.label_step_size": 1e-9, "schedule.iterations": 1}))[-1].clouds
+    assert torch.allclose(still.label_probabilities, first.label_probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_resume_holds_for_learned_labels(optimiser):
+    config = learning_labels(optimiser__name=optimiser)
+    state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
+    resumed, unbroken = run(config, state=state)[-1].clouds, run(config)[-1].clouds
+    assert torch.equal(resumed.coordinates, unbroken.coordinates)
+    assert torch.equal(resumed.label_probabilities, unbroken.label_probabilities)
 
 
 def test_training_on_real_clouds_teaches_the_network_the_real_classes():
@@ -417,6 +459,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
     ("settings", "message"),
     [
         ({"objective__augmentation": True, "lift__name": "coordinates"}, "objective.augmentation = true.*gaussian"),
+        ({"objective__learned_labels": True}, "learned_labels = true.*gradient_matching.*unrolled_training"),
         ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
         ({"clouds__initialisation": "real", "clouds__clouds_per_class": 9}, "class '0' has 8 clouds.*9 were asked for"),
         ({"clouds__clouds_per_class": [1, 2]}, "clouds_per_class has 2 numbers; expected.*per class: 3"),

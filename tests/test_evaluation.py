@@ -1,5 +1,7 @@
 """Scores: projection, augmentation, protocols, and the baselines that are scored beside distilled sets."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -205,6 +207,18 @@ def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
     long = settings(epochs=40, width=8, protocols=("standard",))
     right, shuffled = (evaluate(clouds, real_test_clouds, long, 0)["standard"].mean for clouds in (real, wrong))
     assert right > 35 and shuffled < 10
+
+
+def test_learned_labels_are_what_classifiers_learn(real_test_clouds):
+    right = random(tiny.digits().train, 5, 0)
+    wrong = replace(right, labels=(right.labels + 1) % 10)
+    certain = torch.nn.functional.one_hot(right.labels, 10).float()
+    long = settings(epochs=40, width=8, protocols=("standard",))
+    by_labels, by_probabilities = (
+        evaluate(clouds, real_test_clouds, long, 0)["standard"].accuracies
+        for clouds in (right, replace(wrong, label_probabilities=certain))
+    )
+    assert by_probabilities == pytest.approx(by_labels, abs=2)  # the same loss, rounded otherwise
 
 
 def test_protocols_have_their_own_numbers_of_classifiers(one_per_class, real_test_clouds):

@@ -334,6 +334,25 @@ def test_gradient_through_unrolled_training_against_finite_differences():
     assert torch.autograd.gradcheck(loss, synthetic)
 
 
+def test_unrolled_training_on_probabilities_that_are_certain_is_that_on_labels():
+    shown, network = moved_at_each_call(numbers(4, 1)), smooth_network()
+    certain = F.one_hot(LABELS_OF_4, 3).double()
+    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, certain, 3, step_size=0.3)
+    shown = moved_at_each_call(numbers(4, 1))
+    expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, LABELS_OF_4, 3, step_size=0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_of_learned_labels_through_unrolled_training_against_finite_differences():
+    network, real, synthetic, logits = smooth_network(), numbers(7, 0), numbers(4, 1), numbers(4, 2)[:, :3].requires_grad_()
+
+    def loss(logits):
+        shown = moved_at_each_call(synthetic)
+        return unrolled_training(network, real, LABELS_OF_7, shown, logits.softmax(1), 5, step_size=0.3)
+
+    assert torch.autograd.gradcheck(loss, logits)
+
+
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_gradient_of_coordinates_through_unrolled_training_against_finite_differences(backend, random_clouds):
     """Along one random direction of all coordinates, through lift, network and three steps."""

@@ -292,6 +292,18 @@ def test_interrupted_and_resumed_run_equals_the_unbroken_one(iteration, finished
     assert read_record(tmp_path / "run")["scores"] == read_record(finished)["scores"]
 
 
+@pytest.mark.parametrize("iteration", [2, 7], ids=["early", "at the last"])
+def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(iteration, tmp_path, monkeypatch):
+    learning = dict(objective__name="unrolled_training", objective__learned_labels=True, objective__unrolled_steps=2)
+    assert distill(tmp_path / "unbroken", **learning) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(iteration, patch)
+        assert distill(tmp_path / "run", **learning) == 130
+    assert distill(tmp_path / "run", "--resume", **learning) == 0
+    one, two = (clouds.load(tmp_path / name / "clouds.npz").label_probabilities for name in ("unbroken", "run"))
+    assert torch.equal(one, two) and (one.max(1).values < 1).all()
+
+
 def test_run_can_be_interrupted_twice(interrupted, finished, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(6, patch)
