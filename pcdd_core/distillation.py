@@ -202,11 +202,18 @@ def matching_losses(
         return
     if settings.name == "unrolled_training":
 
-        def shown() -> Any:
-            moving = settings.augmentation
-            return lift(draw_moves(len(synthetic), real.grid, draws)(synthetic) if moving else synthetic)
+        members = members_per_class(synthetic)
+        counts = [min(settings.unrolled_batch or len(indices), len(indices)) for indices in members]
 
-        training = synthetic.targets, settings.unrolled_steps, settings.unrolled_step_size
+        def shown() -> tuple[Any, torch.Tensor]:
+            clouds = synthetic
+            if settings.unrolled_batch is not None:
+                clouds = synthetic.select(sample(members, counts, draws, synthetic.class_names).to(synthetic.device))
+            if settings.augmentation:
+                clouds = draw_moves(len(clouds), real.grid, draws)(clouds)
+            return lift(clouds), clouds.targets
+
+        training = settings.unrolled_steps, settings.unrolled_step_size
         errors = objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training)
         yield errors.view(classes, -1).mean(1)
         return

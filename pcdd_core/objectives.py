@@ -71,8 +71,7 @@ def unrolled_training(
     network: nn.Module,
     real,
     real_labels: Tensor,
-    synthetic: Callable[[], object],
-    labels: Tensor,
+    synthetic: Callable[[], tuple[object, Tensor]],
     steps: int,
     step_size: float,
     momentum: float = 0.9,
@@ -80,14 +79,15 @@ def unrolled_training(
     """Cross-entropy of each real cloud after the network was trained on the synthetic ones: (real clouds,).
 
     The plainest objective (Wang et al. 2018, algorithm 1): what evaluation will do, `steps` steps of it, differentiated from end to
-    end. synthetic: called before each step for the lifted synthetic clouds, since each step may move them anew.
-    labels: theirs, (synthetic clouds,), or probabilities, (synthetic clouds, classes), which may be learned as well.
+    end. synthetic: called before each step for lifted synthetic clouds and their labels, since each step may take others of
+    them, and move them anew. Labels are (clouds,), or probabilities, (clouds, classes), which may be learned as well.
     Training starts from the network's parameters, which stay as they are. Memory grows with the number of steps.
     """
     parameters = dict(network.named_parameters())
     velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for _ in range(steps):
-        loss = F.cross_entropy(torch.func.functional_call(network, parameters, (synthetic(),)), labels)
+        lifted, labels = synthetic()
+        loss = F.cross_entropy(torch.func.functional_call(network, parameters, (lifted,)), labels)
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         velocities = {name: momentum * velocities[name] + gradient for name, gradient in zip(parameters, gradients)}
         parameters = {name: parameter - step_size * velocities[name] for name, parameter in parameters.items()}

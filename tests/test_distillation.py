@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from pcdd_core import clouds as cloud_files
-from pcdd_core import lifts
+from pcdd_core import distillation, lifts
 from pcdd_core.clouds import PointClouds
 from pcdd_core.config import override
 from pcdd_core.distillation import distill, initial_clouds, lift_at
@@ -190,6 +190,23 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
     )  # fmt: skip
     state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
+
+
+def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypatch):
+    seen = []
+
+    def unrolled_training(network, real, real_labels, synthetic, steps, step_size):
+        seen.extend(synthetic() for _ in range(steps))
+        return seen[-1][0].mean() * torch.ones(len(real_labels))
+
+    monkeypatch.setattr(distillation.objectives, "unrolled_training", unrolled_training)
+    settings = dict(objective__name="unrolled_training", objective__unrolled_steps=9, clouds__clouds_per_class=[1, 4, 2])
+    run(tiny.config(**settings, objective__unrolled_batch=2, schedule__iterations=1))
+    assert [labels.tolist() for _, labels in seen] == 9 * [[0, 1, 1, 2, 2]]
+    assert len({lifted[1:3].sum().item() for lifted, _ in seen}) > 2  # of the 12 ways to draw 2 of 4
+    seen.clear()
+    run(tiny.config(**settings, schedule__iterations=1))
+    assert [labels.tolist() for _, labels in seen] == 9 * [[0, 1, 1, 1, 1, 2, 2]]
 
 
 def learning_labels(**more):

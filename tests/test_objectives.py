@@ -1,5 +1,7 @@
 """Distances between gradients, and the gradient of the whole matching loss against finite differences."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -303,10 +305,16 @@ def smooth_network():
         return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
 
-def moved_at_each_call(synthetic):
-    """What may happen to synthetic clouds before each step: here they grow."""
-    sizes = iter(range(1, 99))
-    return lambda: synthetic * (1 + 0.1 * next(sizes))
+def moved_at_each_call(synthetic, labels=LABELS_OF_4):
+    """What may happen to synthetic clouds before each step: here they grow, and one of them is left out."""
+    numbers = itertools.count(1)
+
+    def shown():
+        number = next(numbers)
+        kept = torch.arange(4) != number % 4
+        return (synthetic * (1 + 0.1 * number))[kept], labels[kept]
+
+    return shown
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -315,12 +323,13 @@ def test_unrolled_training_equals_training_by_torch_s_sgd(steps):
     optimiser, shown = torch.optim.SGD(trained.parameters(), 0.3, momentum=0.9), moved_at_each_call(synthetic)
     for _ in range(steps):
         optimiser.zero_grad()
-        F.cross_entropy(trained(shown()), LABELS_OF_4).backward()
+        clouds, labels = shown()
+        F.cross_entropy(trained(clouds), labels).backward()
         optimiser.step()
     expected = F.cross_entropy(trained(numbers(7, 0)), LABELS_OF_7, reduction="none")
     before = [parameter.detach().clone() for parameter in network.parameters()]
     shown = moved_at_each_call(synthetic)
-    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, LABELS_OF_4, steps, step_size=0.3)
+    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, steps, step_size=0.3)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert all(map(torch.equal, before, network.parameters()))
 
@@ -329,17 +338,16 @@ def test_gradient_through_unrolled_training_against_finite_differences():
     network, real, synthetic = smooth_network(), numbers(7, 0), numbers(4, 1).requires_grad_()
 
     def loss(synthetic):
-        return unrolled_training(network, real, LABELS_OF_7, moved_at_each_call(synthetic), LABELS_OF_4, 5, step_size=0.3)
+        return unrolled_training(network, real, LABELS_OF_7, moved_at_each_call(synthetic), 5, step_size=0.3)
 
     assert torch.autograd.gradcheck(loss, synthetic)
 
 
 def test_unrolled_training_on_probabilities_that_are_certain_is_that_on_labels():
     shown, network = moved_at_each_call(numbers(4, 1)), smooth_network()
-    certain = F.one_hot(LABELS_OF_4, 3).double()
-    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, certain, 3, step_size=0.3)
-    shown = moved_at_each_call(numbers(4, 1))
-    expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, LABELS_OF_4, 3, step_size=0.3)
+    expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, 3, step_size=0.3)
+    certain = moved_at_each_call(numbers(4, 1), F.one_hot(LABELS_OF_4, 3).double())
+    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, certain, 3, step_size=0.3)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -347,8 +355,8 @@ def test_gradient_of_learned_labels_through_unrolled_training_against_finite_dif
     network, real, synthetic, logits = smooth_network(), numbers(7, 0), numbers(4, 1), numbers(4, 2)[:, :3].requires_grad_()
 
     def loss(logits):
-        shown = moved_at_each_call(synthetic)
-        return unrolled_training(network, real, LABELS_OF_7, shown, logits.softmax(1), 5, step_size=0.3)
+        shown = moved_at_each_call(synthetic, logits.softmax(1))
+        return unrolled_training(network, real, LABELS_OF_7, shown, 5, step_size=0.3)
 
     assert torch.autograd.gradcheck(loss, logits)
 
@@ -364,7 +372,7 @@ def test_gradient_of_coordinates_through_unrolled_training_against_finite_differ
 
     def loss(length):
         lifted = gaussian_occupancy(clouds.with_coordinates(clouds.coordinates + length * direction), 1.0, 3.0)
-        return unrolled_training(network, real, labels, lambda: lifted, labels, 3, step_size=0.1).sum()
+        return unrolled_training(network, real, labels, lambda: (lifted, labels), 3, step_size=0.1).sum()
 
     length = torch.zeros((), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, length)
