@@ -124,6 +124,9 @@ class ObjectiveConfig:
     )
     ridge: Positive = setting(1e-3, "feature_regression: ridge, in units of the features' mean squared length")
     unrolled_steps: Count = setting(50, "unrolled_training: how many steps; memory grows with them")
+    unrolled_steps_before: NonNegative = setting(
+        0, "unrolled_training: a random number of steps up to this comes before, through which nothing is differentiated"
+    )
     unrolled_step_size: Positive = setting(0.01, "unrolled_training: step size of these (SGD, momentum 0.9, as evaluation's)")
     unrolled_batch: Count | None = setting(
         None, "unrolled_training: synthetic clouds of each class in a step, drawn anew for each; null: all of them"

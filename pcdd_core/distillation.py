@@ -213,7 +213,8 @@ def matching_losses(
                 clouds = draw_moves(len(clouds), real.grid, draws)(clouds)
             return lift(clouds), clouds.targets
 
-        training = settings.unrolled_steps, settings.unrolled_step_size
+        before = int(torch.randint(settings.unrolled_steps_before + 1, (), generator=draws))
+        training = settings.unrolled_steps, settings.unrolled_step_size, before
         errors = objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training)
         yield errors.view(classes, -1).mean(1)
         return

@@ -74,6 +74,7 @@ def unrolled_training(
     synthetic: Callable[[], tuple[object, Tensor]],
     steps: int,
     step_size: float,
+    steps_before: int = 0,
     momentum: float = 0.9,
 ) -> Tensor:
     """Cross-entropy of each real cloud after the network was trained on the synthetic ones: (real clouds,).
@@ -81,16 +82,20 @@ def unrolled_training(
     The plainest objective (Wang et al. 2018, algorithm 1): what evaluation will do, `steps` steps of it, differentiated from end to
     end. synthetic: called before each step for lifted synthetic clouds and their labels, since each step may take others of
     them, and move them anew. Labels are (clouds,), or probabilities, (clouds, classes), which may be learned as well.
-    Training starts from the network's parameters, which stay as they are. Memory grows with the number of steps.
+    Training starts from the network's parameters, which stay as they are. Memory grows with `steps`; through the
+    `steps_before` them nothing is differentiated (truncated as in RaT-BPTT: Feng et al. 2023), so they cost little.
     """
     parameters = dict(network.named_parameters())
     velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    for _ in range(steps):
+    for step in range(steps_before + steps):
+        differentiated = step >= steps_before
         lifted, labels = synthetic()
         loss = F.cross_entropy(torch.func.functional_call(network, parameters, (lifted,)), labels)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=differentiated)
         velocities = {name: momentum * velocities[name] + gradient for name, gradient in zip(parameters, gradients)}
         parameters = {name: parameter - step_size * velocities[name] for name, parameter in parameters.items()}
+        if not differentiated:
+            parameters = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
     return F.cross_entropy(torch.func.functional_call(network, parameters, (real,)), real_labels, reduction="none")
 
 

@@ -150,6 +150,7 @@ def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, back
     config = tiny.config(
         objective__name=objective, network__backend=backend, objective__augmentation=augmentation,
         clouds__clouds_per_class=[1, 3, 2], schedule__iterations=3, objective__unrolled_steps=4,
+        objective__unrolled_steps_before=3,
     )  # fmt: skip
     steps = run(config)
     for step in steps:
@@ -186,7 +187,7 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
     config = tiny.config(
         objective__name=objective, objective__augmentation=True, schedule__training_data="real", lift__hard_from=0.5,
         schedule__training_steps=2, schedule__training_batch=5, schedule__iterations_per_network=3,
-        objective__unrolled_steps=4,
+        objective__unrolled_steps=4, objective__unrolled_steps_before=3,
     )  # fmt: skip
     state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
@@ -195,7 +196,8 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
 def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypatch):
     seen = []
 
-    def unrolled_training(network, real, real_labels, synthetic, steps, step_size):
+    def unrolled_training(network, real, real_labels, synthetic, steps, step_size, steps_before):
+        assert steps_before == 0
         seen.extend(synthetic() for _ in range(steps))
         return seen[-1][0].mean() * torch.ones(len(real_labels))
 

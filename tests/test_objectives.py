@@ -343,6 +343,27 @@ def test_gradient_through_unrolled_training_against_finite_differences():
     assert torch.autograd.gradcheck(loss, synthetic)
 
 
+def test_steps_before_unrolled_training_are_steps_of_the_same_training_that_are_not_differentiated():
+    network, synthetic = smooth_network(), numbers(4, 1).requires_grad_()
+    found = unrolled_training(
+        network, numbers(7, 0), LABELS_OF_7, moved_at_each_call(synthetic), 3, step_size=0.3, steps_before=4
+    )
+    same = unrolled_training(network, numbers(7, 0), LABELS_OF_7, moved_at_each_call(synthetic), 7, step_size=0.3)
+    torch.testing.assert_close(found, same, rtol=1e-12, atol=1e-12)
+
+    whole = moved_at_each_call(synthetic)
+    untouched = moved_at_each_call(synthetic.detach())
+    calls = itertools.count()
+
+    def last_three():  # the same numbers, with a graph from the fifth call on only
+        one, other = whole(), untouched()
+        return one if next(calls) >= 4 else other
+
+    expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, last_three, 7, step_size=0.3)
+    gradients = [torch.autograd.grad(loss.sum(), synthetic)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 def test_unrolled_training_on_probabilities_that_are_certain_is_that_on_labels():
     shown, network = moved_at_each_call(numbers(4, 1)), smooth_network()
     expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, 3, step_size=0.3)
