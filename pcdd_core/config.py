@@ -117,6 +117,10 @@ class ObjectiveConfig:
         "feature_regression: error on real clouds of the linear fit to the synthetic clouds' features; unrolled_training: "
         "cross-entropy on real clouds after some steps of training on the synthetic ones",
     )
+    distribution_matching_until: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, "until this fraction of the run minimise distribution_matching instead, which is cheap: points find their places "
+        "by it, and the objective proper only finishes; 0: never"
+    )
     distance: Literal[
         "sum_of_squares", "layerwise_cosine", "layerwise_cosine_of_weights", "mean_squared_error", "global_cosine"
     ] = setting(

@@ -193,14 +193,16 @@ def matching_losses(
     settings, classes = config.objective, len(real.class_names)
     lift, lift_real = lift_at(config, iteration), lift_at(config, iteration, real=True)
     draws = generator(config.seed, "augmentation", iteration)
-    if settings.name == "feature_regression":
+    matching_first = iteration < settings.distribution_matching_until * config.schedule.iterations
+    name = "distribution_matching" if matching_first else settings.name
+    if name == "feature_regression":
         if settings.augmentation:
             real, synthetic = (draw_moves(len(clouds), clouds.grid, draws)(clouds) for clouds in (real, synthetic))
         shown = lift_real(real), real.labels, lift(synthetic), synthetic.labels
         errors = objectives.feature_regression(network, *shown, classes, settings.ridge)
         yield errors.view(classes, -1).mean(1)
         return
-    if settings.name == "unrolled_training":
+    if name == "unrolled_training":
 
         members = members_per_class(synthetic)
         counts = [min(settings.unrolled_batch or len(indices), len(indices)) for indices in members]
@@ -223,7 +225,7 @@ def matching_losses(
         if settings.augmentation:
             move = draw_moves(1, real.grid, draws)
             theirs, ours = move(theirs), move(ours)
-        if settings.name == "distribution_matching":
+        if name == "distribution_matching":
             loss = objectives.distribution_matching(network, lift_real(theirs), lift(ours))
         else:
             distance = objectives.DISTANCES[settings.distance]

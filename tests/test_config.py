@@ -32,6 +32,7 @@ OTHER = {
     "objective.distance": "global_cosine",
     "objective.augmentation": True,
     "objective.learned_labels": True,
+    "objective.distribution_matching_until": 0.5,
     "objective.unrolled_batch": 2,
     "schedule.training_data": "real",
     "optimiser.name": "adam",

@@ -193,6 +193,21 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
 
 
+def test_distribution_matching_comes_first_where_asked_for():
+    settings = dict(schedule__iterations=5, objective__unrolled_steps=3)
+    first = tiny.config(**settings, objective__name="unrolled_training", objective__distribution_matching_until=0.6)
+    only = run(tiny.config(**settings, objective__name="distribution_matching"))
+    steps = run(first)
+    assert [step.matching_loss == other.matching_loss for step, other in zip(steps, only)] == [True] * 3 + [False] * 2
+    state = through_a_file(next(itertools.islice(distill(first, tiny.three_digits()), 1, None)).state())
+    assert torch.equal(last_coordinates(first, state=state), steps[-1].clouds.coordinates)
+
+
+def test_labels_wait_where_distribution_matching_comes_first():
+    labels = [step.clouds.label_probabilities for step in run(learning_labels(objective__distribution_matching_until=0.6))]
+    assert torch.equal(labels[0], labels[2]) and not torch.equal(labels[2], labels[4])
+
+
 def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypatch):
     seen = []
 
