@@ -63,6 +63,20 @@ def test_ingredients_are_chosen_on_the_validation_split_and_differ_from_the_base
     assert len({cell.label for cell in ours}) == kinds  # no variant is the base, or another one, in disguise
 
 
+@pytest.mark.parametrize(("scale", "split", "protocols"), [
+    ("small", "validation", {"standard"}), ("paper", "test", {"standard", "paper"}),
+])  # fmt: skip
+def test_the_best_start_from_scatter_within_the_budget_and_see_the_test_images_at_full_scale_only(scale, split, protocols):
+    for cell in experiment("best", scale, seeds=1):
+        config = cell.config
+        assert config.evaluation.split == split and set(config.evaluation.protocols) == protocols
+        assert (config.evaluation.width, config.evaluation.epochs) == ((128, 1000) if scale == "paper" else (64, 500))
+        assert config.clouds.initialisation == "scatter" and config.clouds.points_per_cloud <= 250
+        if cell.name.startswith("mnist-1-split"):
+            assert config.clouds.points_per_cloud * config.clouds.clouds_per_class <= 250
+        assert config.evaluation.projection == ("soft" if cell.name.startswith("mnist-1-soft") else "hard")
+
+
 def test_table1_holds_every_cell_of_the_papers_table_1():
     stated = {PRESETS[cell.preset].paper_accuracy for cell in experiment("table1", "paper", seeds=1)}
     assert {33.9, 12.78, 10.48, 25.69, 30.22, 17.43} <= stated
