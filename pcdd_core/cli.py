@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     scoring(sub)
 
     def choosing(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, ingredients, best, or a preset")
+        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, ingredients, best, architectures, or a preset")
         sub.add_argument("settings", nargs="*", metavar="setting=value", help="settings to change in every cell")
         sub.add_argument("--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1 (5)")
         sub.add_argument(

@@ -15,7 +15,10 @@ STEP_SIZES = (0.1, 1, 10, 100)  # times the preset's
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the preset it began as, its settings, or the baseline whose real clouds, as many, are scored instead."""
+    """One run: the preset it began as, its settings, or what is scored instead.
+
+    baseline: a key of `coresets.BASELINES`, for as many real clouds as the settings have synthetic ones, or `released:NAME`.
+    """
 
     preset: str
     config: Config
@@ -24,12 +27,14 @@ class Cell:
     @property
     def name(self) -> str:
         """What its record is called."""
+        if self.baseline and self.baseline.startswith("released:"):
+            return self.baseline.replace(":", "-")
         return f"{self.baseline}-{self.config.clouds.clouds_per_class}" if self.baseline else self.preset
 
     @property
     def label(self) -> str:
         """The name with the settings that differ from the preset's."""
-        return self.name if self.baseline else label(self.preset, self.config)
+        return records.label_of_score(self.name, self.config) if self.baseline else label(self.preset, self.config)
 
     @property
     def identity(self) -> str:
@@ -131,6 +136,10 @@ def _ingredients(scale: str) -> Variants:
     return [("ingredients-base", changed) for changed in changes]
 
 
+def _none(scale: str) -> Variants:
+    return []
+
+
 def _best(scale: str) -> Variants:
     return [(name, {}) for name in BEST]
 
@@ -146,6 +155,7 @@ EXPERIMENTS = {
     "ablation": "section 4.4: max against average pooling",
     "step-size": "section 4.5: step sizes of a tenth to a hundred times the usual, both distances",
     "ingredients": "our setting with one ingredient changed at a time, on the validation split",
+    "architectures": "the released set and real clouds, one per class, scored by classifiers of other kinds",
     "best": "the best of each kind, on the test images (small: on the validation split), with real clouds as many",
     "initialisation": "section 4.5: the best of the paper's networks from many scatters (try --seeds 20)",
 }
@@ -155,16 +165,24 @@ VARIANTS: dict[str, Callable[[str], Variants]] = {  # made for a scale; preset n
     "ablation": _ablation,
     "step-size": _step_sizes,
     "ingredients": _ingredients,
+    "architectures": _none,
     "best": _best,
     "initialisation": _initialisation,
 }
-BESIDE = (("gaussian", None), ("gaussian", "random"), ("gaussian", "herding"))  # in the paper's tables: ours, real clouds
+Beside = tuple[tuple[str, dict[str, Any], str | None], ...]  # rows beside a table's own: preset, settings, baseline
+BESIDE: Beside = (("gaussian", {}, None), ("gaussian", {}, "random"), ("gaussian", {}, "herding"))  # the paper's tables
 CORESETS = tuple(baseline for baseline in BASELINES if baseline != "whole")
-BESIDE_OTHERS = {
-    "ingredients": tuple(("ingredients-base", baseline) for baseline in CORESETS),
-    "best": tuple(("mnist-1", baseline) for baseline in CORESETS),
+FEWER = {"resnet18": 2}  # classifiers of it; of the others 5
+BESIDE_OTHERS: dict[str, Beside] = {
+    "ingredients": tuple(("ingredients-base", {}, baseline) for baseline in CORESETS),
+    "best": tuple(("mnist-1", {}, baseline) for baseline in CORESETS),
+    "architectures": tuple(
+        ("mnist-1", {"evaluation.classifier": kind, "evaluation.networks": FEWER.get(kind, 5)}, baseline)
+        for kind in ("convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse")
+        for baseline in ("released:mnist-1", "class_mean", "random")
+    ),
 }
-DETERMINISTIC = ("herding", "k_center", "class_mean")
+DETERMINISTIC = ("herding", "k_center", "class_mean", "released:mnist-1")
 BESIDE_SEEDS = 5  # at most: an experiment with many seeds needs no more of them
 
 
@@ -196,12 +214,12 @@ def experiment(
         variants = [(base, {**changed, setting: value}) for base, changed in variants for value in values]
     kinds = [(f"{base}{suffix}", changed, None) for base, changed in variants]
     rows = BESIDE_OTHERS.get(name, BESIDE) if beside else ()
-    aside = [(f"{base}{suffix}", baseline) for base, baseline in rows]
-    kinds += [(base, {}, baseline) for base, baseline in aside]
+    aside = [(f"{base}{suffix}", changed, baseline) for base, changed, baseline in rows]
+    kinds += aside
     cells: dict[str, Cell] = {}
     for seed in range(seeds):
         for base, changed, baseline in kinds:
-            if (base, baseline) in aside and seed >= (1 if baseline in DETERMINISTIC else BESIDE_SEEDS):
+            if (base, changed, baseline) in aside and seed >= (1 if baseline in DETERMINISTIC else BESIDE_SEEDS):
                 continue  # nothing in them is random but the classifiers
             config = override(preset(base).config, {**(settings or {}), **changed, "seed": seed})
             cell = Cell(base, config, baseline)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from .config import from_dict, to_dict
+from .config import Config, from_dict, to_dict
 from .errors import InputError
 from .evaluation import Score
 from .files import atomic_write_text
@@ -190,8 +190,14 @@ def comma_separated(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def label_of_score(name: str, config: Config) -> str:
+    """The name of what was scored without being distilled, with the classifier if it is not the protocols' own."""
+    classifier = config.evaluation.classifier
+    return name if classifier == Config().evaluation.classifier else f"{name} evaluation.classifier={classifier}"
+
+
 def _label(record: dict[str, Any]) -> str:
-    return label(record["name"], from_dict(record["config"])) if "network" in record["config"] else record["name"]
+    return (label if "network" in record["config"] else label_of_score)(record["name"], from_dict(record["config"]))
 
 
 def _stated(name: str) -> float | None:

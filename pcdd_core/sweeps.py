@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import records, runs
+from .clouds import released
 from .coresets import BASELINES
 from .errors import DistillationFailed, EngineMissing, FolderInUse, InputError
 from .experiments import Cell
@@ -36,6 +37,9 @@ def run_cell(
     if cell.baseline:
 
         def choose(real):
+            kind, _, name = cell.baseline.partition(":")
+            if kind == "released":
+                return released(name)
             return BASELINES[cell.baseline](real, cell.config.clouds.clouds_per_class, cell.config.seed)
 
         clouds, record = runs.score(choose, cell.name, cell.config, data=data, device=device, progress=progress)

@@ -14,7 +14,8 @@ import tiny
 import torch
 
 from pcdd_core import records, runs, sweeps
-from pcdd_core.clouds import load
+from pcdd_core.classifiers import CLASSIFIERS
+from pcdd_core.clouds import load, released
 from pcdd_core.config import to_dict
 from pcdd_core.coresets import BASELINES
 from pcdd_core.errors import EngineMissing, FolderInUse, InputError
@@ -61,6 +62,22 @@ def test_ingredients_are_chosen_on_the_validation_split_and_differ_from_the_base
     kinds = 1 + sum(map(len, INGREDIENTS.values()))
     assert len(ours) == 2 * kinds and {cell.baseline for cell in found} == {None, *BASELINES} - {"whole"}
     assert len({cell.label for cell in ours}) == kinds  # no variant is the base, or another one, in disguise
+
+
+def test_architectures_score_the_released_set_beside_real_clouds_by_every_classifier(tmp_path):
+    found = experiment("architectures", seeds=2)
+    assert {(cell.baseline, cell.config.evaluation.classifier) for cell in found} == {
+        (scored, kind) for scored in ("released:mnist-1", "class_mean", "random") for kind in CLASSIFIERS
+    }
+    assert all((cell.config.seed == 0) or cell.baseline == "random" for cell in found)
+    assert len({cell.label for cell in found}) == len({cell.folder for cell in found}) - len(CLASSIFIERS)  # two seeds of random
+    assert not any(":" in cell.folder for cell in found)
+    small = [cell for cell in experiment("architectures", seeds=1, settings={"data.name": "digits", **TINY}) if cell.name != "random-1"]
+    chosen = [cell for cell in small if cell.config.evaluation.classifier == "mlp"]
+    made = obtain(chosen, tmp_path)
+    assert [record["name"] for record in made] == ["released-mnist-1", "class_mean-1"]
+    assert made[0]["points"] == len(released("mnist-1").coordinates)
+    assert [row["name"] for row in records.table(made)] == [cell.label for cell in chosen]
 
 
 @pytest.mark.parametrize(("scale", "split", "protocols"), [
