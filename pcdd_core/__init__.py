@@ -33,6 +33,7 @@ _PUBLIC = {
     "INGREDIENTS": "experiments",
     "experiment": "experiments",
     "obtain": "sweeps",
+    "finished": "sweeps",
     "watch": "live",
     "show": "live",
     "Recording": "player",

@@ -85,6 +85,12 @@ def obtain(
     return [records.read_record(found[cell.identity]) for cell in cells if cell.identity in found]
 
 
+def finished(cells: Sequence[Cell], runs_folder: Path | str = "runs") -> list[dict[str, Any]]:
+    """The records of those cells that have been run, in their order. Nothing is run."""
+    found = records.find_records(default_places(runs_folder))
+    return [records.read_record(found[cell.identity]) for cell in cells if cell.identity in found]
+
+
 @dataclass(frozen=True)
 class State:
     """Where a cell of a sweep is.

@@ -155,6 +155,13 @@ def test_committed_record_is_found_by_its_settings(path):
     assert path.stem.startswith(record["name"]) and path.stem.endswith(f"seed{record['config']['seed']}")
 
 
+def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
+    both = cells(seeds=2)
+    assert sweeps.finished(both, tmp_path / "runs") == [] and not (tmp_path / "runs").exists()
+    obtain(both[1:], tmp_path / "runs")
+    assert [record["config"]["seed"] for record in sweeps.finished(both, tmp_path / "runs")] == [1]
+
+
 def test_cell_and_its_record_have_the_same_identity(tmp_path):
     kinds = [*cells(seeds=1), *[cell for cell in experiment("table1", seeds=1, settings=TINY) if cell.baseline]]
     found = obtain(kinds, tmp_path / "runs")
