@@ -476,7 +476,7 @@ BAD_SETS = {
     "label of no class": (with_field("labels", put(10, 4)), ["labels", "10 at cloud 4", "0 to 9"]),
     "grid of two axes": (with_field("grid", lambda a: a[1:]), ["grid", "[28, 28]", "depth, height, width"]),
     "grid of no cells": (with_field("grid", put(0, 0)), ["grid", "[0, 28, 28]"]),
-    "newer version": (with_field("format_version", lambda a: np.int64(2)), ["format_version", "2", "newer pcdd"]),
+    "newer version": (with_field("format_version", lambda a: np.int64(3)), ["format_version", "3", "newer pcdd"]),
     "object array": (with_field("labels", lambda a: np.array([*range(9), None], dtype=object)), ["object array"]),
     "field missing": (lambda arrays: {k: v for k, v in arrays.items() if k != "labels"}, ["labels", "missing"]),
 }
