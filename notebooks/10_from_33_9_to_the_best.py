@@ -15,8 +15,6 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
 # # From 33.9 to the best: one ingredient at a time
 #
@@ -25,7 +23,7 @@
 # says what each is worth: what is compared, how points are shown, the networks that look, the steps, the number of points.
 #
 # Nothing here was chosen on test images. All runs are scored on the validation split, images held out of the training set
-# evenly; the test set is only met in the last section, once for each set.
+# evenly; the test set is only met at the end, once for each run.
 
 # %% tags=["parameters"]
 scale = "small"  # "small": two CPU cores are enough; "paper": for a GPU

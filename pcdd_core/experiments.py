@@ -108,7 +108,7 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "networks": (  # random ones, or met while they are trained
         {"schedule.iterations_per_network": 10},
-        {"schedule.iterations_per_network": 10, "schedule.training_steps": 1, "schedule.training_data": "synthetic"},
+        {"schedule.iterations_per_network": 10, "schedule.training_steps": 1},  # on the synthetic clouds
         {"schedule.iterations_per_network": 10, "schedule.training_steps": 1, "schedule.training_data": "real"},
         {"network.width": 16},
         {"network.layers": 2},

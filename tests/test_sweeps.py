@@ -61,6 +61,10 @@ def test_ingredients_are_chosen_on_the_validation_split_and_differ_from_the_base
     ours = [cell for cell in found if cell.baseline is None]
     kinds = 1 + sum(map(len, INGREDIENTS.values()))
     assert len(ours) == 2 * kinds and {cell.baseline for cell in found} == {None, *BASELINES} - {"whole"}
+    base = {f"{section}.{name}": value for section, values in to_dict(ours[0].config).items() if isinstance(values, dict)
+            for name, value in values.items()}  # fmt: skip
+    for changed in (changed for group in INGREDIENTS.values() for changed in group):
+        assert all(base[name] != value for name, value in changed.items()), changed
     assert len({cell.label for cell in ours}) == kinds  # no variant is the base, or another one, in disguise
 
 
