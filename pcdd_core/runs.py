@@ -194,7 +194,8 @@ class Progress:
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar, self.stage = quiet, None, None
-        self.stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+        kernel = sys.modules.get("ipykernel.kernelapp")  # imported by other programs than kernels, too
+        self.stream = sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
 
     def __call__(self, fraction: float, stage: str, note: str = "") -> None:
         """Show that `fraction` (0 to 1) of `stage` is done."""
