@@ -203,7 +203,6 @@ def matching_losses(
         yield errors.view(classes, -1).mean(1)
         return
     if name == "unrolled_training":
-
         members = members_per_class(synthetic)
         counts = [min(settings.unrolled_batch or len(indices), len(indices)) for indices in members]
 

@@ -137,7 +137,7 @@ SMALL_CHOICE = {"evaluation": {"networks": 5, "epochs": 500, "width": 64}}
 GRADIENT = {"lift": {"saturation_start": 1.0}, "optimiser": {"step_size": 0.1}}
 MATCHED = {"objective": {"name": "distribution_matching", "real_batch": 64}, "schedule": {"iterations": 900}}
 UNROLLED = {
-    "lift": {"bandwidth_end": 0.06},  # what is scored is 0 or 1; at 0.2 these networks learn to use the greys
+    "lift": {"bandwidth_end": 0.06},  # narrower than elsewhere: what is scored is 0 or 1, and greys would be of use here
     "network": {"padding": 3},
     "objective": {"name": "unrolled_training", "real_batch": 26, "distribution_matching_until": 0.5},
     "schedule": {"iterations": 1200},
@@ -165,7 +165,6 @@ LARGE = {"network": {"width": 128}, "objective": {"real_batch": 256}, "schedule"
 QUICKSTART = _merged(
     GAUSSIAN, {"schedule": {"iterations": 300}, "evaluation": {"networks": 3, "epochs": 200, "width": 32}}
 )
-
 
 
 def _best_presets() -> dict[str, Preset]:
