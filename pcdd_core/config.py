@@ -111,9 +111,12 @@ class NetworkConfig:
 class ObjectiveConfig:
     """What is minimised."""
 
-    name: Literal["gradient_matching", "distribution_matching", "feature_regression", "unrolled_training"] = setting(
+    name: Literal[
+        "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "feature_regression", "unrolled_training"
+    ] = setting(
         "gradient_matching",
         "gradient_matching: distance between gradients (the paper); distribution_matching: distance between mean features; "
+        "maximum_mean_discrepancy: distance between the features' distributions, for several clouds per class; "
         "feature_regression: error on real clouds of the linear fit to the synthetic clouds' features; unrolled_training: "
         "cross-entropy on real clouds after some steps of training on the synthetic ones",
     )

@@ -224,8 +224,8 @@ def matching_losses(
         if settings.augmentation:
             move = draw_moves(1, real.grid, draws)
             theirs, ours = move(theirs), move(ours)
-        if name == "distribution_matching":
-            loss = objectives.distribution_matching(network, lift_real(theirs), lift(ours))
+        if name in ("distribution_matching", "maximum_mean_discrepancy"):
+            loss = getattr(objectives, name)(network, lift_real(theirs), lift(ours))
         else:
             distance = objectives.DISTANCES[settings.distance]
             shown = lift_real(theirs), theirs.labels, lift(ours), ours.labels

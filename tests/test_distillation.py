@@ -140,7 +140,9 @@ def test_real_clouds_are_drawn_anew_in_every_iteration(real_batch, different):
 
 # --- objectives -----------------------------------------------------------------------------------------------------
 
-OBJECTIVES = ["gradient_matching", "distribution_matching", "feature_regression", "unrolled_training"]
+OBJECTIVES = [
+    "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "feature_regression", "unrolled_training"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("augmentation", [False, True])

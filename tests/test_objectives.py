@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import rbf_kernel
 from torch import nn
 
 from pcdd_core.config import NetworkConfig
@@ -16,11 +17,13 @@ from pcdd_core.lifts import coordinates_as_features, gaussian_occupancy
 from pcdd_core.networks import build_network
 from pcdd_core.objectives import (
     DISTANCES,
+    KERNEL_WIDTHS,
     as_rows,
     distribution_matching,
     feature_regression,
     gradient_matching,
     layerwise_cosine_of_weights,
+    maximum_mean_discrepancy,
     parameter_gradients,
     unrolled_training,
 )
@@ -268,6 +271,27 @@ def test_distribution_matching_equals_its_formula():
     assert distribution_matching(network, real, synthetic).item() == pytest.approx(((means[0] - means[1]) ** 2).sum())
 
 
+def test_maximum_mean_discrepancy_equals_scikit_learn_s_kernels():
+    network, real, synthetic = Features(), numbers(7, 0), numbers(4, 1)
+    ours, seen = (network.features(x).detach().numpy() for x in (synthetic, real))
+    scale = np.mean([((a - b) ** 2).sum() for a in seen for b in seen])
+    expected = np.mean([
+        rbf_kernel(ours, ours, gamma).mean() - 2 * rbf_kernel(ours, seen, gamma).mean() + rbf_kernel(seen, seen, gamma).mean()
+        for gamma in 1 / (scale * np.array(KERNEL_WIDTHS))
+    ])  # fmt: skip
+    assert maximum_mean_discrepancy(network, real, synthetic).item() == pytest.approx(expected)
+
+
+def test_maximum_mean_discrepancy_sees_a_spread_that_distribution_matching_does_not():
+    network, real = Features(), numbers(8, 0)
+    real[4:] = -real[:4]  # tanh is odd, so the mean feature is 0, as that of clouds at 0
+    at_the_mean = torch.zeros(4, 6, dtype=torch.float64)
+    assert distribution_matching(network, real, at_the_mean) < 1e-25
+    assert maximum_mean_discrepancy(network, real, at_the_mean) > 0.1
+    assert abs(maximum_mean_discrepancy(network, real, real)) < 1e-12
+    assert maximum_mean_discrepancy(network, real, real[[0, 1, 4, 5]]) < maximum_mean_discrepancy(network, real, at_the_mean)
+
+
 def test_feature_regression_equals_scikit_learn_s_ridge():
     network, real, synthetic = Features(), numbers(7, 0), numbers(4, 1)
     real_labels, labels = torch.tensor([0, 1, 2, 0, 1, 2, 2]), torch.tensor([0, 1, 2, 1])
@@ -279,7 +303,7 @@ def test_feature_regression_equals_scikit_learn_s_ridge():
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("objective", ["distribution_matching", "feature_regression"])
+@pytest.mark.parametrize("objective", ["distribution_matching", "maximum_mean_discrepancy", "feature_regression"])
 def test_gradient_of_a_feature_objective_against_finite_differences(objective):
     network, real, labels = Features(), numbers(7, 0), torch.tensor([0, 1, 2, 1])
     real_labels = torch.tensor([0, 1, 2, 0, 1, 2, 2])
@@ -287,6 +311,8 @@ def test_gradient_of_a_feature_objective_against_finite_differences(objective):
     def loss(synthetic):
         if objective == "distribution_matching":
             return distribution_matching(network, real, synthetic)
+        if objective == "maximum_mean_discrepancy":
+            return maximum_mean_discrepancy(network, real, synthetic)
         return feature_regression(network, real, real_labels, synthetic, labels, 3, 1e-2)
 
     synthetic = numbers(4, 1).requires_grad_()
