@@ -175,7 +175,11 @@ CORESETS = tuple(baseline for baseline in BASELINES if baseline != "whole")
 FEWER = {"resnet18": 2}  # classifiers of it; of the others 5
 BESIDE_OTHERS: dict[str, Beside] = {
     "ingredients": tuple(("ingredients-base", {}, baseline) for baseline in CORESETS),
-    "best": tuple(("mnist-1", {}, baseline) for baseline in CORESETS),
+    "best": (
+        *(("mnist-1", {"evaluation.networks": 5}, baseline) for baseline in CORESETS),
+        ("mnist-10", {}, "random"),
+        ("mnist-10", {}, "herding"),
+    ),
     "architectures": tuple(
         ("mnist-1", {"evaluation.classifier": kind, "evaluation.networks": FEWER.get(kind, 5)}, baseline)
         for kind in ("convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse")
