@@ -150,13 +150,16 @@ UNROLLED = {
 BEST: dict[str, tuple[dict, str]] = {
     "mnist-1-gradient": (GRADIENT, "1 cloud per class by gradient matching"),
     "mnist-1": (UNROLLED, "1 cloud per class by distribution matching, then unrolled training"),
-    "mnist-1-labels": (_merged(UNROLLED, {"objective": {"learned_labels": True}}), "the same with learned labels"),
+    "mnist-1-labels": (
+        _merged(UNROLLED, {"objective": {"learned_labels": True}, "evaluation": {"networks": 5}}),
+        "the same with learned labels",
+    ),
     "mnist-1-soft": (
         _merged(
             UNROLLED,
             {
                 "lift": {"bandwidth_end": 0.12, "real_bandwidth_end": 0.06},
-                "evaluation": {"projection": "soft", "projection_bandwidth": 0.12},
+                "evaluation": {"projection": "soft", "projection_bandwidth": 0.12, "networks": 5},
             },
         ),
         "the same, scored as grey images, points as narrow spots",
