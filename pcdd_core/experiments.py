@@ -88,6 +88,7 @@ def _step_sizes(scale: str) -> Variants:
 INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
     "objective": (
         {"objective.name": "distribution_matching"},
+        {"objective.name": "maximum_mean_discrepancy"},
         {"objective.name": "feature_regression"},
         {"objective.name": "feature_regression", "objective.augmentation": False},
         {"objective.name": "unrolled_training"},
@@ -127,6 +128,12 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"clouds.clouds_per_class": 2, "clouds.points_per_cloud": 125},
         {"clouds.clouds_per_class": 4, "clouds.points_per_cloud": 62},
         {"clouds.clouds_per_class": 8, "clouds.points_per_cloud": 31},
+    ),
+    "several clouds": tuple(  # per class: is it enough that their mean is right?
+        {"clouds.clouds_per_class": clouds, "clouds.points_per_cloud": points, "objective.name": name}
+        for clouds, points in ((8, 31), (10, 150))
+        for name in ("gradient_matching", "distribution_matching", "maximum_mean_discrepancy")
+        if (clouds, name) != (8, "gradient_matching")  # that is among the points
     ),
 }
 
