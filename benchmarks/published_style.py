@@ -1,0 +1,123 @@
+"""The yardsticks: gradient matching and evaluation, written plainly in the manner of the published code.
+
+After main.py, networks.py and utils.py of VICO-UoE/DatasetCondensation (Zhao et al. 2021): torch.nn's own layers, a data loader,
+one class after another, `autograd.grad` with `create_graph`, one classifier after another, images augmented one by one. Only
+what is matched differs: clouds of points, shown as Gaussian occupancy. Nothing of `pcdd_core` is used, so that this is
+an independent reference as well (tests/test_benchmarks.py).
+"""
+
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+
+class ConvNet(nn.Module):
+    """`layers` x [3x3 convolution, instance norm, ReLU, 2x2 average pool], linear."""
+
+    def __init__(self, size: int, classes: int, width: int, layers: int = 3, first_padding: int = 1):
+        super().__init__()
+        blocks, channels = [], 1
+        for layer in range(layers):
+            padding = 1 if layer else first_padding
+            blocks += [nn.Conv2d(channels, width, 3, padding=padding), nn.GroupNorm(width, width), nn.ReLU(), nn.AvgPool2d(2)]
+            channels, size = width, (size + 2 * padding - 2) // 2
+        self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(width * size * size, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (images, 1, height, width); returns (images, classes)."""
+        return self.classifier(self.features(images).flatten(1))
+
+
+class Points(Dataset):
+    """Clouds of one class, each a tensor (points, 2), height and width in cells."""
+
+    def __init__(self, clouds: list[Tensor]):
+        self.clouds = clouds
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.clouds[index]
+
+
+def batches(clouds: list[Tensor], batch: int):
+    """Batches of one class, shuffled, for ever: lists of clouds."""
+    loader = DataLoader(Points(clouds), batch, shuffle=True, drop_last=True, collate_fn=list)
+    while True:
+        yield from loader
+
+
+def occupancy_images(clouds: list[Tensor], size: int, bandwidth: float, saturation: float) -> Tensor:
+    """Gaussian occupancy of the clouds, one after another: (clouds, 1, size, size)."""
+    edges = torch.arange(size + 1.0, device=clouds[0].device)
+    images = []
+    for points in clouds:
+        below = torch.special.ndtr(((edges - points[:, :, None]) / bandwidth).clamp(-4, 4))  # (points, 2, size + 1)
+        rows, columns = (below[..., 1:] - below[..., :-1]).unbind(1)
+        images.append(1 - torch.exp(-saturation * rows.T @ columns))
+    return torch.stack(images)[:, None]
+
+
+def matching_distance(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
+    """1 - cosine for every output channel of every weight, summed."""
+    distance = 0.0
+    for theirs, ours in zip(real, synthetic):
+        if theirs.dim() > 1:
+            theirs, ours = theirs.flatten(1), ours.flatten(1)
+            norms = theirs.norm(dim=1) * ours.norm(dim=1) + 1e-6
+            distance = distance + (1 - (theirs * ours).sum(1) / norms).sum()
+    return distance
+
+
+def matching_loss(network: nn.Module, theirs: list[list[Tensor]], points: list[Tensor], size: int, bandwidth: float, saturation: float) -> Tensor:
+    """The sum over the classes; theirs: of each class a batch of real clouds. points: of each class the synthetic cloud."""
+    parameters, loss, device = list(network.parameters()), 0.0, points[0].device
+    for label, (real, own) in enumerate(zip(theirs, points)):
+        images = occupancy_images([cloud.to(device) for cloud in real], size, bandwidth, saturation)
+        labels = torch.full((len(images),), label, device=device)
+        real_gradients = torch.autograd.grad(F.cross_entropy(network(images), labels), parameters)
+        real_gradients = [gradient.detach().clone() for gradient in real_gradients]
+        images = occupancy_images([own], size, bandwidth, saturation)
+        synthetic_loss = F.cross_entropy(network(images), torch.tensor([label], device=device))
+        loss = loss + matching_distance(real_gradients, torch.autograd.grad(synthetic_loss, parameters, create_graph=True))
+    return loss
+
+
+def train_classifier(images: Tensor, labels: Tensor, width: int, epochs: int, first_padding: int = 3) -> nn.Module:
+    """A classifier trained from scratch with augmentation, on the device of `images`, (images, 1, size, size)."""
+    network = ConvNet(images.shape[-1], int(labels.max()) + 1, width, first_padding=first_padding).to(images.device)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
+    step_size = 0.01
+    optimiser = torch.optim.SGD(network.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(epochs):
+        if epoch == epochs // 2 + 1:
+            step_size *= 0.1
+            optimiser = torch.optim.SGD(network.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
+        for shown, own in loader:
+            loss = F.cross_entropy(network(augmented(shown)), own)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return network
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Each image, one after another, shifted, scaled or turned."""
+    size, moved = images.shape[-1], []
+    for image in images:
+        kind = random.choice(["shift", "scale", "turn"])
+        if kind == "shift":
+            down, right = random.randrange(8), random.randrange(8)
+            moved.append(F.pad(image, (4, 4, 4, 4))[:, down : down + size, right : right + size])
+            continue
+        angle = random.uniform(-math.pi / 4, math.pi / 4) if kind == "turn" else 0.0
+        across, along = (random.uniform(0.8, 1.2) if kind == "scale" else 1.0 for _ in range(2))
+        matrix = [[math.cos(angle) / across, -math.sin(angle) / across, 0], [math.sin(angle) / along, math.cos(angle) / along, 0]]
+        grid = F.affine_grid(torch.tensor([matrix], device=image.device), [1, *image.shape], align_corners=False)
+        moved.append(F.grid_sample(image[None], grid, align_corners=False)[0])
+    return torch.stack(moved)

@@ -1,0 +1,97 @@
+"""The yardsticks of the benchmarks do the same work as the engine, and the floor counts what they do."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pcdd_core import classifiers
+from pcdd_core.clouds import cell_centres, members_per_class
+from pcdd_core.config import override
+from pcdd_core.distillation import batch_at, draw_network, initial_clouds, matching_losses
+from pcdd_core.evaluation import augment
+from pcdd_core.randomness import generator
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def published_style(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import published_style
+
+    return published_style
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import limits
+
+    return limits
+
+
+def plane(clouds):
+    """Height and width of each cloud's points, a tensor per cloud."""
+    return [cloud[:, 1:] for cloud in clouds.coordinates.split(clouds.sizes.tolist())]
+
+
+def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style):
+    config = override(tiny.config(lift__bandwidth_start=0.7, lift__bandwidth_end=0.7), {"network.layers": 2, "network.width": 5})
+    real = tiny.three_digits()
+    batch = real.select(batch_at(config, real, members_per_class(real), 0))
+    network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
+
+    own = synthetic.coordinates.clone().requires_grad_()
+    losses = torch.cat(list(matching_losses(config, network, cell_centres(batch), synthetic.with_coordinates(own), 0)))
+    losses.sum().backward()
+
+    theirs = published_style.ConvNet(real.grid[1], 3, width=5, layers=2)
+    for mine, parameter in zip(network.state_dict().values(), _in_the_engine_s_order(theirs), strict=True):
+        parameter.data.copy_(mine.view(parameter.shape))
+    points = [cloud.clone().requires_grad_() for cloud in plane(synthetic)]
+    shown = [plane(cell_centres(batch).select(members)) for members in members_per_class(batch)]
+    loss = published_style.matching_loss(theirs, shown, points, real.grid[1], 0.7, config.lift.saturation)
+    loss.backward()
+    assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
+    expected = torch.cat([point.grad for point in points])
+    torch.testing.assert_close(own.grad[:, 1:], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def _in_the_engine_s_order(network):
+    convolutions, norms = network.features[::4], network.features[1::4]
+    yield from (layer.weight for layer in convolutions)
+    yield from (layer.bias for layer in convolutions)
+    yield from (layer.weight for layer in norms)
+    yield from (layer.bias for layer in norms)
+    yield from network.classifier.parameters()
+
+
+def test_the_published_classifier_is_the_engine_s(published_style):
+    ours, images = classifiers.ConvNet(28, 28, 10, channels=4), torch.rand(3, 1, 28, 28)
+    theirs = published_style.ConvNet(28, 10, width=4, first_padding=3)
+    by_kind = [p for kind in zip(ours.convolutions, ours.norms) for part in kind for p in part.parameters()]
+    for mine, parameter in zip([*by_kind, *ours.head.parameters()], theirs.parameters(), strict=True):
+        parameter.data.copy_(mine.data)
+    torch.testing.assert_close(theirs(images), ours(images), rtol=1e-4, atol=1e-5)
+
+
+def test_both_ways_move_images_alike_on_average(published_style):
+    """Drawn differently, distributed alike: the mean and the spread of many moved images."""
+    image = torch.zeros(1, 1, 28, 28)
+    image[..., 6:20, 12:15] = 1
+    many = image.expand(3000, 1, 28, 28)
+    ours, theirs = augment(many, generator(0)), published_style.augmented(many)
+    torch.testing.assert_close(theirs.mean(0), ours.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(theirs.std(0), ours.std(0), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(("size", "first_padding"), [(28, 1), (28, 3), (9, 1)])
+def test_the_floor_counts_the_operations_of_the_convolutions(published_style, limits, size, first_padding):
+    network = published_style.ConvNet(size, 10, width=4, first_padding=first_padding)
+    network.classifier = torch.nn.Flatten()  # the head is left out of the floor
+    with FlopCounterMode(display=False) as counter:
+        network(torch.rand(2, 1, size, size)).sum().backward()
+    assert counter.get_total_flops() == 2 * limits.training_operations(size, 4, 3, first_padding)
