@@ -40,8 +40,13 @@ from pcdd_core.randomness import generator
 from pcdd_core.runs import Progress
 
 HERE = Path(__file__).parent
-# Gradient matching, one cloud of 250 points per class. The field's setting, and preset `gaussian`'s.
-ITERATIONS = {"iteration-convnet3": {"network.width": 128, "objective.real_batch": 256}, "iteration-small": {}}
+# Gradient matching, one cloud of 250 points per class: the field's setting, the same in float32 only, and preset `gaussian`'s.
+FIELD = {"network.width": 128, "objective.real_batch": 256}
+ITERATIONS = {
+    "iteration-convnet3": {**FIELD, "objective.real_precision": "bfloat16"},
+    "iteration-convnet3-float32": FIELD,
+    "iteration-small": {},
+}
 CLASSIFIERS, EPOCHS = 20, 1000
 DOUBLED = {  # what grows, from which value, and the setting that says so
     "points per cloud": (50, "clouds.points_per_cloud"),
@@ -167,7 +172,8 @@ def iteration(name: str, options: argparse.Namespace) -> dict:
     found, peak = in_turns(*ways, options.rounds)
     network, batch = config.network, config.objective.real_batch
     operations = 10 * batch * limits.training_operations(28, network.width, network.layers)
-    settings = {"width": network.width, "real_batch": batch, "classes": 10, "points": config.clouds.points_per_cloud}
+    settings = {"width": network.width, "real_batch": batch, "real_precision": config.objective.real_precision}
+    settings |= {"classes": 10, "points": config.clouds.points_per_cloud}
     return {"settings": settings, **compared(found, peak, operations, options)}
 
 
@@ -277,6 +283,7 @@ def mnist(data: str | None) -> PointClouds:
 BENCHMARKS = {
     "iteration-convnet3": iteration,
     "evaluation-ensemble": evaluation,
+    "iteration-convnet3-float32": iteration,
     "iteration-small": iteration,
     "growth": growth,
     "volume": volume,

@@ -108,6 +108,11 @@ def distill(
             f"setting objective.augmentation = true: moved points may leave the grid, which lift.name={config.lift.name} "
             "cannot show; it needs lift.name=gaussian"
         )
+    if config.objective.real_precision != "float32" and config.network.backend != "torch":
+        raise InputError(
+            f"setting objective.real_precision = {config.objective.real_precision!r}: network.backend={config.network.backend} "
+            "computes in float32; it needs network.backend=torch"
+        )
     if config.objective.learned_labels and config.objective.name != "unrolled_training":
         raise InputError(
             f"setting objective.learned_labels = true: objective.name={config.objective.name} compares one class at a time, "
@@ -219,17 +224,18 @@ def matching_losses(
         errors = objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training)
         yield errors.view(classes, -1).mean(1)
         return
+    precision = getattr(torch, settings.real_precision)
     for theirs, ours in zip(members_per_class(real), members_per_class(synthetic)):
         theirs, ours = real.select(theirs), synthetic.select(ours)
         if settings.augmentation:
             move = draw_moves(1, real.grid, draws)
             theirs, ours = move(theirs), move(ours)
         if name in ("distribution_matching", "maximum_mean_discrepancy"):
-            loss = getattr(objectives, name)(network, lift_real(theirs), lift(ours))
+            loss = getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)
         else:
             distance = objectives.DISTANCES[settings.distance]
             shown = lift_real(theirs), theirs.labels, lift(ours), ours.labels
-            loss = objectives.gradient_matching(network, *shown, distance)
+            loss = objectives.gradient_matching(network, *shown, distance, precision)
         yield loss[None]
 
 

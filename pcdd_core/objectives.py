@@ -30,35 +30,55 @@ def gradients_without_graph(network: nn.Module, lifted, labels: Tensor) -> list[
     return [name for (name, _), gradient in zip(network.named_parameters(), gradients) if gradient.grad_fn is None]
 
 
-def gradient_matching(network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, distance: Distance) -> Tensor:
+def in_precision(network: nn.Module, precision: torch.dtype) -> torch.autocast:
+    """Compute in mixed precision, weights and norms in float32 (Micikevicius et al. 2018); float32 changes nothing.
+
+    For targets, which are no more exact than their batch: bfloat16's error is far below the difference between two batches
+    (tests/test_objectives.py).
+    """
+    device = next(network.parameters()).device.type
+    return torch.autocast(device, precision, enabled=precision != torch.float32)
+
+
+def constant_features(network: nn.Module, real, precision: torch.dtype = torch.float32) -> Tensor:
+    """What the head sees of real clouds, (clouds, features), as constants."""
+    with torch.no_grad(), in_precision(network, precision):
+        features = network.features(real)
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def gradient_matching(
+    network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, distance: Distance, precision: torch.dtype = torch.float32
+) -> Tensor:
     """The matching loss of one class (Zhao et al. 2021, equation 9; paper, section 3.2.1): a scalar with a graph.
 
     real, synthetic: lifted clouds of that class, inputs of `network`. The real gradient is a constant target.
+    precision: of that target, `in_precision`.
     """
-    target = [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
+    with in_precision(network, precision):
+        target = [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
     return distance(target, parameter_gradients(network, synthetic, labels, create_graph=True))
 
 
-def distribution_matching(network: nn.Module, real, synthetic) -> Tensor:
+def distribution_matching(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:
     """The squared distance between the mean features of one class's clouds (DM: Zhao and Bilen 2023, equation 4).
 
-    Features are what the network's head sees. The real mean is a constant target.
+    Features are what the network's head sees. The real mean is a constant target. precision: of the real features, `in_precision`.
     """
-    with torch.no_grad():
-        target = network.features(real).mean(0)
+    target = constant_features(network, real, precision).mean(0)
     return (network.features(synthetic).mean(0) - target).square().sum()
 
 
-def maximum_mean_discrepancy(network: nn.Module, real, synthetic) -> Tensor:
+def maximum_mean_discrepancy(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:
     """The squared maximum mean discrepancy of one class's features, with Gaussian kernels (Gretton et al. 2012; M3D: Zhang et al. 2024).
 
     Zero only where the features are distributed alike, not merely their means as in `distribution_matching`: each
     synthetic cloud is drawn to where real ones are and pushed away from its own kind. Kernels exp(-d^2 / (f v)), f of
     `KERNEL_WIDTHS`, are averaged; v is the mean squared distance d^2 between real clouds. Real features are constants.
+    precision: of the real features, `in_precision`.
     """
-    with torch.no_grad():
-        seen = network.features(real)
-        scale = 2 * (seen - seen.mean(0)).square().sum(1).mean()
+    seen = constant_features(network, real, precision)
+    scale = 2 * (seen - seen.mean(0)).square().sum(1).mean()
     ours = network.features(synthetic)
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
@@ -78,8 +98,7 @@ def feature_regression(
     ridge: in units of the mean squared length of the synthetic features. Real features are constants. The classes come
     together here, so what is compared is how well they are told apart; and only first derivatives are needed.
     """
-    with torch.no_grad():
-        seen = network.features(real)
+    seen = constant_features(network, real)
     fitted = network.features(synthetic)
     kernel = fitted @ fitted.T
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)

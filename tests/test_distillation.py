@@ -195,6 +195,14 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES[:3])
+def test_real_clouds_in_less_precision_move_points_nearly_alike(objective):
+    settings = dict(objective__name=objective, schedule__iterations=1, network__width=8, objective__distance="sum_of_squares")
+    (exact,), (less,) = (run(tiny.config(**settings, objective__real_precision=kind)) for kind in ("float32", "bfloat16"))
+    assert less.matching_loss != exact.matching_loss == pytest.approx(less.matching_loss, rel=0.05)
+    assert torch.cosine_similarity(less.gradient.flatten(), exact.gradient.flatten(), dim=0) > 0.999
+
+
 def test_distribution_matching_comes_first_where_asked_for():
     settings = dict(schedule__iterations=5, objective__unrolled_steps=3)
     first = tiny.config(**settings, objective__name="unrolled_training", objective__distribution_matching_until=0.6)
@@ -495,6 +503,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
     ("settings", "message"),
     [
         ({"objective__augmentation": True, "lift__name": "coordinates"}, "objective.augmentation = true.*gaussian"),
+        ({"objective__real_precision": "bfloat16", "network__backend": "sparse"}, "real_precision = 'bfloat16'.*sparse.*backend=torch"),
         ({"objective__learned_labels": True}, "learned_labels = true.*gradient_matching.*unrolled_training"),
         ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
         ({"clouds__initialisation": "real", "clouds__clouds_per_class": 9}, "class '0' has 8 clouds.*9 were asked for"),

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -13,7 +14,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch import nn
 
 from pcdd_core.config import NetworkConfig
-from pcdd_core.lifts import coordinates_as_features, gaussian_occupancy
+from pcdd_core.lifts import coordinates_as_features, gaussian_occupancy, occupancy
 from pcdd_core.networks import build_network
 from pcdd_core.objectives import (
     DISTANCES,
@@ -22,6 +23,7 @@ from pcdd_core.objectives import (
     distribution_matching,
     feature_regression,
     gradient_matching,
+    in_precision,
     layerwise_cosine_of_weights,
     maximum_mean_discrepancy,
     parameter_gradients,
@@ -30,6 +32,11 @@ from pcdd_core.objectives import (
 from pcdd_core.randomness import generator
 
 SHAPES = [(3, 4), (3,), (1, 5)]  # a weight, a bias, a weight with one row
+
+
+def dense_network(width):
+    description = NetworkConfig(layers=3, width=width, norm="instance", pooling="average")
+    return build_network(description, 1, tiny.digits().train.grid, 10, generator(0))
 
 
 def gradients(seed, shapes=SHAPES):
@@ -318,6 +325,25 @@ def test_gradient_of_a_feature_objective_against_finite_differences(objective):
     synthetic = numbers(4, 1).requires_grad_()
     assert loss(synthetic).grad_fn is not None
     assert torch.autograd.gradcheck(loss, synthetic)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_less_precision_changes_a_real_gradient_far_less_than_another_batch_does(width):
+    """What `in_precision` states: of digits, for every layer's weights; ConvNet-3 with instance norm."""
+    network = dense_network(width)
+    train = tiny.digits().train
+    threes = occupancy(train.select((train.labels == 3).nonzero().flatten()[:100]))
+    labels = torch.full((50,), 3)
+
+    def weights(shown, precision=torch.float32):
+        with in_precision(network, precision):
+            return [gradient for gradient in parameter_gradients(network, shown, labels) if gradient.dim() > 1]
+
+    exact, less, other = weights(threes[:50]), weights(threes[:50], torch.bfloat16), weights(threes[50:])
+    for layer, gradient in enumerate(exact):
+        by_precision, by_batch = (1 - F.cosine_similarity(gradient, found[layer]).mean().item() for found in (less, other))
+        assert 0 < by_precision < 0.03 * by_batch
+        assert less[layer].dtype == torch.float32
 
 
 # --- unrolled training ----------------------------------------------------------------------------------------------
