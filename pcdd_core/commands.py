@@ -17,7 +17,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
     from .presets import preset
 
     config = override(preset(options.preset).config, _settings(options))
-    from . import records, runs  # after the settings are known to be right: they bring torch
+    from . import ranks, records, runs  # after the settings are known to be right: they bring torch
 
     folder = runs.run(
         config,
@@ -30,6 +30,8 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
         checkpoint_every=options.checkpoint_every,
         progress=runs.Progress(options.quiet),
     )
+    if not ranks.first_of_torchrun():
+        return {"text": "pcdd: this process has done its part", "json": {}}
     record = records.read_record(folder)
     text = f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
     return {"text": text, "json": {"folder": str(folder), **record}}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import clouds as cloud_files
-from . import lifts, minkowski, objectives, sparse
+from . import lifts, minkowski, objectives, ranks, sparse
 from .augmentation import draw_moves
 from .clouds import PointClouds, boundary_check, cell_centres, from_list, members_per_class, sample, scatter
 from .config import Config
@@ -113,6 +113,13 @@ def distill(
             f"setting objective.real_precision = {config.objective.real_precision!r}: network.backend={config.network.backend} "
             "computes in float32; it needs network.backend=torch"
         )
+    if ranks.count() > 1 and config.objective.name not in ranks.INDEPENDENT_CLASSES:
+        raise InputError(
+            f"setting objective.name = {config.objective.name!r}: its classes cannot be shared among {ranks.count()} processes; "
+            f"expected one process, or one of {', '.join(ranks.INDEPENDENT_CLASSES)}"
+        )
+    if ranks.count() > len(real.class_names):
+        raise InputError(f"{ranks.count()} processes for {len(real.class_names)} classes; expected at most one for each class")
     if config.objective.learned_labels and config.objective.name != "unrolled_training":
         raise InputError(
             f"setting objective.learned_labels = true: objective.name={config.objective.name} compares one class at a time, "
@@ -152,16 +159,19 @@ def _steps(
 
         coordinates.data = boundary_check(coordinates.data, real.grid)
         optimiser.zero_grad()
-        losses = []
+        losses, own = [], ranks.own_classes(len(members))
         theirs = real.select(batch_at(config, real, members, iteration).to(device))
         learned = [coordinates]
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
             learned.append(label_logits)
-        for part in matching_losses(config, network, theirs, synthetic.with_coordinates(coordinates), iteration):
+        shown = synthetic.with_coordinates(coordinates)
+        for part in matching_losses(config, network, theirs, shown, iteration, own):
             part.sum().backward(inputs=learned)
             losses.append(part.detach())
-        losses, gradient = torch.cat(losses).tolist(), coordinates.grad.abs().mean().item()
+        losses = torch.zeros(len(members), device=device).index_add(0, torch.tensor(own, device=device), torch.cat(losses))
+        ranks.sum_over_ranks(losses, coordinates.grad)
+        losses, gradient = losses.tolist(), coordinates.grad.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
         before = coordinates.detach().clone()
@@ -189,11 +199,17 @@ def _steps(
 
 
 def matching_losses(
-    config: Config, network: nn.Module, real: PointClouds, synthetic: PointClouds, iteration: int
+    config: Config,
+    network: nn.Module,
+    real: PointClouds,
+    synthetic: PointClouds,
+    iteration: int,
+    own_classes: Sequence[int] | None = None,
 ) -> Iterator[torch.Tensor]:
     """The matching loss, (classes,) in all, in parts with a graph of their own each, so that one lies in memory at a time.
 
     real: the iteration's batch, as `batch_at` draws it. synthetic: every cloud, the coordinates with a gradient.
+    own_classes: of these alone, where classes are matched one at a time; default: all.
     """
     settings, classes = config.objective, len(real.class_names)
     lift, lift_real = lift_at(config, iteration), lift_at(config, iteration, real=True)
@@ -225,10 +241,12 @@ def matching_losses(
         yield errors.view(classes, -1).mean(1)
         return
     precision = getattr(torch, settings.real_precision)
-    for theirs, ours in zip(members_per_class(real), members_per_class(synthetic)):
+    for label, (theirs, ours) in enumerate(zip(members_per_class(real), members_per_class(synthetic))):
+        move = draw_moves(1, real.grid, draws) if settings.augmentation else None
+        if own_classes is not None and label not in own_classes:
+            continue
         theirs, ours = real.select(theirs), synthetic.select(ours)
-        if settings.augmentation:
-            move = draw_moves(1, real.grid, draws)
+        if move is not None:
             theirs, ours = move(theirs), move(ours)
         if name in ("distribution_matching", "maximum_mean_discrepancy"):
             loss = getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)

@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from . import config as configuration
-from . import datasets, figures, machine, second_order
+from . import datasets, figures, machine, ranks, second_order
 from .clouds import PointClouds, save
 from .config import Config
 from .datasets import Splits
@@ -65,19 +65,25 @@ def run(
     data: folder of the real data, see `datasets.load`. device: see `machine.choose_device`.
     resume goes on from the last checkpoint, bit for bit on the same CPU; overwrite starts a finished or unfinished run
     afresh. A run that diverges is recorded as that before DistillationFailed is raised. Raises FolderInUse while another
-    process runs in the same folder. progress: where to tell how far it is (default: bars).
+    process runs in the same folder. progress: where to tell how far it is (default: bars). Started by `torchrun`, its
+    processes share the classes, see `ranks`; the first one alone writes, and scores.
     """
     folder = Path(folder) if folder else Path("runs") / folder_name(name, config)
-    place = machine.choose_device(device)
     machine.keep_freed_memory()
-    checkpoint = _open_folder(folder, config, resume, overwrite)
-    splits = datasets.load(config.data, data)
-    _refuse_empty_split(splits, config)
-    steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
-    with sole_user(folder):
-        _run(
-            config, name, folder, splits, steps, checkpoint, place, overwrite, checkpoint_every, progress or Progress()
-        )
+    with ranks.joined(machine.choose_device(device)) as place:
+        checkpoint = _open_folder(folder, config, resume, overwrite)
+        splits = datasets.load(config.data, data)
+        _refuse_empty_split(splits, config)
+        steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
+        ranks.wait_for_all()  # before the first of them writes into the folder that all look at
+        if ranks.rank() > 0:
+            for _ in steps:
+                pass
+            return folder
+        with sole_user(folder):
+            _run(
+                config, name, folder, splits, steps, checkpoint, place, overwrite, checkpoint_every, progress or Progress()
+            )
     return folder
 
 

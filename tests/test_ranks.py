@@ -1,0 +1,71 @@
+"""A run shared by several processes is the run of one, and what cannot be shared is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+from pcdd_core import ranks
+from pcdd_core.clouds import load
+from pcdd_core.distillation import distill
+from pcdd_core.errors import InputError
+
+SETTINGS = {**tiny.DISTILLATION, **tiny.EVALUATION, "clouds.clouds_per_class": 2, "objective.augmentation": True}
+ALONE = [sys.executable, "-m", "pcdd_core"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pcdd_core"]
+
+
+def distilled(command, folder, *more):
+    arguments = ["distill", "--preset", "quickstart", "--device", "cpu", "--quiet", "--output", str(folder)]
+    done = subprocess.run([*command, *arguments, *tiny.arguments(SETTINGS), *more], capture_output=True, text=True, timeout=240)
+    return done, folder
+
+
+@pytest.mark.parametrize("objective", ["gradient_matching", "maximum_mean_discrepancy"])
+def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
+    name = f"objective.name={objective}"
+    runs = [distilled(command, tmp_path / str(number), name) for number, command in enumerate((ALONE, TORCHRUN))]
+    for done, _ in runs:
+        assert done.returncode == 0, done.stderr
+    assert runs[1][0].stdout.count("standard:") == 1  # one process reports
+    alone, together = (load(folder / "clouds.npz") for _, folder in runs)
+    assert torch.equal(alone.coordinates, together.coordinates)
+    lines, other_lines = ((folder / "steps.jsonl").read_text() for _, folder in runs)
+    assert lines == other_lines and len(lines.splitlines()) == SETTINGS["schedule.iterations"]
+    scores, other_scores = (json.loads((folder / "record.json").read_text())["scores"] for _, folder in runs)
+    assert scores == other_scores
+
+
+def test_all_processes_refuse_a_folder_that_holds_a_run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    done, _ = distilled(TORCHRUN, folder)
+    assert done.returncode != 0 and "holds an unfinished run" in done.stderr
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "said"),
+    [
+        (2, {"objective__name": "unrolled_training"}, "objective.name = 'unrolled_training'.*shared among 2 processes.*gradient_matching"),
+        (2, {"objective__name": "feature_regression"}, "objective.name = 'feature_regression'.*shared among 2 processes"),
+        (4, {}, "4 processes for 3 classes; expected at most one for each class"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(count, changes, said, monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: count)
+    with pytest.raises(InputError, match=said):
+        distill(tiny.config(**changes), tiny.three_digits())
+
+
+def test_every_class_is_matched_by_one_process(monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    shares = []
+    for number in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda: number)
+        shares += ranks.own_classes(10)
+    assert sorted(shares) == list(range(10))
