@@ -2,6 +2,7 @@
 # make test             install, build MinkowskiEngine (Linux; MINKOWSKI=no leaves it out), then the whole test suite
 # make minkowski        install, then build and install MinkowskiEngine, for the backend of that name
 # make notebooks        install, then every notebook, headless, with the smallest settings (minutes)
+# make bench            install, then the engine's speed beside the published way and the machine's limits (BENCH: options)
 # make lab              install, then JupyterLab on the notebooks
 # Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE;
 # of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive);
@@ -20,7 +21,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # a variable of the command line as an option; CUDA and JOBS mean other things in many environments
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo test minkowski notebooks lab install pair tables clean
+.PHONY: demo test minkowski notebooks bench lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -56,6 +57,11 @@ notebooks: install
 
 lab: install
 	$(BIN)/jupyter lab notebooks
+
+# Needs MNIST, a quiet machine, and for some rows MinkowskiEngine (make minkowski)
+bench: install
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+	$(BIN)/python benchmarks/sparse_layers.py
 
 # After editing a notebook's .py or .ipynb: bring the pair in step
 pair: install

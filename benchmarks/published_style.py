@@ -8,6 +8,7 @@ an independent reference as well (tests/test_benchmarks.py).
 
 import math
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,48 @@ class ConvNet(nn.Module):
         return self.classifier(self.features(images).flatten(1))
 
 
+class PaperConvNet(nn.Module):
+    """The paper's PyTorch network: `layers` x [convolution, ReLU, max pooling], all axes padded and pooled, linear."""
+
+    def __init__(self, size: int, classes: int, width: int, layers: int):
+        super().__init__()
+        blocks, channels = [], 3
+        for _ in range(layers):
+            blocks += [nn.Conv3d(channels, width, (1, 3, 3), padding=1), nn.ReLU(), nn.MaxPool3d(2)]
+            channels, size = width, size // 2
+        self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(width * size * size, classes)
+
+    def forward(self, shown: Tensor) -> Tensor:
+        """shown: (clouds, 3, 1, height, width); returns (clouds, classes)."""
+        return self.classifier(self.features(shown).flatten(1))
+
+
+class PaperMinkowskiNet(nn.Module):
+    """The paper's MinkowskiEngine network: `layers` x [convolution, instance norm, ReLU, max pooling], put on the grid, linear."""
+
+    def __init__(self, size: int, classes: int, width: int, layers: int):
+        super().__init__()
+        import MinkowskiEngine as ME
+
+        blocks, channels = [], 3
+        for _ in range(layers):
+            blocks += [
+                ME.MinkowskiConvolution(channels, width, kernel_size=3, dimension=3), ME.MinkowskiInstanceNorm(width),
+                ME.MinkowskiReLU(), ME.MinkowskiMaxPooling(2, stride=2, dimension=3),
+            ]  # fmt: skip
+            channels = width
+        self.features, self.classifier, self.size = nn.Sequential(*blocks), nn.Linear(width * size * size, classes), size
+
+    def forward(self, shown) -> Tensor:
+        """shown: a MinkowskiEngine tensor of clouds; returns (clouds, classes)."""
+        seen = self.features(shown)
+        clouds = int(seen.C[:, 0].max()) + 1
+        dense, _, _ = seen.dense(torch.Size([clouds, seen.F.shape[1], 1, self.size, self.size]))
+        return self.classifier(dense.flatten(1))
+
+
 class Points(Dataset):
-    """Clouds of one class, each a tensor (points, 2), height and width in cells."""
+    """Clouds of one class, each a tensor (points, axes), in cells; axes: depth, height, width, or the last two."""
 
     def __init__(self, clouds: list[Tensor]):
         self.clouds = clouds
@@ -53,7 +94,7 @@ def batches(clouds: list[Tensor], batch: int):
 
 
 def occupancy_images(clouds: list[Tensor], size: int, bandwidth: float, saturation: float) -> Tensor:
-    """Gaussian occupancy of the clouds, one after another: (clouds, 1, size, size)."""
+    """Gaussian occupancy of clouds of (points, 2), one after another: (clouds, 1, size, size)."""
     edges = torch.arange(size + 1.0, device=clouds[0].device)
     images = []
     for points in clouds:
@@ -63,7 +104,33 @@ def occupancy_images(clouds: list[Tensor], size: int, bandwidth: float, saturati
     return torch.stack(images)[:, None]
 
 
-def matching_distance(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
+def coordinate_images(clouds: list[Tensor], size: int) -> Tensor:
+    """The mean coordinates of the points in each cell, of clouds of (points, 3): (clouds, 3, 1, size, size)."""
+    images = []
+    for points in clouds:
+        _, row, column = points.detach().long().unbind(1)
+        cell, cells = row * size + column, size * size
+        total = points.new_zeros(cells, 3).index_add(0, cell, points)
+        count = torch.bincount(cell, minlength=cells).clamp(min=1)
+        images.append((total / count[:, None]).T.reshape(3, 1, size, size))
+    return torch.stack(images)
+
+
+def minkowski_tensor(clouds: list[Tensor]):
+    """Clouds of (points, 3) as MinkowskiEngine sees them, each cell with the mean coordinates of its points."""
+    import MinkowskiEngine as ME
+
+    mode = ME.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE
+    cells = ME.utils.batched_coordinates([points.detach().floor() for points in clouds], device=clouds[0].device)
+    return ME.SparseTensor(torch.cat(clouds), coordinates=cells.int(), quantization_mode=mode)
+
+
+def sum_of_squares(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
+    """The paper's distance."""
+    return sum(((ours - theirs) ** 2).sum() for theirs, ours in zip(real, synthetic))
+
+
+def cosine_of_weights(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
     """1 - cosine for every output channel of every weight, summed."""
     distance = 0.0
     for theirs, ours in zip(real, synthetic):
@@ -74,17 +141,18 @@ def matching_distance(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
     return distance
 
 
-def matching_loss(network: nn.Module, theirs: list[list[Tensor]], points: list[Tensor], size: int, bandwidth: float, saturation: float) -> Tensor:
-    """The sum over the classes; theirs: of each class a batch of real clouds. points: of each class the synthetic cloud."""
+def matching_loss(
+    network: nn.Module, theirs: list[list[Tensor]], points: list[Tensor], show: Callable, distance: Callable
+) -> Tensor:
+    """The sum over the classes. theirs: of each a batch of real clouds; points: of each the synthetic one; show: to network input."""
     parameters, loss, device = list(network.parameters()), 0.0, points[0].device
     for label, (real, own) in enumerate(zip(theirs, points)):
-        images = occupancy_images([cloud.to(device) for cloud in real], size, bandwidth, saturation)
-        labels = torch.full((len(images),), label, device=device)
-        real_gradients = torch.autograd.grad(F.cross_entropy(network(images), labels), parameters)
+        seen = show([cloud.to(device) for cloud in real])
+        labels = torch.full((len(real),), label, device=device)
+        real_gradients = torch.autograd.grad(F.cross_entropy(network(seen), labels), parameters)
         real_gradients = [gradient.detach().clone() for gradient in real_gradients]
-        images = occupancy_images([own], size, bandwidth, saturation)
-        synthetic_loss = F.cross_entropy(network(images), torch.tensor([label], device=device))
-        loss = loss + matching_distance(real_gradients, torch.autograd.grad(synthetic_loss, parameters, create_graph=True))
+        synthetic_loss = F.cross_entropy(network(show([own])), torch.tensor([label], device=device))
+        loss = loss + distance(real_gradients, torch.autograd.grad(synthetic_loss, parameters, create_graph=True))
     return loss
 
 

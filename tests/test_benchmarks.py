@@ -1,5 +1,6 @@
 """The yardsticks of the benchmarks do the same work as the engine, and the floor counts what they do."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pcdd_core import classifiers
 from pcdd_core.clouds import cell_centres, members_per_class
-from pcdd_core.config import override
+from pcdd_core.config import override, to_dict
 from pcdd_core.distillation import batch_at, draw_network, initial_clouds, matching_losses
 from pcdd_core.evaluation import augment
+from pcdd_core.presets import preset
 from pcdd_core.randomness import generator
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -53,7 +55,8 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
         parameter.data.copy_(mine.view(parameter.shape))
     points = [cloud.clone().requires_grad_() for cloud in plane(synthetic)]
     shown = [plane(cell_centres(batch).select(members)) for members in members_per_class(batch)]
-    loss = published_style.matching_loss(theirs, shown, points, real.grid[1], 0.7, config.lift.saturation)
+    show = partial(published_style.occupancy_images, size=real.grid[1], bandwidth=0.7, saturation=config.lift.saturation)
+    loss = published_style.matching_loss(theirs, shown, points, show, published_style.cosine_of_weights)
     loss.backward()
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
     expected = torch.cat([point.grad for point in points])
@@ -67,6 +70,37 @@ def _in_the_engine_s_order(network):
     yield from (layer.weight for layer in norms)
     yield from (layer.bias for layer in norms)
     yield from network.classifier.parameters()
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("minkowski", marks=tiny.needs_minkowski)])
+def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, backend):
+    changes = {f"network.{name}": value for name, value in to_dict(preset(f"paper-{backend}-2-sum-of-squares").config)["network"].items()}
+    changes |= {"network.width": 4, "lift.name": "coordinates", "objective.distance": "sum_of_squares"}
+    config, real = override(tiny.config(), changes), tiny.three_digits()
+    batch = real.select(batch_at(config, real, members_per_class(real), 0))
+    network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
+    own = synthetic.coordinates.clone().requires_grad_()
+    losses = torch.cat(list(matching_losses(config, network, batch, synthetic.with_coordinates(own), 0)))
+    losses.sum().backward()
+
+    make, show = {
+        "torch": (published_style.PaperConvNet, partial(published_style.coordinate_images, size=real.grid[1])),
+        "minkowski": (published_style.PaperMinkowskiNet, published_style.minkowski_tensor),
+    }[backend]
+    theirs = make(real.grid[1], 3, width=4, layers=2)
+    by_kind = {"kernel": [], "weight": [], "bias": []}
+    for name, parameter in theirs.features.named_parameters():
+        by_kind[name.rpartition(".")[2]].append(parameter)
+    in_order = [*by_kind["kernel"], *by_kind["weight"], *by_kind["bias"], *theirs.classifier.parameters()]
+    for mine, parameter in zip(network.state_dict().values(), in_order, strict=True):
+        parameter.data.copy_(mine.view(parameter.shape))
+    points = [cloud.clone().requires_grad_() for cloud in synthetic.coordinates.split(synthetic.sizes.tolist())]
+    shown = [list(own.coordinates.split(own.sizes.tolist())) for own in map(batch.select, members_per_class(batch))]
+    loss = published_style.matching_loss(theirs, shown, points, show, published_style.sum_of_squares)
+    loss.backward()
+    assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
+    expected = torch.cat([point.grad for point in points])
+    torch.testing.assert_close(own.grad, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 def test_the_published_classifier_is_the_engine_s(published_style):
