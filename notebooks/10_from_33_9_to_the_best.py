@@ -37,6 +37,8 @@ runs_folder = "runs"  # finished runs are looked for here, and new ones kept
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 
 # %%
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -105,12 +107,14 @@ table.round(1)
 # %%
 shown = table.drop(index="real clouds", level=0, errors="ignore")
 colours = dict(zip(["base", *groups], plt.cm.tab10.colors))
-figure, panel = plt.subplots(figsize=(8.5, 0.26 * len(shown) + 1), layout="constrained")
+names = [fill(name.replace("clouds.", "").replace("objective.", ""), 42) for _, name in shown.index]
+figure, panel = plt.subplots(figsize=(8.5, 0.3 * len(shown) + 1), layout="constrained")
 places = np.arange(len(shown))[::-1]
 panel.errorbar(shown["accuracy"], places, xerr=shown["±"], fmt="none", ecolor="grey", lw=1)
 panel.scatter(shown["accuracy"], places, c=[colours[group] for group, _ in shown.index], zorder=3)
 panel.axvline(base, color="grey", lw=0.8)
-panel.set(yticks=places, yticklabels=[name for _, name in shown.index], xlabel="accuracy on the validation split, %")
+panel.set(yticks=places, xlabel="accuracy on the validation split, %")
+panel.set_yticklabels(names, fontsize=8)
 plt.show()
 
 # %% [markdown]
