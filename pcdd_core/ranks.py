@@ -58,6 +58,10 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    # Functions of this module hold the group that there is when it is first imported (by any optimiser's first step), as the
+    # default of an argument. Imported later, they would keep the group's threads to the end of the process, which they abort.
+    from torch.distributed.nn import functional  # noqa: F401
+
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device

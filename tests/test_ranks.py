@@ -39,6 +39,26 @@ def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
     assert scores == other_scores
 
 
+def test_processes_part_for_good(tmp_path):
+    """A group that something still holds at the end of its process keeps threads, which abort the process now and then."""
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import weakref\n"
+        "import torch\n"
+        "from pcdd_core import ranks\n"
+        "with ranks.joined(torch.device('cpu')):\n"
+        "    group = weakref.ref(torch.distributed.group.WORLD)\n"
+        "    points = torch.ones(2, requires_grad=True)\n"
+        "    points.sum().backward()\n"
+        "    ranks.sum_over_ranks(points.grad)\n"
+        "    torch.optim.Adam([points]).step()\n"
+        "print('held' if group() else 'gone')\n"
+    )
+    done = subprocess.run([*TORCHRUN[:-2], str(script)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["gone", "gone"]
+
+
 def test_all_processes_refuse_a_folder_that_holds_a_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
