@@ -2,7 +2,8 @@
 
 Given the network, what moves a class's points depends on no other class (gradient matching, distribution matching, maximum
 mean discrepancy). So each process, a rank of `torchrun`, takes every so-many-th class; losses and gradients are summed; and every rank
-makes the same step. A point's gradient comes from one class, so the sum is exact, and the run is the same bit for bit as in one process.
+makes the same step. A point's gradient comes from one class, so the sum is exact, and the run is
+the same bit for bit as in one process (on a CPU, with as many threads).
 """
 
 import contextlib

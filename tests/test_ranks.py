@@ -1,6 +1,7 @@
 """A run shared by several processes is the run of one, and what cannot be shared is refused."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -20,7 +21,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def distilled(command, folder, *more):
     arguments = ["distill", "--preset", "quickstart", "--device", "cpu", "--quiet", "--output", str(folder)]
-    done = subprocess.run([*command, *arguments, *tiny.arguments(SETTINGS), *more], capture_output=True, text=True, timeout=240)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it; more sum in another order
+    command = [*command, *arguments, *tiny.arguments(SETTINGS), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread)
     return done, folder
 
 
