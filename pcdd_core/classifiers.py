@@ -5,6 +5,7 @@ clouds, (images, 1, height, width), except PointNet, which sees points; all retu
 random numbers or keeps statistics of what it has seen, so training and testing compute the same.
 """
 
+import copy
 import math
 from itertools import pairwise
 
@@ -157,8 +158,8 @@ class Ensemble(nn.Module):
     """Independent copies of one network architecture, evaluated and trained together; they share nothing but the call.
 
     Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one (`torch.vmap`); on a CPU one
-    after another, because there the grouped convolution that vmap makes runs at half the speed. Sparse ones always do:
-    each has cells of its own, which vmap cannot follow.
+    after another, because there the grouped convolution that vmap makes runs at half the speed, and shares of them side by
+    side (`split`). Sparse ones always run one after another: each has cells of its own, which vmap cannot follow.
     """
 
     def __init__(self, networks: list[nn.Module]):
@@ -186,6 +187,15 @@ class Ensemble(nn.Module):
     def predict(self, inputs: Tensor) -> Tensor:
         """The most likely class: (networks, clouds)."""
         return self(inputs).argmax(-1)
+
+    def split(self, most: int) -> list["Ensemble"]:
+        """At most so many ensembles of equally many of these networks, in order, for a thread each; their weights stay these."""
+        shares = []
+        for chunks in zip(*(parameter.split(-(-len(parameter) // most)) for parameter in self.stacked)):
+            share = Ensemble([copy.deepcopy(self.template)])  # a template holds a network's weights while that is computed
+            share.stacked = nn.ParameterList(chunk.data for chunk in chunks)  # by `data`, one's steps are no change of another's
+            shares.append(share)
+        return shares
 
 
 def _perceptron(inputs: int, *widths: int, norm: bool = False) -> nn.Sequential:

@@ -321,6 +321,26 @@ def test_training_an_ensemble_does_not_change_the_networks_it_was_made_of():
     assert not torch.equal(ensemble.stacked[0][0], before[0])
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 2, 1]), (9, [1] * 5)])
+def test_shares_of_an_ensemble_are_its_networks_in_order(most, sizes):
+    ensemble, inputs = Ensemble(classifiers(5)), images(5, 2)
+    shares = ensemble.split(most)
+    assert [len(share.stacked[0]) for share in shares] == sizes
+    assert_close(torch.cat([share(part) for share, part in zip(shares, inputs.split(sizes), strict=True)]), ensemble(inputs))
+
+
+def test_training_a_share_trains_these_networks_and_no_others():
+    ensemble, inputs = Ensemble(classifiers(3)), images(3, 2)
+    before = [parameter.detach().clone() for parameter in ensemble.stacked]
+    first, second = ensemble.split(2)
+    waiting = first(inputs[:2]).square().sum()  # a step of one share must not spoil a backward pass of another
+    second(inputs[2:]).square().sum().backward()
+    torch.optim.SGD(second.parameters(), lr=0.1).step()
+    waiting.backward()
+    for old, new in zip(before, ensemble.stacked, strict=True):
+        assert torch.equal(old[:2], new[:2]) and not torch.equal(old[2], new[2])
+
+
 def test_predict_is_the_most_likely_class_of_every_network():
     networks, inputs = classifiers(2), images(2, 6)
     expected = torch.stack([network(own).argmax(1) for network, own in zip(networks, inputs)])

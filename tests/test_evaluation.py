@@ -209,6 +209,36 @@ def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
     assert right > 35 and shuffled < 10
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_classifiers_trained_side_by_side_are_bit_for_bit_those_trained_in_turn(count, threads, one_per_class, monkeypatch):
+    trained, train = [], evaluation._train
+    monkeypatch.setattr(evaluation, "_train", lambda shares, *rest: (train(shares, *rest), trained.append(shares)))
+    for number in (1, count):
+        threads(number)
+        evaluate(one_per_class, one_per_class, settings(networks=5), 0)
+        assert torch.get_num_threads() == number
+    alone, together = trained
+    assert len(alone) == 1 and len(together) == count
+    for expected, *parts in zip(alone[0].parameters(), *(share.parameters() for share in together), strict=True):
+        assert torch.equal(torch.cat(parts), expected)
+
+
+def test_an_error_in_a_thread_is_raised_and_threads_are_as_before(threads, one_per_class, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(evaluation, "augment", lambda images, draws: images[..., :20])
+    with pytest.raises(RuntimeError):
+        evaluate(one_per_class, one_per_class, settings(networks=2), 0)
+    assert torch.get_num_threads() == 2
+
+
 def test_learned_labels_are_what_classifiers_learn(real_test_clouds):
     right = random(tiny.digits().train, 5, 0)
     wrong = replace(right, labels=(right.labels + 1) % 10)
