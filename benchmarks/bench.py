@@ -173,9 +173,9 @@ def in_turns(ours: tuple, yardstick: tuple, rounds: int) -> tuple[list[tuple[flo
         return found[1:], mine.peak()
 
 
-def compared(found: list[tuple[float, float]], peak: int, operations: int | None, options: argparse.Namespace) -> dict:
-    """What the results say of a comparison. operations: floating-point ones that cannot be left out, where they were counted."""
-    ours, floor = median(pair[0] for pair in found), operations and operations / options.rates["operations"]
+def compared(found: list[tuple[float, float]], peak: int, floor: float | None) -> dict:
+    """What the results say of a comparison. floor: seconds that the operations would take that cannot be left out, if counted."""
+    ours = median(pair[0] for pair in found)
     return {
         "ours_s": ours,
         "yardstick_s": median(pair[1] for pair in found),
@@ -195,8 +195,9 @@ def iteration(name: str, options: argparse.Namespace) -> dict:
     network, batch = config.network, config.objective.real_batch
     settings = {"backend": network.backend, "layers": network.layers, "width": network.width, "real_batch": batch}
     settings |= {"real_precision": config.objective.real_precision, "classes": 10, "points": config.clouds.points_per_cloud}
-    operations = 10 * batch * limits.training_operations(28, network.width, network.layers) if name not in PRESETS else None
-    return {"settings": settings, **compared(found, peak, operations, options)}
+    operations = 10 * batch * limits.training_operations(28, network.width, network.layers)
+    floor = operations / options.rates[config.objective.real_precision] if name not in PRESETS else None
+    return {"settings": settings, **compared(found, peak, floor)}
 
 
 def evaluation(name: str, options: argparse.Namespace) -> dict:
@@ -207,7 +208,7 @@ def evaluation(name: str, options: argparse.Namespace) -> dict:
     found = [(scale * mine, scale * theirs) for mine, theirs in found]
     operations = EPOCHS * CLASSIFIERS * 10 * limits.training_operations(28, 128, 3, first_padding=3)
     settings = {"classifiers": CLASSIFIERS, "epochs": EPOCHS, "measured_epochs": options.epochs, "clouds": 10, "width": 128}
-    return {"settings": settings, **compared(found, peak, operations, options)}
+    return {"settings": settings, **compared(found, peak, operations / options.rates["float32"])}
 
 
 def growth(name: str, options: argparse.Namespace) -> dict:
@@ -293,7 +294,8 @@ def start_up(name: str, options: argparse.Namespace) -> dict:
     rows = {}
     for label, arguments in commands.items():
         command = [sys.executable, *arguments]
-        rows[label] = limits.best_seconds(lambda: subprocess.run(command, check=True, capture_output=True), torch.device("cpu"))
+        run = partial(subprocess.run, command, check=True, capture_output=True)
+        rows[label] = limits.best_seconds(run, torch.device("cpu"))
     return {"settings": {}, "rows": rows}
 
 

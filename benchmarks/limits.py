@@ -6,6 +6,7 @@ longer; `floor_fraction` in the results is that time over ours.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -25,20 +26,25 @@ def best_seconds(work: Callable[[], object], device: torch.device, rounds: int =
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """`operations`: float32 operations per second in matrix products, the fastest of a plain one and of 1x1 and 3x3 convolutions
-    (which are matrix products by another library); `bytes`: read and written per second in a copy of 256 MiB."""
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    found = [2 * size**3 / best_seconds(lambda: a @ b, device)]
-    images, channels = (64, 128) if device.type == "cpu" else (1024, 256)
-    seen = torch.randn(images, channels, 14, 14, device=device)
-    for kernel in (1, 3):
-        weight = torch.randn(channels, channels, kernel, kernel, device=device)
-        operations = 2 * images * (14 + 1 - kernel) ** 2 * channels**2 * kernel**2
-        found.append(operations / best_seconds(lambda: torch.conv2d(seen, weight), device))
+    """`float32`, `bfloat16`: operations per second in matrix products of that precision, the fastest of a plain one and of 1x1 and
+    3x3 convolutions (which are matrix products by another library); `bytes`: read and written per second in a copy of 256 MiB."""
+    found = {precision: _operations_per_second(device, getattr(torch, precision)) for precision in ("float32", "bfloat16")}
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
-    return {"operations": max(found), "bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)}
+    return found | {"bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)}
+
+
+def _operations_per_second(device: torch.device, precision: torch.dtype) -> float:
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(precision) for _ in range(2))
+    found = [2 * size**3 / best_seconds(lambda: a @ b, device)]
+    images, channels = (64, 128) if device.type == "cpu" else (1024, 256)
+    seen = torch.randn(images, channels, 14, 14, device=device).to(precision)
+    for kernel in (1, 3):
+        weight = torch.randn(channels, channels, kernel, kernel, device=device).to(precision)
+        operations = 2 * images * (14 + 1 - kernel) ** 2 * channels**2 * kernel**2
+        found.append(operations / best_seconds(partial(torch.conv2d, seen, weight), device))
+    return max(found)
 
 
 def convolution_operations(size: int, width: int, layers: int, first_padding: int = 1) -> list[int]:

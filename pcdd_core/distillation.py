@@ -16,12 +16,13 @@ from torch import nn
 
 from . import clouds as cloud_files
 from . import lifts, minkowski, objectives, ranks, sparse
-from .augmentation import draw_moves
+from .augmentation import Move, draw_moves
 from .clouds import PointClouds, boundary_check, cell_centres, from_list, members_per_class, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
 from .networks import build_network
 from .randomness import generator
+from .threads import side_by_side, threads_for
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,23 @@ def _steps(
 
         coordinates.data = boundary_check(coordinates.data, real.grid)
         optimiser.zero_grad()
-        losses, own = [], ranks.own_classes(len(members))
+        own = ranks.own_classes(len(members))
         theirs = real.select(batch_at(config, real, members, iteration).to(device))
         learned = [coordinates]
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
             learned.append(label_logits)
         shown = synthetic.with_coordinates(coordinates)
-        for part in matching_losses(config, network, theirs, shown, iteration, own):
-            part.sum().backward(inputs=learned)
-            losses.append(part.detach())
+        parts = matching_losses(config, network, theirs, shown, iteration, own)
+
+        def descend(part: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            losses = part()
+            return losses.detach(), torch.autograd.grad(losses.sum(), learned, allow_unused=True)
+
+        with side_by_side(_threads(config, real.device, len(parts))) as calls:
+            losses, gradients = zip(*calls(descend, parts))
+        for values, each in zip(learned, zip(*gradients)):
+            values.grad = None if each[0] is None else sum(each)  # each class moves its own points only, so the sum is exact in any order
         losses = torch.zeros(len(members), device=device).index_add(0, torch.tensor(own, device=device), torch.cat(losses))
         ranks.sum_over_ranks(losses, coordinates.grad)
         losses, gradient = losses.tolist(), coordinates.grad.abs().mean().item()
@@ -205,8 +213,10 @@ def matching_losses(
     synthetic: PointClouds,
     iteration: int,
     own_classes: Sequence[int] | None = None,
-) -> Iterator[torch.Tensor]:
-    """The matching loss, (classes,) in all, in parts with a graph of their own each, so that one lies in memory at a time.
+) -> list[Callable[[], torch.Tensor]]:
+    """The matching loss, (classes,) in all, in parts: each call makes one, with a graph of its own.
+
+    So not all graphs need to be in memory at a time, and parts may be made in threads.
 
     real: the iteration's batch, as `batch_at` draws it. synthetic: every cloud, the coordinates with a gradient.
     own_classes: of these alone, where classes are matched one at a time; default: all.
@@ -220,9 +230,7 @@ def matching_losses(
         if settings.augmentation:
             real, synthetic = (draw_moves(len(clouds), clouds.grid, draws)(clouds) for clouds in (real, synthetic))
         shown = lift_real(real), real.labels, lift(synthetic), synthetic.labels
-        errors = objectives.feature_regression(network, *shown, classes, settings.ridge)
-        yield errors.view(classes, -1).mean(1)
-        return
+        return [lambda: objectives.feature_regression(network, *shown, classes, settings.ridge).view(classes, -1).mean(1)]
     if name == "unrolled_training":
         members = members_per_class(synthetic)
         counts = [min(settings.unrolled_batch or len(indices), len(indices)) for indices in members]
@@ -237,24 +245,32 @@ def matching_losses(
 
         before = int(torch.randint(settings.unrolled_steps_before + 1, (), generator=draws))
         training = settings.unrolled_steps, settings.unrolled_step_size, before
-        errors = objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training)
-        yield errors.view(classes, -1).mean(1)
-        return
-    precision = getattr(torch, settings.real_precision)
-    for label, (theirs, ours) in enumerate(zip(members_per_class(real), members_per_class(synthetic))):
-        move = draw_moves(1, real.grid, draws) if settings.augmentation else None
-        if own_classes is not None and label not in own_classes:
-            continue
+        return [
+            lambda: objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training).view(classes, -1).mean(1)
+        ]
+    precision, parts = getattr(torch, settings.real_precision), []
+
+    def loss_of_class(theirs: torch.Tensor, ours: torch.Tensor, move: Move | None) -> torch.Tensor:
         theirs, ours = real.select(theirs), synthetic.select(ours)
         if move is not None:
             theirs, ours = move(theirs), move(ours)
         if name in ("distribution_matching", "maximum_mean_discrepancy"):
-            loss = getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)
-        else:
-            distance = objectives.DISTANCES[settings.distance]
-            shown = lift_real(theirs), theirs.labels, lift(ours), ours.labels
-            loss = objectives.gradient_matching(network, *shown, distance, precision)
-        yield loss[None]
+            return getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)[None]
+        distance = objectives.DISTANCES[settings.distance]
+        shown = lift_real(theirs), theirs.labels, lift(ours), ours.labels
+        return objectives.gradient_matching(network, *shown, distance, precision)[None]
+
+    for label, indices in enumerate(zip(members_per_class(real), members_per_class(synthetic))):
+        move = draw_moves(1, real.grid, draws) if settings.augmentation else None
+        if own_classes is None or label in own_classes:
+            parts.append(partial(loss_of_class, *indices, move))
+    return parts
+
+
+def _threads(config: Config, device: torch.device, parts: int) -> int:
+    """MinkowskiEngine shares its own work among the cores, and knows nothing of other threads."""
+    alone = "minkowski" in (config.network.backend, config.network.kernel_maps)
+    return 1 if alone else min(threads_for(device), parts)
 
 
 def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:

@@ -1,8 +1,6 @@
 """What a set of clouds is worth: classifiers trained from scratch on it, scored on real data under a named protocol."""
 
-import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +13,7 @@ from .classifiers import Ensemble, build_classifier
 from .clouds import Grid, PointClouds, cell_centres
 from .config import EvaluationConfig
 from .randomness import generator
+from .threads import side_by_side, threads_for
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def evaluate(
     inputs, labels = view.training(training).to(device), training.targets.to(device)
     test_inputs, test_labels = view.test(test), test.labels
     ensemble = _new_ensemble(count, training, settings, seed).to(device)
-    shares = ensemble.split(torch.get_num_threads() if inputs.device.type == "cpu" else 1)
+    shares = ensemble.split(threads_for(inputs.device))
     _train(shares, inputs, labels, view.augment, settings.epochs, seed, lambda f: progress(f, "training classifiers"))
     scores = {}
     for name, networks in wanted.items():
@@ -188,26 +187,6 @@ def _new_ensemble(count: int, clouds: PointClouds, settings: EvaluationConfig, s
     return Ensemble([build_classifier(*kind, generator(seed, "classifier", number)) for number in range(count)])
 
 
-@contextlib.contextmanager
-def _side_by_side(shares: list[Ensemble]) -> Iterator[Callable[..., list]]:
-    """Calls a function for every share of an ensemble, with its networks' part of each tensor: [function(number, *parts), ...].
-
-    Several shares run in a thread each, and each operation in that thread alone. One operation shared by all cores, as torch
-    has it otherwise, leaves them waiting for each other: these are small.
-    """
-    sizes = [len(share.stacked[0]) for share in shares]
-
-    if len(shares) == 1:
-        yield lambda function, *tensors: [function(0, *tensors)]
-        return
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            yield lambda function, *tensors: list(pool.map(function, range(len(shares)), *(t.split(sizes) for t in tensors)))
-        finally:
-            torch.set_num_threads(threads)
-
-
 def _train(
     shares: list[Ensemble],
     inputs: Tensor,
@@ -218,7 +197,7 @@ def _train(
     progress: Callable[[float], None],
 ) -> None:
     """SGD 0.01, momentum 0.9, weight decay 5e-4; a tenth of the step size, with fresh momentum, after half the epochs."""
-    count = sum(len(share.stacked[0]) for share in shares)
+    sizes = [len(share.stacked[0]) for share in shares]
 
     def step(number: int, seen: Tensor, right: Tensor) -> None:
         loss = F.cross_entropy(shares[number](seen).flatten(0, 1), right.flatten(0, 1), reduction="sum") / seen.shape[1]
@@ -226,13 +205,14 @@ def _train(
         loss.backward()
         optimisers[number].step()
 
-    with _side_by_side(shares) as for_each_share:
+    with side_by_side(len(shares)) as calls:
         for epoch in range(epochs):
             if epoch in (0, epochs // 2 + 1):
                 settings = {"lr": 0.01 if epoch == 0 else 0.001, "momentum": 0.9, "weight_decay": 5e-4}
                 optimisers = [torch.optim.SGD(share.parameters(), **settings) for share in shares]
             draws = generator(seed, "evaluation epoch", epoch)
-            order = torch.rand(count, len(inputs), generator=draws).argsort(1).to(inputs.device)
+            order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1).to(inputs.device)
             for chosen in order.split(BATCH, dim=1):
-                for_each_share(step, augment(inputs[chosen], draws), labels[chosen])
+                seen, right = augment(inputs[chosen], draws), labels[chosen]
+                calls(step, range(len(shares)), seen.split(sizes), right.split(sizes))
             progress((epoch + 1) / epochs)

@@ -47,7 +47,7 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
     network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
 
     own = synthetic.coordinates.clone().requires_grad_()
-    losses = torch.cat(list(matching_losses(config, network, cell_centres(batch), synthetic.with_coordinates(own), 0)))
+    losses = torch.cat([part() for part in matching_losses(config, network, cell_centres(batch), synthetic.with_coordinates(own), 0)])
     losses.sum().backward()
 
     theirs = published_style.ConvNet(real.grid[1], 3, width=5, layers=2)
@@ -80,7 +80,7 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
     batch = real.select(batch_at(config, real, members_per_class(real), 0))
     network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
     own = synthetic.coordinates.clone().requires_grad_()
-    losses = torch.cat(list(matching_losses(config, network, batch, synthetic.with_coordinates(own), 0)))
+    losses = torch.cat([part() for part in matching_losses(config, network, batch, synthetic.with_coordinates(own), 0)])
     losses.sum().backward()
 
     make, show = {

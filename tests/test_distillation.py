@@ -584,3 +584,18 @@ def test_points_piled_up_on_the_border_are_reported_with_iteration_and_cause():
 
 def test_healthy_run_is_not_reported():
     assert watched(tiny.config(optimiser__name="adam")) == [None] * 5
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective__augmentation": True}, {"objective__name": "distribution_matching"}])
+def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(changes, monkeypatch):
+    config, before, found = tiny.config(**changes), torch.get_num_threads(), []
+    torch.set_num_threads(1)  # also in turn: two threads of one operation sum in another order
+    try:
+        for count in (1, 3):
+            monkeypatch.setattr(distillation, "threads_for", lambda device, count=count: count)
+            found.append(list(distill(config, tiny.three_digits())))
+    finally:
+        torch.set_num_threads(before)
+    for alone, together in zip(*found, strict=True):
+        assert torch.equal(alone.clouds.coordinates, together.clouds.coordinates)
+        assert alone.matching_loss == together.matching_loss and torch.equal(alone.gradient, together.gradient)
