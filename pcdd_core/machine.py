@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -49,6 +50,9 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the device's peak allocation on a GPU, the process's peak resident size on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's peak would begin at that of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

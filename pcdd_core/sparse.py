@@ -8,7 +8,7 @@ How it works. A sparse tensor is a list of occupied cells with a feature row eac
 *kernel map*: for every output cell and every kernel offset, the row of the input cell that lies there, or none. Cells
 are ravelled into one integer key each and looked up in a table of their bounding box, or by binary search where the box
 is too large. The arithmetic is then dense: gather the neighbours' features, with a row of zeros standing for "none", and
-multiply or reduce. `minkowski.py` has the same functions on MinkowskiEngine's own layers, and its kernel maps for these.
+multiply or reduce; only a convolution most of whose neighbours are "none" goes offset by offset. `minkowski.py` has the same functions on MinkowskiEngine's own layers, and its kernel maps for these.
 """
 
 from collections.abc import Callable
@@ -122,8 +122,7 @@ def convolution(
     """
     cells = tensor.cells if stride == 1 else strided_cells(tensor, stride)
     neighbours, used = (find or kernel_map)(tensor, cells, kernel_size, dilation, True)
-    gathered = _gather(tensor.features, neighbours, empty=0.0).flatten(1)  # (outputs, used offsets x in)
-    features = gathered @ weight.index_select(0, used).flatten(0, 1)
+    features = _weighted_sum(tensor.features, neighbours, weight.index_select(0, used))
     if bias is not None:
         features = features + bias
     return SparseTensor(cells, features, tensor.clouds, tensor.grid, tensor.stride * stride)
@@ -273,18 +272,51 @@ def kernel_map(
     high = torch.maximum(high, last + offsets.amax(0))
     steps = _key_steps(low, high)
     keys = ((tensor.cells - low) * steps).sum(1)
-    wanted = ((cells - low) * steps).sum(1)[:, None] + (offsets * steps).sum(1)
+    # Seen from the other side, a cell's neighbour at an offset has it at minus that offset: half need not be looked up.
+    mirrored = cells is tensor.cells and centred and kernel_size % 2 == 1
+    asked = offsets[: len(offsets) // 2] if mirrored else offsets
+    wanted = ((cells - low) * steps).sum(1)[:, None] + (asked * steps).sum(1)
     volume = int((high - low + 1).prod())
     if volume <= max(TABLE_CELLS, TABLE_SHARE * wanted.numel()):
         rows = torch.full((volume,), len(keys), device=keys.device)
         rows[keys] = torch.arange(len(keys), device=keys.device)
-        return rows[wanted], used
-    rows = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-    return torch.where(keys[rows] == wanted, rows, len(keys)), used
+        found = rows[wanted]
+    else:
+        rows = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+        found = torch.where(keys[rows] == wanted, rows, len(keys))
+    if not mirrored:
+        return found, used
+    neighbours = found.new_full((len(cells), len(offsets)), len(keys))
+    neighbours[:, : len(asked)] = found
+    neighbours[:, len(asked)] = torch.arange(len(keys), device=keys.device)
+    output, offset = (found < len(keys)).nonzero().unbind(1)
+    neighbours[found[output, offset], len(offsets) - 1 - offset] = output
+    return neighbours, used
 
 
 # A table of the bounding box is the faster way to look up, if it is not much larger than what is looked up in it.
 TABLE_CELLS, TABLE_SHARE = 1 << 16, 4
+
+
+def _weighted_sum(features: Tensor, neighbours: Tensor, weight: Tensor) -> Tensor:
+    """Each output's neighbours, by the weights of their offsets: (cells, in), (outputs, used), (used, in, out) to (outputs, out).
+
+    Where most neighbours are there, one matrix product of all, zeros for those that are not. Where few are, as on surfaces and
+    scattered points in space, a product for each offset of the neighbours there are: cost grows with them alone.
+    """
+    there = neighbours.T < len(features)
+    missing = there.numel() - int(there.sum())
+    if missing <= MISSING_SHARE * there.numel() or missing * weight[0].numel() <= MISSING_PRODUCTS * len(weight):
+        return _gather(features, neighbours, empty=0.0).flatten(1) @ weight.flatten(0, 1)
+    offset, output = there.nonzero().unbind(1)  # in order of offset
+    found = features.index_select(0, neighbours.T[offset, output]).split(torch.bincount(offset, minlength=len(weight)).tolist())
+    products = torch.cat([rows @ matrix for rows, matrix in zip(found, weight)])
+    return products.new_zeros(len(neighbours), weight.shape[2]).index_add(0, output, products)
+
+
+# Up to which one product of all is faster: the share of the neighbours that are missing, and multiplications by their zeros per
+# offset (measured; benchmarks/sparse_layers.py and bench.py show the result).
+MISSING_SHARE, MISSING_PRODUCTS = 0.5, 8e6
 
 
 def _gather(features: Tensor, rows: Tensor, empty: float) -> Tensor:

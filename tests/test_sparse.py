@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pcdd_core import sparse
@@ -82,7 +82,18 @@ POOLING = {
 
 # --- convolution --------------------------------------------------------------------------------------------------
 
+@pytest.fixture
+def missing(request, monkeypatch):
+    """Up to which share of missing neighbours a convolution is one product: all of them, or none."""
+    monkeypatch.setattr(sparse, "MISSING_SHARE", request.param)
+    monkeypatch.setattr(sparse, "MISSING_PRODUCTS", -1)
 
+
+both_ways = pytest.mark.parametrize("missing", [1, -1], indirect=True, ids=["one product", "a product for each offset"])
+
+
+@both_ways
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kernel_size=st.integers(1, 5),
     stride=st.integers(1, 3),
@@ -91,7 +102,7 @@ POOLING = {
     flat=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_convolution_equals_a_loop_over_cells(kernel_size, stride, dilation, tensor_stride, flat, seed):
+def test_convolution_equals_a_loop_over_cells(missing, kernel_size, stride, dilation, tensor_stride, flat, seed):
     cells = random_cells(seed, flat, tensor_stride)
     features, bias = integers((len(cells), 2), seed), integers((3,), seed)
     weight = integers((kernel_size**3, 2, 3), seed + 1)
@@ -105,9 +116,10 @@ def test_convolution_equals_a_loop_over_cells(kernel_size, stride, dilation, ten
     assert result.stride == tensor_stride * stride
 
 
+@both_ways
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("kernel_size, dilation", [(1, 1), (3, 1), (3, 2), (5, 1)])
-def test_convolution_equals_conv3d_at_the_occupied_cells(grid, kernel_size, dilation):
+def test_convolution_equals_conv3d_at_the_occupied_cells(missing, grid, kernel_size, dilation):
     dense, kept = full_grid(grid, 2, seed=1)
     weight = torch.randn(kernel_size**3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     # (volume, in, out) with depth fastest -> (out, in, depth, height, width)
@@ -126,8 +138,9 @@ def test_two_strided_convolutions_multiply_their_strides():
     assert twice.cells.tolist() == [list(cell) for cell in loop_strided(cells, 4)]
 
 
+@both_ways
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weights_no_gradient(with_bias):
+def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weights_no_gradient(missing, with_bias):
     # a kernel of 2 at stride 3: the output cell (0, 0, 0) sees coordinates 0 and 1, the only input cell lies at 2
     features, weight = normal(1, 2).requires_grad_(), normal(8, 2, 3, seed=1).requires_grad_()
     bias = normal(3, seed=2) if with_bias else None
@@ -136,6 +149,21 @@ def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weig
     assert torch.equal(result.features, bias[None] if with_bias else torch.zeros(1, 3, dtype=torch.float64))
     for gradient in torch.autograd.grad(result.features.sum(), [features, weight], create_graph=True):
         assert (gradient == 0).all() and gradient.grad_fn is not None
+
+
+def test_cost_follows_the_neighbours_that_are_there(monkeypatch):
+    """Cells far from each other: each is its own only neighbour, so the products see no more rows than cells."""
+    cells = [(0, 4 * depth, 4 * height, 0) for depth in range(5) for height in range(5)] + [(0, 17, 16, 0)]
+    monkeypatch.setattr(sparse, "MISSING_PRODUCTS", 0)
+    rows, gathered = [], torch.Tensor.index_select
+
+    def index_select(self, dimension, index):
+        rows.append(len(index))
+        return gathered(self, dimension, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", index_select)
+    sparse.convolution(tensor_of(cells, normal(len(cells), 2)), normal(27, 2, 3))
+    assert max(rows) == len(cells) + 2  # the last two see each other too
 
 
 # --- pooling ------------------------------------------------------------------------------------------------------
@@ -495,6 +523,17 @@ def test_the_kernel_map_equals_a_loop_by_table_and_by_search(
     assert torch.equal(by_table[0], by_search[0]) and torch.equal(by_table[1], by_search[1])
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("flat", [False, True])
+def test_neighbours_found_from_the_other_side_are_those_looked_up(kernel_size, flat):
+    cells = random_cells(5, flat, stride=2)
+    tensor = tensor_of(cells, integers((len(cells), 1), 0), stride=2)
+    for by_mirror, looked_up in zip(
+        both_kernel_maps(tensor, tensor.cells, kernel_size, 1), both_kernel_maps(tensor, tensor.cells.clone(), kernel_size, 1)
+    ):
+        assert all(torch.equal(one, other) for one, other in zip(by_mirror, looked_up, strict=True))
+
+
 def test_in_a_flat_grid_two_thirds_of_a_cubic_kernel_are_left_out_of_the_kernel_map():
     cells = torch.tensor(list(itertools.product([0], [0], range(4), range(4))))
     for neighbours, used in both_kernel_maps(tensor_of(cells.tolist(), torch.zeros(16, 1)), cells, 3):
@@ -558,11 +597,12 @@ def test_points_so_far_apart_that_their_distance_does_not_fit_64_bits_are_refuse
 SMALL = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 2, 1), (0, 1, 1, 1), (2, 0, 3, 3)]
 
 
+@both_ways
 @pytest.mark.parametrize(
     "kernel_size, stride, dilation, tensor_stride",
     [(3, 1, 1, 1), (2, 2, 1, 1), (1, 2, 1, 1), (3, 1, 2, 1), (3, 1, 1, 2), (2, 2, 1, 2), (3, 2, 2, 2)],
 )
-def test_both_derivatives_of_convolution(check_two_derivatives, kernel_size, stride, dilation, tensor_stride):
+def test_both_derivatives_of_convolution(missing, check_two_derivatives, kernel_size, stride, dilation, tensor_stride):
     spread = dilation * tensor_stride  # so that cells stay neighbours in the eyes of the kernel
     cells = [(cloud, *(spread * coordinate for coordinate in place)) for cloud, *place in SMALL]
 
