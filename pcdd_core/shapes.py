@@ -1,0 +1,439 @@
+"""Three-dimensional shapes: read from files in the layouts they are published in, or made of simple solids.
+
+What comes out is the same for all: points of equal number per shape, zero mean, the farthest at distance 1. A file that cannot
+be used is left out and named in a warning, so that one damaged mesh does not cost an hour of reading; a class that is left
+without shapes is an error.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import InputError
+
+MESHES, LISTS, ARRAYS = (".off", ".ply"), (".xyz", ".txt"), (".npy", ".npz")
+LARGEST_FILE = 2**28  # bytes: no mesh of the published sets comes near it
+Named = tuple[Path, int]  # a file and the label of its shape
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Labelled shapes of equally many points.
+
+    points: float32 (shapes, points, 3), zero mean, largest norm 1; labels: int64 (shapes,)
+    """
+
+    points: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set as it is published: where it comes from, which folder it is expected in, and how it is read."""
+
+    folder: str
+    source: str
+    read: Callable[[Path, int], tuple[Shapes, Shapes, tuple[str, ...]]]
+
+
+# --- one file -----------------------------------------------------------------------------------------------------
+
+
+def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarray:
+    """So many points of the shape in a file: float32 (points, 3), zero mean, largest norm 1.
+
+    Of meshes (.off, .ply with faces) points are drawn on the surface, in proportion to area; of lists of points (.xyz, .txt, .ply
+    without faces, .npy, .npz with one array or `points`) a random part, or all and some twice. Columns after the third,
+    normals for instance, are ignored. Raises InputError naming the file and what is wrong with it.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"{path}: {path.stat().st_size / 2**20:.0f} MiB; expected at most {LARGEST_FILE / 2**20:.0f}")
+    try:
+        found, faces = _reader(path)(path)
+    except InputError:
+        raise
+    except Exception as error:  # libraries raise some ten kinds for damaged files
+        raise InputError(f"{path}: not a readable {path.suffix} file ({' '.join(str(error).split())[:200]})") from None
+    if found.ndim != 2 or found.shape[1] < 3 or len(found) == 0:
+        raise InputError(f"{path}: an array of shape {found.shape}; expected one or more rows of 3 coordinates")
+    found = found[:, :3].astype(np.float64)
+    if (wrong := np.argwhere(~np.isfinite(found))).size:
+        row, axis = wrong[0]
+        raise InputError(f"{path}: coordinate {found[row, axis]} in row {row}; expected finite numbers")
+    return normalised(_on_surface(path, found, faces, points, draws) if faces is not None else _part(found, points, draws), str(path))
+
+
+def normalised(points: np.ndarray, name: str) -> np.ndarray:
+    """Zero mean, largest norm 1: float32 (points, 3). Raises InputError if all points are one; `name` says whose they are."""
+    centred = points - points.mean(0)
+    radius = np.linalg.norm(centred, axis=1).max()
+    if not radius > 1e-9 * max(1.0, np.abs(points).max()):
+        raise InputError(f"{name}: all points are at {points[0].tolist()}; expected a shape with some extent")
+    return (centred / radius).astype(np.float32)
+
+
+def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]]:
+    """The function that reads files of this ending: points or vertices, and faces if there are any."""
+    suffix = path.suffix.lower()
+    if suffix in MESHES:
+        return _read_mesh
+    if suffix in LISTS:
+        return lambda path: (_read_list(path), None)
+    if suffix in ARRAYS:
+        return lambda path: (_read_array(path), None)
+    raise InputError(f"{path}: files of this ending are not read; expected one of {', '.join(MESHES + LISTS + ARRAYS)}")
+
+
+def _read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    import trimesh  # here, because it takes long to import
+
+    loaded = trimesh.load(path, process=False)
+    parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
+    vertices, faces, first = [], [], 0
+    for part in parts:
+        vertices.append(np.asarray(part.vertices))
+        if getattr(part, "faces", None) is not None and len(part.faces):
+            faces.append(np.asarray(part.faces) + first)
+        first += len(part.vertices)
+    if not vertices:
+        raise InputError(f"{path}: no vertices; expected a mesh or points")
+    return np.concatenate(vertices), np.concatenate(faces) if faces else None
+
+
+def _read_list(path: Path) -> np.ndarray:
+    text = path.read_text()
+    rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    if rows and len(rows[0]) == 1:  # some .xyz files begin with the number of points
+        rows = rows[1:]
+    for number, row in enumerate(rows):
+        if len(row) < 3:
+            raise InputError(f"{path}: {len(row)} numbers in row {number}; expected 3 or more, separated by spaces or commas")
+    return np.array([[float(value) for value in row[:3]] for row in rows])
+
+
+def _read_array(path: Path) -> np.ndarray:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        if "points" not in loaded.files and len(loaded.files) != 1:
+            raise InputError(f"{path}: arrays {', '.join(loaded.files) or 'none'}; expected one, or one called points")
+        return loaded["points" if "points" in loaded.files else loaded.files[0]]
+
+
+def _on_surface(path: Path, vertices: np.ndarray, faces: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
+    """Points uniform on the surface: a triangle in proportion to its area, then uniform in it."""
+    import trimesh
+
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    if not mesh.area > 0:
+        raise InputError(f"{path}: a mesh without surface ({len(faces)} faces of area 0); expected triangles with some extent")
+    return np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
+
+
+def _part(found: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
+    order = draws.permutation(len(found))[:points]
+    return found[np.concatenate([order, draws.integers(len(found), size=max(points - len(found), 0))])]
+
+
+# --- many files ---------------------------------------------------------------------------------------------------
+
+
+def read_all(named: Sequence[Named], points: int, class_names: Sequence[str], seed: int) -> Shapes:
+    """All shapes, those that cannot be used left out with one warning that names them. A file's points depend on it and the seed alone.
+
+    Raises InputError if a class that has files is left without a shape.
+    """
+    kept, labels, refused = [], [], []
+    for number, (path, label) in enumerate(named):
+        try:
+            kept.append(read_shape(path, points, np.random.default_rng((seed, number))))
+            labels.append(label)
+        except (InputError, OSError) as error:
+            refused.append(str(error))
+    if refused:
+        listed = "\n  ".join(refused[:20])
+        more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
+        warnings.warn(f"{len(refused)} of {len(named)} files are left out:\n  {listed}{more}", stacklevel=2)
+    for label in sorted({label for _, label in named} - set(labels)):
+        raise InputError(f"class '{class_names[label]}': none of its files can be used; the first: {refused[0]}")
+    return Shapes(np.stack(kept), np.array(labels, dtype=np.int64))
+
+
+def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """A folder of classes: training shapes, test shapes, class names.
+
+    root/train/CLASS/FILE with root/test/..., or root/CLASS/train/FILE with .../test/..., as ModelNet is published; or
+    root/CLASS/FILE, of which every third file in the order of names is for testing. Raises InputError.
+    """
+    def files(folder: Path) -> list[Path]:
+        endings = MESHES + LISTS + ARRAYS
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
+
+    def folders(folder: Path) -> list[Path]:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; expected one with a folder for each class")
+    split_first = {path.name for path in folders(root)} >= {"train", "test"}
+    classes = folders(root / "train" if split_first else root)
+    if not classes:
+        raise InputError(f"{root}: no folders of classes in it")
+    train, test = [], []
+    for label, folder in enumerate(classes):
+        if split_first:
+            own = files(folder), files(root / "test" / folder.name) if (root / "test" / folder.name).is_dir() else []
+        elif (folder / "train").is_dir() and (folder / "test").is_dir():
+            own = files(folder / "train"), files(folder / "test")
+        else:
+            found = files(folder)
+            own = [path for place, path in enumerate(found) if place % 3 != 2], found[2::3]
+        for split, paths, kept in zip(("training", "testing"), own, (train, test)):
+            if not paths:
+                raise InputError(f"{folder}: no files for {split}; expected some of {', '.join(MESHES + LISTS + ARRAYS)}")
+            kept += [(path, label) for path in paths]
+    names = tuple(folder.name for folder in classes)
+    return read_all(train, points, names, seed), read_all(test, points, names, seed + 1), names
+
+
+# --- published layouts --------------------------------------------------------------------------------------------
+
+
+def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) -> Shapes:
+    """Shapes of HDF5 files with `data` (shapes, points, 3 or more) and `label` (shapes,) or (shapes, 1), as PointNet's authors made them.
+
+    The first so many points of each shape are taken: they are in random order there. Shapes that are not finite or have no
+    extent are left out with a warning. Raises InputError naming the file and the field.
+    """
+    import h5py
+
+    kept, labels, refused = [], [], []
+    for path in paths:
+        try:
+            with h5py.File(path, "r") as file:
+                arrays = {field: np.asarray(file[field]) if field in file else None for field in ("data", "label")}
+        except OSError as error:
+            raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+        data, label = arrays["data"], arrays["label"]
+        for field, array in arrays.items():
+            if array is None:
+                raise InputError(f"{path}: field '{field}' is missing; expected data and label")
+        if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
+            raise InputError(f"{path}: field 'data' is of shape {data.shape}; expected (shapes, {points} points or more, 3)")
+        if label.size != len(data):
+            raise InputError(f"{path}: field 'label' is of shape {label.shape}; expected one for each of {len(data)} shapes")
+        label = label.reshape(-1).astype(np.int64)
+        if (wrong := np.flatnonzero((label < 0) | (label >= len(class_names)))).size:
+            raise InputError(f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; expected 0 to {len(class_names) - 1}")
+        for number, shape in enumerate(data[:, :points, :3]):
+            try:
+                if not np.isfinite(shape).all():
+                    raise InputError(f"{path}, shape {number}: a coordinate that is not finite")
+                kept.append(normalised(shape.astype(np.float64), f"{path}, shape {number}"))
+                labels.append(label[number])
+            except InputError as error:
+                refused.append(str(error))
+    if refused:
+        warnings.warn(f"{len(refused)} shapes are left out; the first: {refused[0]}", stacklevel=2)
+    if not kept:
+        raise InputError(f"{paths[0] if paths else 'HDF5'}: no shapes")
+    return Shapes(np.stack(kept), np.array(labels))
+
+
+def _modelnet(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """ModelNet10 or 40 in any of its three forms: .off meshes, resampled .txt, HDF5."""
+    if (root / f"modelnet{classes}_train.txt").exists():
+        return _resampled(root, points, classes)
+    if (root / "train_files.txt").exists():
+        return _hdf5_lists(root, points)
+    return read_folder(root, points)
+
+
+def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """modelnet40_normal_resampled: CLASS/CLASS_0001.txt, and lists of names."""
+    names = tuple(_lines(root / f"modelnet{classes}_shape_names.txt"))
+    splits = []
+    for split in ("train", "test"):
+        listed = _lines(root / f"modelnet{classes}_{split}.txt")
+        owners = [shape.rpartition("_")[0] for shape in listed]
+        if unknown := set(owners) - set(names):
+            raise InputError(f"{root / f'modelnet{classes}_{split}.txt'}: class '{min(unknown)}' is not in the list of names")
+        named = [(root / owner / f"{shape}.txt", names.index(owner)) for shape, owner in zip(listed, owners)]
+        splits.append(read_all(named, points, names, seed=0))
+    return *splits, names
+
+
+def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """modelnet40_ply_hdf5_2048: train_files.txt and test_files.txt name the HDF5 files, shape_names.txt the classes."""
+    names = tuple(_lines(root / "shape_names.txt"))
+    splits = [[root / Path(line).name for line in _lines(root / f"{split}_files.txt")] for split in ("train", "test")]
+    return *(read_hdf5(paths, points, names) for paths in splits), names
+
+
+def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """shapenetcorev2_hdf5_2048: train0.h5 ..., val0.h5, test0.h5 ..., shape_names.txt; training includes the validation part."""
+    names = tuple(_lines(root / "shape_names.txt"))
+    splits = [[path for split in parts for path in sorted(root.glob(f"{split}*.h5"))] for parts in (("train", "val"), ("test",))]
+    for paths, split in zip(splits, ("train", "test")):
+        if not paths:
+            raise InputError(f"{root}: no files {split}*.h5")
+    return *(read_hdf5(paths, points, names) for paths in splits), names
+
+
+def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """shapenetcore_partanno_segmentation_benchmark_v0_normal: SYNSET/SHAPE.txt and lists of them as JSON."""
+    rows = [line.split() for line in _lines(root / "synsetoffset2category.txt")]
+    folders = [row[-1] for row in rows]
+    names, splits = tuple(row[0] for row in rows), []
+    for parts in (("train", "val"), ("test",)):
+        named = []
+        for part in parts:
+            path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
+            try:
+                listed = json.loads(path.read_text())
+            except (OSError, json.JSONDecodeError) as error:
+                raise InputError(f"{path}: not a readable list ({error})") from None
+            for shape in listed:
+                _, folder, name = shape.rsplit("/", 2)
+                if folder not in folders:
+                    raise InputError(f"{path}: '{shape}' is of no class in {root / 'synsetoffset2category.txt'}")
+                named.append((root / folder / f"{name}.txt", folders.index(folder)))
+        splits.append(read_all(named, points, names, seed=0))
+    return *splits, names
+
+
+SCANOBJECTNN = (
+    "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink", "sofa", "toilet",
+)  # fmt: skip
+
+
+def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """PB_T50_RS, the hardest variant, with background."""
+    files = [root / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5" for split in ("training", "test")]
+    return *(read_hdf5([path], points, SCANOBJECTNN) for path in files), SCANOBJECTNN
+
+
+def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """ModelNet10 as far as 24^3 occupancy grids keep it: one .npz, see its source."""
+    path = root / "modelnet10_voxels24_1024.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "class_names")}
+    except Exception as error:  # numpy and zipfile raise some ten kinds for damaged files
+        raise InputError(f"{path}: not a readable archive ({error})") from None
+    if points > found["x_train"].shape[1]:
+        raise InputError(f"setting data.points = {points}: {path} has {found['x_train'].shape[1]} for each shape")
+    splits = []
+    for split in ("train", "test"):
+        shapes = [normalised(shape, f"{path}, shape {number}") for number, shape in enumerate(found[f"x_{split}"][:, :points].astype(np.float64))]
+        splits.append(Shapes(np.stack(shapes), found[f"y_{split}"].astype(np.int64)))
+    return *splits, tuple(found["class_names"].tolist())
+
+
+PUBLISHED = {
+    "modelnet10": Published("ModelNet10", "modelnet.cs.princeton.edu: ModelNet10.zip", lambda root, points: _modelnet(root, points, 10)),
+    "modelnet40": Published(
+        "ModelNet40",
+        "modelnet.cs.princeton.edu: ModelNet40.zip, or its forms modelnet40_normal_resampled and modelnet40_ply_hdf5_2048, unpacked there",
+        lambda root, points: _modelnet(root, points, 40),
+    ),
+    "shapenetcore": Published("shapenetcorev2_hdf5_2048", "github.com/antao97/PointCloudDatasets", _shapenet_core),
+    "shapenetpart": Published(
+        "shapenetcore_partanno_segmentation_benchmark_v0_normal", "the archive of that name, from shapenet.org after registration", _shapenet_part
+    ),
+    "scanobjectnn": Published("ScanObjectNN", "hkust-vgd.github.io/scanobjectnn, h5_files.zip, after registration", _scanobjectnn),
+    "modelnet10-voxels24": Published(
+        "modelnet10_voxels24", "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; not comparable with ModelNet10", _voxels24
+    ),
+}
+
+
+def read_published(name: str, data: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """The data set of that name in the folder `data`: training shapes, test shapes, class names. Raises InputError saying where it comes from."""
+    published = PUBLISHED[name]
+    root = data / published.folder
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; {name} is expected there, from {published.source}. data.name=solids needs no files")
+    return published.read(root, points)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable list of names ({error})") from None
+
+
+# --- solids -------------------------------------------------------------------------------------------------------
+
+
+def solids(points: int, seed: int = 0, train: int = 100, test: int = 50) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+    """So many of each of eight simple solids in random proportions, turned about the vertical and a little tilted: a data set without files."""
+    names = tuple(SOLIDS)
+    splits = []
+    for split, count in enumerate((train, test)):
+        made = []
+        for label, name in enumerate(names):
+            for number in range(count):
+                draws = np.random.default_rng((seed, split, label, number))
+                shape = SOLIDS[name](points, draws) * draws.uniform(0.6, 1.4, 3)
+                made.append(normalised(shape @ _turn(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T, name))
+        splits.append(Shapes(np.stack(made), np.repeat(np.arange(len(names)), count)))
+    return *splits, names
+
+
+def _turn(angle: float, tilt: np.ndarray) -> np.ndarray:
+    """A rotation about z, then small ones about x and y: (3, 3)."""
+    matrix = np.eye(3)
+    for axes, by in (((0, 1), angle), ((1, 2), tilt[0]), ((0, 2), tilt[1])):
+        step = np.eye(3)
+        step[np.ix_(axes, axes)] = [[np.cos(by), -np.sin(by)], [np.sin(by), np.cos(by)]]
+        matrix = step @ matrix
+    return matrix
+
+
+def _mesh(name: str) -> Callable[[int, np.random.Generator], np.ndarray]:
+    def sampled(points: int, draws: np.random.Generator) -> np.ndarray:
+        import trimesh
+
+        make = {
+            "ball": lambda: trimesh.creation.icosphere(radius=1.0),
+            "box": lambda: trimesh.creation.box((1.5, 1.5, 1.5)),
+            "cylinder": lambda: trimesh.creation.cylinder(0.7, 2.0),
+            "cone": lambda: trimesh.creation.cone(0.9, 2.0),
+            "ring": lambda: trimesh.creation.torus(0.8, 0.25),
+            "capsule": lambda: trimesh.creation.capsule(1.5, 0.4),
+        }[name]
+        return np.asarray(trimesh.sample.sample_surface(make(), points, seed=draws)[0])
+
+    return sampled
+
+
+def _cross(points: int, draws: np.random.Generator) -> np.ndarray:
+    """Three bars at right angles."""
+    along, across = draws.uniform(-1, 1, points), draws.uniform(-0.15, 0.15, (points, 2))
+    bar, made = draws.integers(3, size=points), np.empty((points, 3))
+    for axis in range(3):
+        own = bar == axis
+        made[own, axis], made[np.ix_(own, [(axis + 1) % 3, (axis + 2) % 3])] = along[own], across[own]
+    return made
+
+
+def _table(points: int, draws: np.random.Generator) -> np.ndarray:
+    """A plate on four legs."""
+    made = draws.uniform((-1, -1, 0.7), (1, 1, 0.8), (points, 3))
+    legs = draws.random(points) < 0.4
+    corner = draws.choice([-0.85, 0.85], (points, 2))
+    made[legs] = np.column_stack([corner + draws.uniform(-0.06, 0.06, (points, 2)), draws.uniform(-1, 0.7, points)])[legs]
+    return made
+
+
+SOLIDS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
+    **{name: _mesh(name) for name in ("ball", "box", "cylinder", "cone", "ring", "capsule")},
+    "cross": _cross,
+    "table": _table,
+}
