@@ -152,6 +152,23 @@ def cell_centres(clouds: PointClouds) -> PointClouds:
     return clouds.with_coordinates(clouds.coordinates.floor() + half)
 
 
+def known_positions(clouds: PointClouds) -> PointClouds:
+    """Where points are, as well as the data says: `cell_centres` of data made of occupied cells, which lie at integer coordinates."""
+    return cell_centres(clouds) if bool((clouds.coordinates == clouds.coordinates.floor()).all()) else clouds
+
+
+def from_unit_ball(points: Tensor, labels: Tensor, class_names: Sequence[str], cells: int) -> PointClouds:
+    """Shapes of equally many points within distance 1 of the origin, on a cubic grid of so many cells along each axis.
+
+    points: (shapes, points, 3) as x, y and z, z up, which become width, height and depth: so a turn in the plane of the last
+    two axes (`augmentation`) is one about the vertical. The ball leaves one cell free on all sides.
+    """
+    shapes, count, _ = points.shape
+    coordinates = cells / 2 + points.flip(2).reshape(-1, 3).float() * (cells / 2 - 1)
+    offsets = _offsets(torch.full((shapes,), count, dtype=torch.int64))
+    return PointClouds(coordinates, offsets, labels.long(), (cells, cells, cells), tuple(class_names))
+
+
 def into_grid(points: Tensor, grid: Grid) -> Tensor:
     """A cloud in any unit, (points, 3) in the order depth, height, width, moved and scaled to fill the grid's box: cells.
 

@@ -32,9 +32,19 @@ def setting(default: Any, text: str) -> Any:
 class DataConfig:
     """Which real clouds."""
 
-    name: Literal["mnist", "digits"] = setting("mnist", "mnist, or digits: scikit-learn's embedded handwritten digits")
-    threshold: Fraction = setting(75 / 255, "a cell is occupied above this fraction of full brightness")
-    max_points: Count | None = setting(None, "keep the first so many points of a real cloud in raster order; null: all")
+    name: Literal[
+        "mnist", "digits", "solids", "folder", "modelnet10", "modelnet40", "shapenetcore", "shapenetpart", "scanobjectnn",
+        "modelnet10-voxels24",
+    ] = setting(
+        "mnist",
+        "images: mnist; digits: scikit-learn's embedded handwritten ones. Shapes: solids, made of nothing; folder, your own, at "
+        "`folder`; or a published set, see pcdd_core/shapes.py; modelnet10-voxels24 is ModelNet10 as far as 24^3 grids keep it",
+    )  # fmt: skip
+    threshold: Fraction = setting(75 / 255, "images: a cell is occupied above this fraction of full brightness")
+    max_points: Count | None = setting(None, "images: keep the first so many points of a real cloud in raster order; null: all")
+    points: Count = setting(1024, "shapes: points of each, drawn on its surface")
+    cells: Annotated[int, Field(ge=4)] = setting(24, "shapes: of the grid along each axis")
+    folder: str | None = setting(None, "name=folder: a folder of classes of .off, .ply, .xyz, .txt, .npy or .npz files")
     validation_fraction: Fraction = setting(0.1, "part of the training set held out; every choice is made on it")
 
 

@@ -1,5 +1,6 @@
 """Real labelled clouds with train, validation and test splits."""
 
+import json
 import os
 import struct
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clouds import PointClouds, from_occupancy
+from . import shapes
+from .clouds import PointClouds, from_occupancy, from_unit_ball
 from .config import DataConfig
 from .errors import InputError
 
@@ -38,10 +40,12 @@ class Splits:
 def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
     """The data set that `config` names, as clouds.
 
-    folder: where MNIST is or shall be (torchvision's layout); None means the environment variable PCDD_DATA, else
-    ~/.cache/pcdd. Raises InputError if the data cannot be had or is damaged.
+    folder: where MNIST is or shall be (torchvision's layout), and published shapes are; None means the environment variable
+    PCDD_DATA, else ~/.cache/pcdd. Raises InputError if the data cannot be had or is damaged.
     """
-    images, labels, test_images, test_labels = {"mnist": _mnist, "digits": _digits}[config.name](folder)
+    if config.name not in IMAGES:
+        return _shapes(config, folder)
+    images, labels, test_images, test_labels = IMAGES[config.name](folder)
     names = tuple(str(name) for name in labels.unique().tolist())
     train, validation = _hold_out(labels, config.validation_fraction)
 
@@ -86,12 +90,39 @@ def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """MNIST through torchvision: brightness in [0, 1] and labels, training then test."""
+def _data_folder(folder: Path | str | None) -> Path:
     given = folder or os.environ.get("PCDD_DATA")
     root = Path(given) if given else Path("~/.cache/pcdd").expanduser()
     if given and not root.is_dir():
-        raise InputError(f"data folder {root}: no such folder; give the folder that holds MNIST/raw")
+        raise InputError(f"data folder {root}: no such folder; give the folder that holds MNIST/raw, or the shapes' own folder")
+    return root
+
+
+def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
+    """Shapes in the unit ball, put on the grid."""
+    if (config.name == "folder") != (config.folder is not None):
+        raise InputError(
+            f"setting data.folder = {json.dumps(config.folder)} with data.name={config.name}: data.name=folder needs the folder of your "
+            "shapes, and nothing else reads it"
+        )
+    if config.name == "solids":
+        train, test, names = shapes.solids(config.points)
+    elif config.name == "folder":
+        train, test, names = shapes.read_folder(Path(config.folder), config.points)
+    else:
+        train, test, names = shapes.read_published(config.name, _data_folder(folder), config.points)
+
+    def clouds(kept: shapes.Shapes) -> PointClouds:
+        return from_unit_ball(torch.from_numpy(kept.points), torch.from_numpy(kept.labels), names, config.cells)
+
+    whole = clouds(train)
+    kept, held_out = _hold_out(whole.labels, config.validation_fraction)
+    return Splits(whole.select(kept), whole.select(held_out), clouds(test))
+
+
+def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """MNIST through torchvision: brightness in [0, 1] and labels, training then test."""
+    root = _data_folder(folder)
     from torchvision.datasets import MNIST
 
     raw = root / "MNIST" / "raw"
@@ -117,6 +148,9 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if labels.max() > 9:
             raise InputError(f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; put the original file there")
     return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
+
+
+IMAGES = {"mnist": _mnist, "digits": _digits}
 
 
 def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:

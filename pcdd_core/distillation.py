@@ -17,7 +17,7 @@ from torch import nn
 from . import clouds as cloud_files
 from . import lifts, minkowski, objectives, ranks, sparse
 from .augmentation import Move, draw_moves
-from .clouds import PointClouds, boundary_check, cell_centres, from_list, members_per_class, sample, scatter
+from .clouds import PointClouds, boundary_check, from_list, known_positions, members_per_class, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
 from .networks import build_network
@@ -83,7 +83,7 @@ def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
         return scatter(sizes, labels, real.grid, real.class_names, draws)
 
     chosen = sample(members_per_class(real), per_class, draws, real.class_names)
-    sampled = cell_centres(real.select(chosen))
+    sampled = known_positions(real.select(chosen))
     sizes = _one_per(settings.points_per_cloud or sampled.sizes.tolist(), len(labels), "clouds.points_per_cloud", "cloud")
     resampled = []
     for cloud, size in zip(range(len(sampled)), sizes):
@@ -135,7 +135,7 @@ def _steps(
     config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str, state: dict[str, Any] | None
 ) -> Iterator[Step]:
     settings, members = config.schedule, members_per_class(real)
-    real = (cell_centres(real) if config.lift.name == "gaussian" else real).to(device)
+    real = (known_positions(real) if config.lift.name == "gaussian" else real).to(device)
     synthetic = synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import lifts
 from .augmentation import draw_moves
 from .classifiers import Ensemble, build_classifier
-from .clouds import Grid, PointClouds, cell_centres
+from .clouds import Grid, PointClouds, cell_centres, known_positions
 from .config import EvaluationConfig
 from .randomness import generator
 from .threads import side_by_side, threads_for
@@ -169,12 +169,15 @@ def augment_points(points: Tensor, grid: Grid, draws: torch.Generator) -> Tensor
 
 def _view(settings: EvaluationConfig, grid: Grid) -> View:
     if settings.classifier == "pointnet":
-        # real points say no more than their cell; half a cell's difference to those of a set would cost accuracy
+        # half a cell's difference between real points and those of a set would cost accuracy
+        def as_known(clouds: PointClouds) -> Tensor:
+            return centred_points(known_positions(clouds))
+
         def at_cells(clouds: PointClouds) -> Tensor:
             return centred_points(cell_centres(clouds))
 
-        training = centred_points if settings.projection == "soft" else at_cells
-        return View(training, at_cells, lambda points, draws: augment_points(points, grid, draws))
+        training = as_known if settings.projection == "soft" else at_cells
+        return View(training, as_known, lambda points, draws: augment_points(points, grid, draws))
     if settings.projection == "soft":
         spots = settings.projection_bandwidth, settings.projection_saturation
         return View(lambda clouds: soft_project(clouds, *spots), project, augment)
