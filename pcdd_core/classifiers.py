@@ -7,15 +7,16 @@ random numbers or keeps statistics of what it has seen, so training and testing 
 
 import copy
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import NetworkConfig
+from .drawing import draw_convolution, draw_linear
 from .errors import InputError
-from .networks import SparseNetwork, average_pool, draw_convolution, draw_linear
+from .networks import SparseNetwork, average_pool
+from .point_networks import PointNet, perceptron
 
 
 def build_classifier(
@@ -75,7 +76,7 @@ class MLP(nn.Sequential):
     """Two hidden layers of 128, as in the code of Zhao et al. 2021."""
 
     def __init__(self, height: int, width: int, classes: int):
-        super().__init__(nn.Flatten(), _perceptron(height * width, 128, 128), nn.Linear(128, classes))
+        super().__init__(nn.Flatten(), perceptron(height * width, 128, 128), nn.Linear(128, classes))
 
 
 class LeNet(nn.Sequential):
@@ -86,7 +87,7 @@ class LeNet(nn.Sequential):
         super().__init__(
             nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), _perceptron(16 * cells, 120, 84), nn.Linear(84, classes),
+            nn.Flatten(), perceptron(16 * cells, 120, 84), nn.Linear(84, classes),
         )  # fmt: skip
 
 
@@ -103,25 +104,6 @@ def resnet18(classes: int) -> nn.Module:
         if isinstance(layer, nn.Conv2d):
             layer.reset_parameters()
     return network
-
-
-class PointNet(nn.Module):
-    """PointNet (Qi et al. 2017), the version without transformation networks, and without dropout.
-
-    The same layers 64-64-64-128-1024 for every point, the maximum over the points, layers 512-256. Norms are layer norms
-    over the channels of one point instead of batch norms, which would mix the padding, the points and the clouds.
-    """
-
-    def __init__(self, classes: int):
-        super().__init__()
-        self.points = _perceptron(3, 64, 64, 64, 128, 1024, norm=True)
-        self.head = nn.Sequential(_perceptron(1024, 512, 256, norm=True), nn.Linear(256, classes))
-
-    def forward(self, points: Tensor) -> Tensor:
-        """points: (clouds, most points, 4), as `evaluation.centred_points` makes them; returns (clouds, classes)."""
-        coordinates, present = points.split([3, 1], dim=-1)
-        # after ReLU no feature is below 0, so the 0 of padding is a maximum only where that of the points is 0 too
-        return self.head((self.points(coordinates) * present).amax(1))
 
 
 class SparseConvNet(nn.Module):
@@ -196,11 +178,3 @@ class Ensemble(nn.Module):
             share.stacked = nn.ParameterList(chunk.data for chunk in chunks)  # by `data`, one's steps are no change of another's
             shares.append(share)
         return shares
-
-
-def _perceptron(inputs: int, *widths: int, norm: bool = False) -> nn.Sequential:
-    """Linear layers of these widths, each followed by layer norm, if asked for, and ReLU, over the last axis."""
-    layers = []
-    for before, width in pairwise((inputs, *widths)):
-        layers += [nn.Linear(before, width), *([nn.LayerNorm(width)] if norm else []), nn.ReLU()]
-    return nn.Sequential(*layers)

@@ -66,8 +66,10 @@ class CloudsConfig:
 class LiftConfig:
     """How points become a network's input."""
 
-    name: Literal["coordinates", "gaussian"] = setting(
-        "coordinates", "coordinates: raw coordinates as features of cells (the paper); gaussian: differentiable occupancy"
+    name: Literal["coordinates", "gaussian", "points"] = setting(
+        "coordinates",
+        "coordinates: raw coordinates as features of cells (the paper); gaussian: differentiable occupancy; points: themselves, "
+        "for network.backend=pointnet",
     )
     bandwidth_start: Positive = setting(2.5, "gaussian: standard deviation in cells at the first iteration")
     bandwidth_end: Positive = setting(0.5, "gaussian: standard deviation in cells at the last iteration")
@@ -91,10 +93,11 @@ class LiftConfig:
 class NetworkConfig:
     """The network whose gradients are matched: layers of [convolution, norm, ReLU, pooling] and a linear head."""
 
-    backend: Literal["torch", "sparse", "minkowski"] = setting(
+    backend: Literal["torch", "sparse", "minkowski", "pointnet"] = setting(
         "torch",
         "torch: dense Conv3d; sparse: generalised sparse convolution, twice differentiable; minkowski: the same by "
-        "MinkowskiEngine's own layers, which lose second derivatives (needs `make minkowski`)",
+        "MinkowskiEngine's own layers, which lose second derivatives (needs `make minkowski`); pointnet: sees points, not a grid, "
+        "and has its own layers, of which `width` is the last in front of the maximum",
     )
     layers: Count = setting(3, "how many layers; each halves the grid")
     width: Count = setting(128, "channels of every layer")
@@ -122,11 +125,13 @@ class ObjectiveConfig:
     """What is minimised."""
 
     name: Literal[
-        "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "feature_regression", "unrolled_training"
+        "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "sorted_feature_matching",
+        "feature_regression", "unrolled_training",
     ] = setting(
         "gradient_matching",
         "gradient_matching: distance between gradients (the paper); distribution_matching: distance between mean features; "
         "maximum_mean_discrepancy: distance between the features' distributions, for several clouds per class; "
+        "sorted_feature_matching: the same of all points' features, sorted, for network.backend=pointnet; "
         "feature_regression: error on real clouds of the linear fit to the synthetic clouds' features; unrolled_training: "
         "cross-entropy on real clouds after some steps of training on the synthetic ones",
     )
@@ -217,6 +222,7 @@ class EvaluationConfig:
     projection_saturation: Positive = setting(6.0, "soft: as lift.saturation; large: spots become white discs")
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
     epochs: Count = setting(1000, "epochs of each classifier")
+    batch: Count = setting(256, "clouds per step of their training")
     width: Count = setting(128, "convnet, sparse: channels of each classifier; the others have their own")
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from .classifiers import ConvNet
 from .clouds import PointClouds, from_occupancy, members_per_class, refuse_too_few, sample
 from .errors import InputError
-from .evaluation import BATCH, project
+from .evaluation import project
 from .lifts import occupancy
 from .randomness import generator
 
+BATCH = 256  # clouds per step of its training
 EPOCHS = 5  # of the classifier that `forgetting` and `craig` look at
 WIDTH = 32  # its channels
 
@@ -25,37 +26,37 @@ def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Herding (Welling 2009) on the projected images: the next cloud brings the mean of those chosen closest to the class's.
+    """Herding (Welling 2009) on the occupied cells: the next cloud brings the mean of those chosen closest to the class's.
 
     The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
     """
     chosen = []
     for members in _members(real, clouds_per_class):
-        images = project(real.select(members)).flatten(1)
-        mean, total = images.mean(0), torch.zeros(images.shape[1])
+        cells = occupancy(real.select(members)).flatten(1)
+        mean, total = cells.mean(0), torch.zeros(cells.shape[1])
         left = torch.ones(len(members), dtype=torch.bool)
         for count in range(1, clouds_per_class + 1):
-            distance = ((total + images) / count - mean).square().sum(1).masked_fill(~left, torch.inf)
+            distance = ((total + cells) / count - mean).square().sum(1).masked_fill(~left, torch.inf)
             best = distance.argmin()
             left[best] = False
-            total = total + images[best]
+            total = total + cells[best]
             chosen.append(members[best])
     return real.select(torch.stack(chosen))
 
 
 def k_center(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Greedy k-centre (Sener & Savarese 2018) on the projected images: the next cloud is the farthest from all those chosen.
+    """Greedy k-centre (Sener & Savarese 2018) on the occupied cells: the next cloud is the farthest from all those chosen.
 
     The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
     """
     chosen = []
     for members in _members(real, clouds_per_class):
-        images = project(real.select(members)).flatten(1)
-        best = (images - images.mean(0)).square().sum(1).argmin()
+        cells = occupancy(real.select(members)).flatten(1)
+        best = (cells - cells.mean(0)).square().sum(1).argmin()
         nearest = torch.full((len(members),), torch.inf)  # squared distance to the nearest chosen cloud
         for _ in range(clouds_per_class):
             chosen.append(members[best])
-            nearest = nearest.minimum((images - images[best]).square().sum(1))
+            nearest = nearest.minimum((cells - cells[best]).square().sum(1))
             nearest[best] = -1  # not again: less than a double of it, which is at 0, has
             best = nearest.argmax()
     return real.select(torch.stack(chosen))

@@ -104,12 +104,19 @@ def distill(
     stop being finite.
     """
     synthetic = initial_clouds(config, real)
-    if config.objective.augmentation and config.lift.name != "gaussian":
+    if config.objective.augmentation and config.lift.name == "coordinates":
         raise InputError(
             f"setting objective.augmentation = true: moved points may leave the grid, which lift.name={config.lift.name} "
-            "cannot show; it needs lift.name=gaussian"
+            "cannot show; it needs lift.name=gaussian or points"
         )
-    if config.objective.real_precision != "float32" and config.network.backend != "torch":
+    if (config.lift.name == "points") != (config.network.backend == "pointnet"):
+        raise InputError(
+            f"setting network.backend = {config.network.backend!r} with lift.name={config.lift.name}: pointnet sees points, and no "
+            "other network does; expected network.backend=pointnet with lift.name=points, or neither"
+        )
+    if config.objective.name == "sorted_feature_matching" and config.network.backend != "pointnet":
+        raise InputError("setting objective.name = 'sorted_feature_matching': compares points' features; it needs network.backend=pointnet")
+    if config.objective.real_precision != "float32" and config.network.backend not in ("torch", "pointnet"):
         raise InputError(
             f"setting objective.real_precision = {config.objective.real_precision!r}: network.backend={config.network.backend} "
             "computes in float32; it needs network.backend=torch"
@@ -135,7 +142,7 @@ def _steps(
     config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str, state: dict[str, Any] | None
 ) -> Iterator[Step]:
     settings, members = config.schedule, members_per_class(real)
-    real = (known_positions(real) if config.lift.name == "gaussian" else real).to(device)
+    real = (real if config.lift.name == "coordinates" else known_positions(real)).to(device)
     synthetic = synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
@@ -254,7 +261,7 @@ def matching_losses(
         theirs, ours = real.select(theirs), synthetic.select(ours)
         if move is not None:
             theirs, ours = move(theirs), move(ours)
-        if name in ("distribution_matching", "maximum_mean_discrepancy"):
+        if name != "gradient_matching":
             return getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)[None]
         distance = objectives.DISTANCES[settings.distance]
         shown = lift_real(theirs), theirs.labels, lift(ours), ours.labels
@@ -285,6 +292,8 @@ def lift_at(config: Config, iteration: int, real: bool = False) -> Callable[[Poi
     if config.lift.name == "coordinates":
         layers = minkowski if config.network.backend == "minkowski" else sparse
         return partial(lifts.coordinates_as_features, from_points=layers.from_points)
+    if config.lift.name == "points":
+        return lifts.centred_points
     progress = iteration / max(config.schedule.iterations - 1, 1)
     end = (real and config.lift.real_bandwidth_end) or config.lift.bandwidth_end
     bandwidth = lifts.annealed(progress, config.lift.bandwidth_start, end)

@@ -32,7 +32,6 @@ PROTOCOLS = {
     "standard": Protocol(networks=20, augment_test=False),  # Zhao et al. 2021 and all that followed
     "paper": Protocol(networks=5, augment_test=True),  # the paper's code
 }
-BATCH = 256
 TEST_BATCH = 100  # clouds at once per network: larger ones leave the CPU caches
 
 
@@ -89,7 +88,7 @@ def evaluate(
     test_inputs, test_labels = view.test(test), test.labels
     ensemble = _new_ensemble(count, training, settings, seed).to(device)
     shares = ensemble.split(threads_for(inputs.device))
-    _train(shares, inputs, labels, view.augment, settings.epochs, seed, lambda f: progress(f, "training classifiers"))
+    _train(shares, inputs, labels, view.augment, settings.epochs, settings.batch, seed, lambda f: progress(f, "training classifiers"))
     scores = {}
     for name, networks in wanted.items():
         correct = torch.zeros(networks, device=device)
@@ -143,19 +142,8 @@ def augment(images: Tensor, draws: torch.Generator) -> Tensor:
     return F.grid_sample(flat, grid, align_corners=False).view(images.shape)
 
 
-def centred_points(clouds: PointClouds) -> Tensor:
-    """The points as they are: float32 (clouds, most points, 4), coordinates and 1 where a point is; else 0.
-
-    Coordinates are from the middle of the grid, in units of half its longest side: -1 to 1 along that.
-    """
-    coordinates, present = lifts.padded_coordinates(clouds)
-    middle = coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
-    centred = (coordinates - middle) / (max(clouds.grid) / 2)
-    return torch.cat([centred, torch.ones_like(centred[..., :1])], dim=-1) * present[..., None]
-
-
 def augment_points(points: Tensor, grid: Grid, draws: torch.Generator) -> Tensor:
-    """One random move per cloud (`augmentation.draw_moves`) of what `centred_points` made, (..., clouds, most points, 4).
+    """One random move per cloud (`augmentation.draw_moves`) of what `lifts.centred_points` made, (..., clouds, most points, 4).
 
     Same shape out. Points may leave the grid.
     """
@@ -171,10 +159,10 @@ def _view(settings: EvaluationConfig, grid: Grid) -> View:
     if settings.classifier == "pointnet":
         # half a cell's difference between real points and those of a set would cost accuracy
         def as_known(clouds: PointClouds) -> Tensor:
-            return centred_points(known_positions(clouds))
+            return lifts.centred_points(known_positions(clouds))
 
         def at_cells(clouds: PointClouds) -> Tensor:
-            return centred_points(cell_centres(clouds))
+            return lifts.centred_points(cell_centres(clouds))
 
         training = as_known if settings.projection == "soft" else at_cells
         return View(training, as_known, lambda points, draws: augment_points(points, grid, draws))
@@ -196,6 +184,7 @@ def _train(
     labels: Tensor,
     augment: Callable[[Tensor, torch.Generator], Tensor],
     epochs: int,
+    batch: int,
     seed: int,
     progress: Callable[[float], None],
 ) -> None:
@@ -215,7 +204,7 @@ def _train(
                 optimisers = [torch.optim.SGD(share.parameters(), **settings) for share in shares]
             draws = generator(seed, "evaluation epoch", epoch)
             order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1).to(inputs.device)
-            for chosen in order.split(BATCH, dim=1):
+            for chosen in order.split(batch, dim=1):
                 seen, right = augment(inputs[chosen], draws), labels[chosen]
                 calls(step, range(len(shares)), seen.split(sizes), right.split(sizes))
             progress((epoch + 1) / epochs)

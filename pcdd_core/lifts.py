@@ -57,6 +57,17 @@ def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation
     return soft + (_filled(cells[inside], clouds.cloud_index[inside], clouds) - soft).detach()
 
 
+def centred_points(clouds: PointClouds) -> Tensor:
+    """The points as they are: float32 (clouds, most points, 4), coordinates and 1 where a point is; else 0.
+
+    Coordinates are from the middle of the grid, in units of half its longest side: -1 to 1 along that.
+    """
+    coordinates, present = padded_coordinates(clouds)
+    middle = coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
+    centred = (coordinates - middle) / (max(clouds.grid) / 2)
+    return torch.cat([centred, torch.ones_like(centred[..., :1])], dim=-1) * present[..., None]
+
+
 def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:
     """Coordinates with zero rows after the end of short clouds, (clouds, most points, 3), and 1 where a point is."""
     starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)

@@ -1,4 +1,4 @@
-"""What the points are seen by: distillation networks in three backends."""
+"""What the points are seen by: distillation networks in three backends on a grid, and PointNet."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from . import minkowski, sparse
 from .clouds import Grid
 from .config import NetworkConfig
+from .drawing import draw_convolution, draw_linear
 from .errors import InputError
 from .minkowski import MinkowskiTensor
+from .point_networks import PointNet
 from .sparse import SparseTensor
 
 Lifted = SparseTensor | MinkowskiTensor | Tensor
@@ -22,7 +24,8 @@ def build_network(
 ) -> nn.Module:
     """A distillation network with freshly drawn weights: maps lifted clouds to logits (clouds, classes).
 
-    Every backend takes what any lift makes: the lift decides the values, the network their layout.
+    Every backend takes what any lift onto the grid makes: the lift decides the values, the network their layout. PointNet
+    takes what the lift `points` makes.
     """
     if description.kernel_maps != "torch" and description.backend != "sparse":
         raise InputError(
@@ -33,6 +36,10 @@ def build_network(
             f"setting network.padding = {description.padding}: is for network.backend=torch without network.paper_layout; "
             "expected 1"
         )
+    if description.backend == "pointnet":
+        network = PointNet(classes, description.width)
+        network.draw(generator)
+        return network
     kind = DenseNetwork if description.backend == "torch" else SparseNetwork
     network = kind(description, channels, grid, classes)
     network.draw(generator)
@@ -178,24 +185,6 @@ def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:
             end, after = features.shape[axis] // 2 * 2, [slice(None)] * (-axis - 1)
             features = features[(..., slice(0, end, 2), *after)] + features[(..., slice(1, end, 2), *after)]
     return features / math.prod(window)
-
-
-def draw_convolution(
-    weight: Tensor, scheme: str, inputs: int, outputs: int, volume: int, generator: torch.Generator
-) -> None:
-    """Draw the weights of a convolution anew, by NetworkConfig's scheme; volume: cells of its kernel."""
-    if scheme == "kaiming_normal":  # He et al. 2015, fan out, gain of ReLU
-        weight.normal_(0.0, (2 / (outputs * volume)) ** 0.5, generator=generator)
-    else:  # the default of torch and of MinkowskiEngine alike
-        bound = (inputs * volume) ** -0.5
-        weight.uniform_(-bound, bound, generator=generator)
-
-
-def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
-    """Draw weights and bias anew, as torch does by default."""
-    bound = linear.in_features**-0.5
-    linear.weight.uniform_(-bound, bound, generator=generator)
-    linear.bias.uniform_(-bound, bound, generator=generator)
 
 
 def _too_deep(description: NetworkConfig, grid: Grid, shortest: int) -> InputError:

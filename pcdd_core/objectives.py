@@ -77,9 +77,36 @@ def maximum_mean_discrepancy(network: nn.Module, real, synthetic, precision: tor
     `KERNEL_WIDTHS`, are averaged; v is the mean squared distance d^2 between real clouds. Real features are constants.
     precision: of the real features, `in_precision`.
     """
-    seen = constant_features(network, real, precision)
+    return _discrepancy(constant_features(network, real, precision), network.features(synthetic))
+
+
+def sorted_feature_matching(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:
+    """`maximum_mean_discrepancy` of what PointNet knows of every point, sorted per channel, and of its maximum (SADM: Yim et al. 2025).
+
+    A network that takes a maximum over the points hands their gradient to few of them. Sorted, features of clouds can be compared
+    one by one whatever the order of the points, and every point is moved. Clouds of other sizes are compared at as many
+    quantiles as the synthetic ones have points. network: with `point_features`, `point_networks.PointNet`.
+    """
+    with torch.no_grad(), in_precision(network, precision):
+        seen = network.point_features(real)
+    seen, ours = (_sorted(features, synthetic.shape[1]) for features in (seen.to(synthetic.dtype), network.point_features(synthetic)))
+    return _discrepancy(seen.flatten(1), ours.flatten(1)) + _discrepancy(seen[:, -1], ours[:, -1])
+
+
+def _sorted(features: Tensor, quantiles: int) -> Tensor:
+    """Each channel's values of a cloud in rising order, at so many quantiles: (clouds, points, channels) to (clouds, quantiles, channels)."""
+    ordered = features.transpose(1, 2).contiguous().sort(2).values
+    if ordered.shape[2] != quantiles:
+        place = torch.linspace(0, ordered.shape[2] - 1, quantiles, device=ordered.device)
+        low, share = place.floor().long().clamp(max=ordered.shape[2] - 1), place.frac().to(ordered)
+        high = (low + 1).clamp(max=ordered.shape[2] - 1)
+        ordered = torch.lerp(ordered[..., low], ordered[..., high], share)
+    return ordered.transpose(1, 2)
+
+
+def _discrepancy(seen: Tensor, ours: Tensor) -> Tensor:
+    """The squared maximum mean discrepancy of two sets of rows, with the kernels that `maximum_mean_discrepancy` describes."""
     scale = 2 * (seen - seen.mean(0)).square().sum(1).mean()
-    ours = network.features(synthetic)
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
         lengths = first.square().sum(1)[:, None] + second.square().sum(1)

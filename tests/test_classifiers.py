@@ -13,11 +13,13 @@ from torch import nn
 
 from pcdd_core import evaluation
 from pcdd_core.augmentation import draw_moves
-from pcdd_core.classifiers import CLASSIFIERS, SMALLEST, ConvNet, Ensemble, PointNet, build_classifier
+from pcdd_core.classifiers import CLASSIFIERS, SMALLEST, ConvNet, Ensemble, build_classifier
 from pcdd_core.clouds import from_list
 from pcdd_core.config import EvaluationConfig
 from pcdd_core.errors import InputError
-from pcdd_core.evaluation import augment_points, centred_points, evaluate, project
+from pcdd_core.evaluation import augment_points, evaluate, project
+from pcdd_core.lifts import centred_points
+from pcdd_core.point_networks import PointNet
 from pcdd_core.networks import build_network
 from pcdd_core.randomness import generator
 
