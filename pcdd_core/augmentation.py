@@ -32,6 +32,18 @@ class Move:
         return clouds.with_coordinates(moved)
 
 
+def turned(clouds: PointClouds, angles: Tensor) -> PointClouds:
+    """Each cloud turned about the middle of the grid, by its own angles (clouds, 3): radians about the first, second, third axis.
+
+    The rotation's vector, so the order of the axes does not matter. Differentiable in both.
+    """
+    about_first, about_second, about_third = angles.unbind(1)
+    none = torch.zeros_like(about_first)
+    rows = [none, -about_third, about_second], [about_third, none, -about_first], [-about_second, about_first, none]
+    generators = torch.stack([torch.stack(row, 1) for row in rows], 1)
+    return Move(torch.linalg.matrix_exp(generators), torch.zeros_like(angles))(clouds)
+
+
 def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -> Move:
     """So many random moves for a grid, each one of three with equal chance; axes of one cell stay as they are.
 

@@ -175,6 +175,9 @@ class OptimiserConfig:
     name: Literal["sgd", "adam"] = setting("sgd", "sgd moves by step_size x gradient; adam by about step_size")
     step_size: Positive = setting(0.1, "sgd: cells per unit of gradient; adam: cells per iteration")
     label_step_size: Positive = setting(0.02, "objective.learned_labels: the same for the labels' logits")
+    turn_step_size: Positive | None = setting(
+        None, "for grids with depth: each cloud is turned as a whole too, radians as step_size is in cells; null: it is not (SADM does)"
+    )
     momentum: Fraction = setting(0.5, "of sgd; of adam's first moment")
     final_step_fraction: Annotated[float, Field(gt=0, le=1)] = setting(
         1.0, "the step size falls along a cosine to this fraction of itself; 1 keeps it constant"

@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +26,19 @@ MNIST_FILES = {  # name: (magic number, dimensions) of torchvision's layout, fol
 
 @dataclass(frozen=True)
 class Splits:
-    """Real clouds. Choose on `validation`; `test` is for the final score only."""
+    """Real clouds. Choose on `validation`; `test` is for the final score only.
+
+    also_in_training: how many clouds of `test` are known to equal a training cloud
+    """
 
     train: PointClouds
     validation: PointClouds
     test: PointClouds
+    also_in_training: int = 0
 
     def to(self, device: torch.device | str) -> "Splits":
         """The same splits on another device."""
-        return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
 
 
 def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
@@ -117,7 +121,7 @@ def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
 
     whole = clouds(train)
     kept, held_out = _hold_out(whole.labels, config.validation_fraction)
-    return Splits(whole.select(kept), whole.select(held_out), clouds(test))
+    return Splits(whole.select(kept), whole.select(held_out), clouds(test), test.also_in_training)
 
 
 def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 `distill` is a generator. Whoever iterates over it decides what else happens: draw a picture, write a checkpoint, stop.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +16,7 @@ from torch import nn
 
 from . import clouds as cloud_files
 from . import lifts, minkowski, objectives, ranks, sparse
-from .augmentation import Move, draw_moves
+from .augmentation import Move, draw_moves, turned
 from .clouds import PointClouds, boundary_check, from_list, known_positions, members_per_class, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
@@ -147,7 +147,13 @@ def _steps(
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
     label_logits = nn.Parameter(_initial_logits(synthetic)) if config.objective.learned_labels else None
-    optimiser = _optimiser(config, coordinates, label_logits)
+    turns = nn.Parameter(torch.zeros(len(synthetic), 3, device=device)) if config.optimiser.turn_step_size else None
+    own_steps = {coordinates: config.optimiser.step_size}
+    if label_logits is not None:
+        own_steps[label_logits] = config.optimiser.label_step_size
+    if turns is not None:
+        own_steps[turns] = config.optimiser.turn_step_size
+    learned, optimiser = list(own_steps), _optimiser(config, own_steps)
     first, network = 0, None
     if state is not None:
         first = state["iteration"] + 1
@@ -169,30 +175,35 @@ def _steps(
         optimiser.zero_grad()
         own = ranks.own_classes(len(members))
         theirs = real.select(batch_at(config, real, members, iteration).to(device))
-        learned = [coordinates]
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
-            learned.append(label_logits)
         shown = synthetic.with_coordinates(coordinates)
+        if turns is not None:
+            shown = turned(shown, turns)
         parts = matching_losses(config, network, theirs, shown, iteration, own)
 
         def descend(part: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             losses = part()
-            return losses.detach(), torch.autograd.grad(losses.sum(), learned, allow_unused=True)
+            kept = turns is not None  # the turning is a part of all graphs
+            return losses.detach(), torch.autograd.grad(losses.sum(), learned, allow_unused=True, retain_graph=kept)
 
         with side_by_side(_threads(config, real.device, len(parts))) as calls:
             losses, gradients = zip(*calls(descend, parts))
         for values, each in zip(learned, zip(*gradients)):
             values.grad = None if each[0] is None else sum(each)  # each class moves its own points only, so the sum is exact in any order
         losses = torch.zeros(len(members), device=device).index_add(0, torch.tensor(own, device=device), torch.cat(losses))
-        ranks.sum_over_ranks(losses, coordinates.grad)
+        ranks.sum_over_ranks(losses, *(values.grad for values in learned if values.grad is not None))
         losses, gradient = losses.tolist(), coordinates.grad.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
         before = coordinates.detach().clone()
-        for group, start in zip(optimiser.param_groups, (config.optimiser.step_size, config.optimiser.label_step_size)):
+        for group, start in zip(optimiser.param_groups, own_steps.values()):
             group["lr"] = start * _step_fraction_at(config, iteration)
         optimiser.step()
+        if turns is not None:  # what was turned is where the points are from now on
+            with torch.no_grad():
+                coordinates.copy_(turned(synthetic.with_coordinates(coordinates), turns).coordinates)
+                turns.zero_()
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
         moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
@@ -329,13 +340,13 @@ def _initial_logits(synthetic: PointClouds) -> torch.Tensor:
     return 5.0 * F.one_hot(synthetic.labels, len(synthetic.class_names))
 
 
-def _optimiser(config: Config, coordinates: nn.Parameter, label_logits: nn.Parameter | None) -> torch.optim.Optimizer:
-    """Of the coordinates and, if they are learned, the labels: one group of parameters each. Steps are set at each iteration."""
+def _optimiser(config: Config, own_steps: Mapping[nn.Parameter, float]) -> torch.optim.Optimizer:
+    """Of what is learned, a group of parameters each, with its step size. Steps are set at each iteration."""
     settings = config.optimiser
-    groups = [{"params": [learned]} for learned in (coordinates, label_logits) if learned is not None]
+    groups = [{"params": [learned], "lr": step_size} for learned, step_size in own_steps.items()]
     if settings.name == "adam":
-        return torch.optim.Adam(groups, settings.step_size, betas=(settings.momentum, 0.999))
-    return torch.optim.SGD(groups, settings.step_size, momentum=settings.momentum)
+        return torch.optim.Adam(groups, betas=(settings.momentum, 0.999))
+    return torch.optim.SGD(groups, momentum=settings.momentum)
 
 
 def _step_fraction_at(config: Config, iteration: int) -> float:

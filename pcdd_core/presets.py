@@ -177,6 +177,27 @@ BEST: dict[str, tuple[dict, str]] = {
         "50 clouds per class by maximum mean discrepancy",
     ),
 }
+# Shapes in three dimensions, seen by PointNets as points; the protocol is that of Yim et al. 2025 (SADM).
+SHAPES = {
+    "data": {"name": "modelnet10-voxels24", "points": 1024},
+    "clouds": {"points_per_cloud": 1024},
+    "lift": {"name": "points"},
+    "network": {"backend": "pointnet", "width": 256},
+    "objective": {"name": "sorted_feature_matching", "real_batch": 8, "augmentation": True},
+    "optimiser": {"name": "adam", "step_size": 0.3, "final_step_fraction": 0.1},
+    "schedule": {"iterations": 600, "iterations_per_network": 1},
+    "evaluation": {
+        "classifier": "pointnet", "projection": "soft", "networks": 10, "epochs": 500, "batch": 8, "protocols": ["standard"],
+    },
+}  # fmt: skip
+SHAPES_SMALL = {"evaluation": {"networks": 3, "epochs": 200, "split": "validation"}}
+SOLIDS = {
+    "data": {"name": "solids", "points": 256},
+    "clouds": {"points_per_cloud": 256},
+    "network": {"width": 64},
+    "schedule": {"iterations": 200},
+    "evaluation": {"networks": 2, "epochs": 60},
+}
 LARGE = {"network": {"width": 128}, "objective": {"real_batch": 256}, "schedule": {"iterations": 2000}}
 QUICKSTART = _merged(
     GAUSSIAN, {"schedule": {"iterations": 300}, "evaluation": {"networks": 3, "epochs": 200, "width": 32}}
@@ -192,9 +213,22 @@ def _best_presets() -> dict[str, Preset]:
     return presets
 
 
+def _shape_presets() -> dict[str, Preset]:
+    presets = {"solids": Preset(from_dict(_merged(SHAPES, SOLIDS)), "simple solids, which need no files; a minute on 2 cores")}
+    for count in (1, 3, 10):
+        settings = _merged(SHAPES, {"clouds": {"clouds_per_class": count}})
+        text = f"ModelNet10 as far as 24^3 grids keep it, {count} per class by sorted features of PointNets"
+        presets[f"shapes-{count}"] = Preset(from_dict(settings), text)
+        presets[f"shapes-{count}-small"] = Preset(
+            from_dict(_merged(settings, SHAPES_SMALL)), f"{text}; scored on the validation split by fewer classifiers"
+        )
+    return presets
+
+
 PRESETS: dict[str, Preset] = {
     **_paper_presets(),
     **_best_presets(),
+    **_shape_presets(),
     "gaussian": Preset(
         from_dict(GAUSSIAN), "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells"
     ),

@@ -24,11 +24,14 @@ Named = tuple[Path, int]  # a file and the label of its shape
 class Shapes:
     """Labelled shapes of equally many points.
 
-    points: float32 (shapes, points, 3), zero mean, largest norm 1; labels: int64 (shapes,)
+    points:           float32 (shapes, points, 3), zero mean, largest norm 1
+    labels:           int64 (shapes,)
+    also_in_training: of test shapes that are known to equal a training shape, how many
     """
 
     points: np.ndarray
     labels: np.ndarray
+    also_in_training: int = 0
 
 
 @dataclass(frozen=True)
@@ -317,12 +320,15 @@ def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, .
     return *(read_hdf5([path], points, SCANOBJECTNN) for path in files), SCANOBJECTNN
 
 
+REPEATED = "test_voxels_also_in_train"
+
+
 def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """ModelNet10 as far as 24^3 occupancy grids keep it: one .npz, see its source."""
     path = root / "modelnet10_voxels24_1024.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "class_names")}
+            found = {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)}
     except Exception as error:  # numpy and zipfile raise some ten kinds for damaged files
         raise InputError(f"{path}: not a readable archive ({error})") from None
     if points > found["x_train"].shape[1]:
@@ -330,7 +336,8 @@ def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]
     splits = []
     for split in ("train", "test"):
         shapes = [normalised(shape, f"{path}, shape {number}") for number, shape in enumerate(found[f"x_{split}"][:, :points].astype(np.float64))]
-        splits.append(Shapes(np.stack(shapes), found[f"y_{split}"].astype(np.int64)))
+        repeated = int(found[REPEATED].sum()) if split == "test" else 0
+        splits.append(Shapes(np.stack(shapes), found[f"y_{split}"].astype(np.int64), repeated))
     return *splits, tuple(found["class_names"].tolist())
 
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcdd_core.augmentation import ROTATION, SCALE, SHIFT, draw_moves
+from pcdd_core.augmentation import ROTATION, SCALE, SHIFT, draw_moves, turned
+from pcdd_core.clouds import from_list
 from pcdd_core.randomness import generator
 
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
@@ -79,3 +80,26 @@ def test_moves_are_differentiable_in_the_coordinates(random_clouds):
 def test_same_draws_same_moves(seed):
     one, other = (draw_moves(5, FLAT, generator(seed)) for _ in range(2))
     assert torch.equal(one.matrix, other.matrix) and torch.equal(one.shift, other.shift)
+
+
+def test_clouds_are_turned_about_the_middle_of_the_grid_by_their_own_angles():
+    point = torch.tensor([[4.0, 6.0, 4.0]])  # two cells along the second axis from the middle
+    clouds = from_list([point, point, point, point], [0] * 4, (8, 8, 8), "a")
+    quarter = torch.pi / 2
+    angles = torch.tensor([[0, 0, 0], [quarter, 0, 0], [0, quarter, 0], [0, 0, quarter]])
+    expected = torch.tensor([[4.0, 6, 4], [4, 4, 6], [4, 6, 4], [2, 4, 4]])
+    torch.testing.assert_close(turned(clouds, angles).coordinates, expected)
+
+
+@given(seed=st.integers(0, 99))
+def test_turning_keeps_distances(random_clouds, seed):
+    clouds = random_clouds([4, 3], (8, 8, 8), seed)
+    angles = 3 * torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for before, after in zip(clouds.coordinates.split([4, 3]), turned(clouds, angles).coordinates.split([4, 3])):
+        torch.testing.assert_close(torch.cdist(after, after), torch.cdist(before, before))
+
+
+def test_both_derivatives_of_turning(random_clouds, check_two_derivatives):
+    clouds = random_clouds([3, 2], (8, 8, 8))
+    angles = torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    check_two_derivatives(lambda x, by: turned(clouds.with_coordinates(x), by).coordinates, clouds.coordinates, angles)

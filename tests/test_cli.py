@@ -311,7 +311,7 @@ def test_unknown_setting_names_the_nearest(assert_refused):
         ("network.layers=true", ["network.layers", "True", "integer"]),
         ("network.layers=0", ["network.layers", "0", "greater than or equal to 1"]),
         ("network.layers=9", ["network.layers", "9", "at most 4"]),
-        ("network.backend=torhc", ["network.backend", "'torhc'", "'torch', 'sparse' or 'minkowski'"]),
+        ("network.backend=torhc", ["network.backend", "'torhc'", "'torch', 'sparse', 'minkowski' or 'pointnet'"]),
         ("optimiser.step_size=NaN", ["optimiser.step_size", "nan", "finite"]),
         ("optimiser.step_size=-1", ["optimiser.step_size", "-1", "greater than 0"]),
         ("data.threshold=1", ["data.threshold", "1", "less than 1"]),

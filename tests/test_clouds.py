@@ -16,6 +16,8 @@ from pcdd_core.clouds import (
     PointClouds,
     boundary_check,
     cell_centres,
+    from_unit_ball,
+    known_positions,
     from_list,
     from_occupancy,
     into_grid,
@@ -428,3 +430,21 @@ def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(
 def test_what_is_no_cloud_is_not_put_on_a_grid(points):
     with pytest.raises(InputError, match="rows of 3 finite coordinates"):
         into_grid(points, (4, 4, 4))
+
+
+# --- shapes -------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
+    up, right, origin = [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+    clouds = from_unit_ball(torch.tensor([[up, right], [origin, up]]), torch.tensor([1, 0]), "ab", cells=24)
+    assert clouds.grid == (24, 24, 24) and clouds.labels.tolist() == [1, 0] and clouds.class_names == ("a", "b")
+    # depth is up, width is x; the ball's radius of 11 leaves a cell free on either side
+    assert clouds.coordinates.tolist() == [[23, 12, 12], [12, 12, 23], [12, 12, 12], [23, 12, 12]]
+
+
+def test_points_are_known_as_well_as_the_data_says():
+    cells = from_list([torch.tensor([[0.0, 3, 5]])], [0], (1, 8, 8), "a")
+    assert known_positions(cells).coordinates.tolist() == [[0.0, 3.5, 5.5]]  # occupied cells: somewhere in them
+    exact = from_list([torch.tensor([[1.0, 3, 5.25]])], [0], (8, 8, 8), "a")
+    assert known_positions(exact) is exact

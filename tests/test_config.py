@@ -31,7 +31,7 @@ OTHER = {
     "objective.name": "distribution_matching",
     "objective.distance": "global_cosine",
     "objective.augmentation": True,
-    "data.folder": "shapes",
+    "data.folder": "shapes", "optimiser.turn_step_size": 0.1,
     "objective.real_precision": "bfloat16",
     "objective.learned_labels": True,
     "objective.distribution_matching_until": 0.5,

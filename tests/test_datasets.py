@@ -239,3 +239,49 @@ def test_every_class_gives_the_validation_fraction(fraction):
     kept, held_out = (torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation))
     assert held_out.tolist() == [int(fraction * count) for count in (kept + held_out).tolist()]
     assert len(real.test) == len(tiny.digits().test)  # the choice of a validation split never touches the test split
+
+
+# --- shapes -------------------------------------------------------------------------------------------------------
+
+
+def test_solids_are_clouds_inside_a_grid_split_in_three():
+    splits = datasets.load(DataConfig(name="solids", points=16, cells=12, validation_fraction=0.25))
+    assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [600, 200, 400]
+    for clouds in (splits.train, splits.validation, splits.test):
+        assert clouds.grid == (12, 12, 12) and clouds.class_names[:2] == ("ball", "box") and set(clouds.sizes.tolist()) == {16}
+        assert clouds.coordinates.min() >= 1 and clouds.coordinates.max() <= 11
+        distance = (clouds.coordinates - 6).view(len(clouds), 16, 3).norm(dim=2).amax(1)
+        assert torch.allclose(distance, torch.full_like(distance, 5.0), atol=1e-3)
+
+
+def test_a_folder_of_one_s_own_shapes_is_a_data_set(tmp_path):
+    draws = np.random.default_rng(0)
+    for name in ("chair", "lamp"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            np.save(tmp_path / name / f"{number}.npy", draws.normal(size=(30, 3)))
+    splits = datasets.load(DataConfig(name="folder", folder=str(tmp_path), points=20, validation_fraction=0.25))
+    assert splits.train.class_names == ("chair", "lamp")
+    assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [6, 2, 4]
+
+
+@pytest.mark.parametrize("wrong", [{"name": "folder"}, {"name": "solids", "folder": "shapes"}, {"name": "modelnet40", "folder": "x"}])
+def test_a_folder_is_given_for_one_s_own_shapes_and_for_nothing_else(wrong):
+    with pytest.raises(InputError, match="setting data.folder = .* with data.name=.*: data.name=folder needs the folder"):
+        datasets.load(DataConfig(**wrong))
+
+
+def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
+    root = tmp_path / "ModelNet10"
+    for name in ("bed", "chair"):
+        for split in ("train", "test"):
+            (root / name / split).mkdir(parents=True)
+            for number in range(4):
+                np.save(root / name / split / f"{number}.npy", np.random.default_rng(number).normal(size=(30, 3)))
+    config = DataConfig(name="modelnet10", points=20, validation_fraction=0.25)
+    given = datasets.load(config, tmp_path)
+    monkeypatch.setenv("PCDD_DATA", str(tmp_path))
+    assert torch.equal(datasets.load(config).train.coordinates, given.train.coordinates)
+    monkeypatch.setenv("PCDD_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match="elsewhere: no such folder"):
+        datasets.load(config)

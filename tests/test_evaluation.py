@@ -209,6 +209,14 @@ def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
     assert right > 35 and shuffled < 10
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(4, [4, 4, 2]), (10, [10]), (256, [10])])
+def test_classifiers_learn_from_so_many_clouds_at_a_time(batch, sizes, one_per_class, monkeypatch):
+    seen, in_turn = [], evaluation.augment
+    monkeypatch.setattr(evaluation, "augment", lambda images, draws: (seen.append(images.shape[1]), in_turn(images, draws))[1])
+    evaluate(one_per_class, one_per_class, settings(epochs=1, batch=batch, protocols=["standard"]), 0)
+    assert seen == sizes
+
+
 @pytest.fixture
 def threads():
     """Sets the number of threads, and sets it back."""

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core import shapes
+from pcdd_core.config import Config, DataConfig, override
+from pcdd_core.coresets import random
 from pcdd_core.errors import InputError
+from pcdd_core.runs import score
 
 DRAWS = np.random.default_rng(0)
 BOX = trimesh.creation.box((1, 2, 3))
@@ -274,14 +277,19 @@ def test_shapenet_part(tmp_path):
 
 
 def test_modelnet10_from_voxels(tmp_path):
-    arrays = {"class_names": np.array(["bed", "chair"])}
+    arrays = {"class_names": np.array(["bed", "chair"]), "test_voxels_also_in_train": np.array([True])}
     for split, labels in (("train", [0, 1, 1]), ("test", [1])):
         arrays |= {f"x_{split}": DRAWS.normal(size=(len(labels), 20, 3)).astype("f2"), f"y_{split}": np.array(labels)}
     (tmp_path / "modelnet10_voxels24").mkdir()
     np.savez(tmp_path / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
     train, test, names = shapes.read_published("modelnet10-voxels24", tmp_path, 20)
     assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
+    assert (train.also_in_training, test.also_in_training) == (0, 1)
     assert_well_formed(train.points, 20)
+    config = Config(data=DataConfig(name="modelnet10-voxels24", points=20, validation_fraction=0.5))
+    few = override(config, {"evaluation.networks": 1, "evaluation.epochs": 1, "evaluation.classifier": "pointnet", "evaluation.projection": "soft"})
+    _, record = score(lambda real: random(real, 1, 0), "random", few, data=tmp_path, device="cpu")
+    assert record["scored_on"] == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"
     with pytest.raises(InputError, match="data.points = 21.*has 20"):
         shapes.read_published("modelnet10-voxels24", tmp_path, 21)
 

@@ -1,0 +1,208 @@
+"""Networks that see points themselves, and what is compared of them: order and padding do not matter, both derivatives are right."""
+
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.testing import assert_close
+
+from pcdd_core import distillation
+from pcdd_core.config import NetworkConfig, ObjectiveConfig
+from pcdd_core.datasets import load
+from pcdd_core.distillation import distill
+from pcdd_core.errors import InputError
+from pcdd_core.lifts import centred_points
+from pcdd_core.networks import build_network
+from pcdd_core.objectives import (
+    DISTANCES,
+    gradient_matching,
+    gradients_without_graph,
+    maximum_mean_discrepancy,
+    sorted_feature_matching,
+)
+from pcdd_core.point_networks import PointNet
+from pcdd_core.randomness import generator
+
+SOLID = (6, 6, 6)
+LABELS = torch.tensor([0, 1, 2])
+
+
+def network(width=8) -> PointNet:
+    return build_network(NetworkConfig(backend="pointnet", width=width), 3, SOLID, 3, generator(5)).double()
+
+
+@pytest.fixture
+def points(random_clouds):
+    """Of three clouds of 7, 5 and 7 points: (3, 7, 4)."""
+    return centred_points(random_clouds([7, 5, 7], SOLID, seed=3))
+
+
+# --- PointNet -----------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_points_and_what_stands_in_for_missing_ones_do_not_matter(points):
+    net, order = network(), torch.randperm(7, generator=generator(1))
+    assert_close(net(points[:, order]), net(points))
+    filled = points.clone()
+    filled[1, 5:, :3] = 9.0  # no points: their last column is 0
+    assert_close(net(filled), net(points))
+    assert_close(net(torch.cat([points, torch.zeros(3, 4, 4, dtype=points.dtype)], 1)), net(points))
+
+
+def test_a_point_more_or_less_does_matter(points):
+    net = network()
+    fewer = points.clone()
+    fewer[:, 0] = 0
+    assert not torch.allclose(net.point_features(fewer), net.point_features(points))
+
+
+def test_features_are_the_largest_of_any_point(points):
+    net = network()
+    expected = [net.points(cloud[cloud[:, 3] == 1, :3]).max(0).values for cloud in points]
+    assert_close(net.features(points), torch.stack(expected))
+
+
+def test_networks_are_drawn_by_their_generator():
+    assert_close(list(network().parameters()), list(network().parameters()), rtol=0, atol=0)
+    assert network(width=8).points[-3].out_features == 8
+
+
+def test_both_derivatives_of_pointnet(check_two_derivatives, points):
+    net = network(width=4)
+    present = points[..., 3:]
+    check_two_derivatives(lambda coordinates: net(torch.cat([coordinates * present, present], -1)), points[..., :3])
+
+
+def test_every_parameter_of_pointnet_has_a_gradient_with_a_graph(points):
+    assert gradients_without_graph(network(), points.requires_grad_(), LABELS) == []
+
+
+def test_the_gradient_of_matching_gradients_against_finite_differences(points):
+    net, present = network(width=4), points[..., 3:]
+    real = centred_points_of(4)
+
+    def loss(coordinates):
+        shown = torch.cat([coordinates * present, present], -1)
+        return gradient_matching(net, real, LABELS, shown, LABELS, DISTANCES["layerwise_cosine_of_weights"])
+
+    assert torch.autograd.gradcheck(loss, points[..., :3].detach().requires_grad_())
+
+
+def centred_points_of(seed: int) -> torch.Tensor:
+    draws = generator(seed)
+    coordinates = torch.rand(3, 6, 3, dtype=torch.float64, generator=draws) * 2 - 1
+    return torch.cat([coordinates, torch.ones(3, 6, 1, dtype=torch.float64)], -1)
+
+
+# --- sorted features ----------------------------------------------------------------------------------------------
+
+
+def test_sorted_features_are_alike_only_where_clouds_are(points):
+    net, order = network(), torch.randperm(6, generator=generator(2))
+    ours, others = centred_points_of(1), centred_points_of(2)
+    assert abs(sorted_feature_matching(net, ours, ours[:, order]).item()) < 1e-12
+    assert sorted_feature_matching(net, ours, others).item() > 1e-3
+
+
+def test_sorted_features_move_every_point_where_their_maximum_moves_few():
+    net, real = network(width=4), centred_points_of(1)
+    moved = {}
+    for objective in (maximum_mean_discrepancy, sorted_feature_matching):
+        ours = centred_points_of(2).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(net, real, ours), ours)
+        moved[objective.__name__] = int((gradient[..., :3] != 0).any(-1).sum())
+    assert moved["sorted_feature_matching"] == 18
+    assert moved["maximum_mean_discrepancy"] < 18
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 9])
+def test_clouds_of_other_sizes_are_compared_at_quantiles(count, monkeypatch):
+    from pcdd_core import objectives
+
+    features = torch.rand(2, 6, 3, dtype=torch.float64, generator=generator(3))
+    expected = np.quantile(features.numpy(), np.linspace(0, 1, count) if count > 1 else [0.0], axis=1).swapaxes(0, 1)
+    assert_close(objectives._sorted(features, count), torch.from_numpy(expected))
+
+
+def test_gradient_of_sorted_features_against_finite_differences():
+    net, real = network(width=4), centred_points_of(1)
+    other = torch.cat([centred_points_of(6)[:, :4], centred_points_of(7)[:, :1]], 1)  # of another size
+    for ours in (centred_points_of(2), other):
+
+        def loss(coordinates, present=ours[..., 3:]):
+            return sorted_feature_matching(net, real, torch.cat([coordinates, present], -1))
+
+        assert torch.autograd.gradcheck(loss, ours[..., :3].clone().requires_grad_())
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    "data__name": "solids", "data__points": 40, "clouds__points_per_cloud": 30, "lift__name": "points",
+    "network__backend": "pointnet", "network__width": 16, "optimiser__step_size": 0.3,
+}  # fmt: skip
+OBJECTIVES = [
+    "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "sorted_feature_matching",
+    "feature_regression", "unrolled_training",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def solids():
+    return load(tiny.config(**SHAPES).data).train
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_moves_the_points_of_shapes(name, solids):
+    steps = list(distill(tiny.config(**SHAPES, objective__name=name, objective__unrolled_steps=2), solids))
+    assert steps[-1].clouds.grid == (24, 24, 24)
+    assert all(step.mean_absolute_displacement > 1e-3 for step in steps)
+
+
+def test_all_objectives_are_tested():
+    assert set(OBJECTIVES) == set(get_args(get_type_hints(ObjectiveConfig)["name"]))
+
+
+@pytest.mark.parametrize("name", ["sorted_feature_matching", "distribution_matching"])
+def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, solids):
+    config = tiny.config(
+        **{**SHAPES, "schedule__iterations": 40}, objective__name=name, objective__real_batch=16, objective__augmentation=False,
+        schedule__iterations_per_network=0,
+    )  # fmt: skip
+    losses = [sum(step.matching_loss) for step in distill(config, solids)]
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_with_steps_of_their_own_clouds_turn_as_a_whole(optimiser, solids, monkeypatch):
+    """With points that hardly move by themselves, what is left is a rotation of each cloud."""
+    monkeypatch.setattr(distillation, "boundary_check", lambda coordinates, grid: coordinates.clone())  # corners turn out of the grid
+    config = tiny.config(**{**SHAPES, "optimiser__step_size": 1e-9}, optimiser__name=optimiser, optimiser__turn_step_size=0.02)
+    steps = list(distill(config, solids))
+    assert steps[-1].mean_absolute_displacement > 1e-3 or optimiser == "sgd"
+    first, last = steps[0].clouds, steps[-1].clouds
+    for before, after in zip(first.coordinates.split(first.sizes.tolist()), last.coordinates.split(last.sizes.tolist())):
+        assert_close(torch.pdist(after.double()), torch.pdist(before.double()), atol=1e-4, rtol=0)
+        assert not torch.equal(after, before)
+
+
+def test_a_run_that_turns_clouds_resumes(solids):
+    config = tiny.config(**SHAPES, optimiser__turn_step_size=0.05)
+    unbroken = [(step.clouds.coordinates, step.state()) for step in distill(config, solids)]
+    again = list(distill(config, solids, state=unbroken[1][1]))
+    assert torch.equal(again[-1].clouds.coordinates, unbroken[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network__backend": "torch"}, "network.backend = 'torch' with lift.name=points.*expected network.backend=pointnet"),
+        ({"lift__name": "gaussian"}, "network.backend = 'pointnet' with lift.name=gaussian"),
+        ({"lift__name": "gaussian", "network__backend": "torch", "objective__name": "sorted_feature_matching"}, "needs network.backend=pointnet"),
+    ],
+)
+def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solids):
+    with pytest.raises(InputError, match=said):
+        distill(tiny.config(**{**SHAPES, **changes}), solids)
