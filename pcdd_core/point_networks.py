@@ -11,13 +11,16 @@ from .drawing import draw_linear
 class PointNet(nn.Module):
     """PointNet (Qi et al. 2017), the version without transformation networks, and without dropout.
 
-    The same layers 64-64-64-128-`width` for every point, the maximum over the points, layers 512-256. Norms are layer norms
-    over the channels of one point instead of batch norms, which would mix the padding, the points and the clouds.
+    The same layers 64-64-64-128-`width` for every point, the maximum over the points, layers 512-256. Norms are those of one
+    cloud, over its points and channels together, instead of batch norms, which would mix the clouds and the padding. (Over the
+    channels of each point alone, PointNet hardly learns from a few clouds: how far out a point lies is lost at the first norm.)
     """
 
     def __init__(self, classes: int, width: int = 1024):
         super().__init__()
-        self.points = perceptron(3, 64, 64, 64, 128, width, norm=True)
+        widths = (3, 64, 64, 64, 128, width)
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.norms = nn.ModuleList(CloudNorm(channels) for channels in widths[1:])
         self.head = nn.Sequential(perceptron(width, 512, 256, norm=True), nn.Linear(256, classes))
 
     def forward(self, points: Tensor) -> Tensor:
@@ -30,9 +33,11 @@ class PointNet(nn.Module):
 
     def point_features(self, points: Tensor) -> Tensor:
         """Of every point, 0 or more, and 0 where none is: (clouds, most points, width)."""
-        coordinates, present = points.split([3, 1], dim=-1)
+        features, present = points.split([3, 1], dim=-1)
+        for layer, norm in zip(self.layers, self.norms):
+            features = norm(layer(features), present).relu()
         # after ReLU no feature is below 0, so the 0 of padding is a maximum only where that of the points is 0 too
-        return self.points(coordinates) * present
+        return features * present
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
@@ -40,6 +45,21 @@ class PointNet(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 draw_linear(layer, generator)
+
+
+class CloudNorm(nn.Module):
+    """Each cloud's features set to mean 0 and variance 1, over its points and channels together, then scaled and shifted per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """features: (clouds, most points, channels); present: (clouds, most points, 1), 1 where a point is, else 0. Shape of `features`."""
+        count = (present.sum((1, 2), keepdim=True) * features.shape[2]).clamp(min=1)
+        centred = features - (features * present).sum((1, 2), keepdim=True) / count
+        variance = (centred.square() * present).sum((1, 2), keepdim=True) / count
+        return centred * (variance + 1e-5).rsqrt() * self.weight + self.bias
 
 
 def perceptron(inputs: int, *widths: int, norm: bool = False) -> nn.Sequential:

@@ -159,7 +159,11 @@ def test_pointnet_equals_a_loop_over_clouds_and_points(random_clouds, sizes, gri
     network: PointNet = built("pointnet", classes=3, seed=seed).double()
     middle = torch.tensor([cells / 2 if cells > 1 else 0.0 for cells in grid])
     for cloud, logits in enumerate(network(centred_points(clouds))):
-        features = [network.points((point - middle) / (max(grid) / 2)) for point in clouds[cloud]]
+        features = [(point - middle) / (max(grid) / 2) for point in clouds[cloud]]
+        for layer, norm in zip(network.layers, network.norms, strict=True):
+            rows = torch.stack([layer(point) for point in features])
+            rows = (rows - rows.mean()) / (rows.var(correction=0) + 1e-5).sqrt()
+            features = [torch.clamp(row * norm.weight + norm.bias, min=0) for row in rows]
         assert_close(logits, network.head(torch.stack(features).max(0).values))
 
 

@@ -22,7 +22,7 @@ from pcdd_core.objectives import (
     maximum_mean_discrepancy,
     sorted_feature_matching,
 )
-from pcdd_core.point_networks import PointNet
+from pcdd_core.point_networks import CloudNorm, PointNet
 from pcdd_core.randomness import generator
 
 SOLID = (6, 6, 6)
@@ -60,13 +60,23 @@ def test_a_point_more_or_less_does_matter(points):
 
 def test_features_are_the_largest_of_any_point(points):
     net = network()
-    expected = [net.points(cloud[cloud[:, 3] == 1, :3]).max(0).values for cloud in points]
-    assert_close(net.features(points), torch.stack(expected))
+    expected = [net.point_features(cloud[None, cloud[:, 3] == 1]).max(1).values for cloud in points]
+    assert_close(net.features(points), torch.cat(expected))
+
+
+def test_norms_are_group_norm_with_one_group_of_the_points_there_are(points):
+    features, norm = torch.randn(3, 7, 4, dtype=torch.float64, generator=generator(8)), CloudNorm(4).double()
+    torch.nn.init.uniform_(norm.weight), torch.nn.init.uniform_(norm.bias)
+    normed = norm(features, points[..., 3:])
+    for cloud, count in enumerate((7, 5, 7)):
+        own = features[cloud, :count].T[None]
+        expected = torch.nn.functional.group_norm(own, 1, norm.weight, norm.bias)[0].T
+        assert_close(normed[cloud, :count], expected)
 
 
 def test_networks_are_drawn_by_their_generator():
     assert_close(list(network().parameters()), list(network().parameters()), rtol=0, atol=0)
-    assert network(width=8).points[-3].out_features == 8
+    assert network(width=8).layers[-1].out_features == 8
 
 
 def test_both_derivatives_of_pointnet(check_two_derivatives, points):
@@ -106,15 +116,24 @@ def test_sorted_features_are_alike_only_where_clouds_are(points):
     assert sorted_feature_matching(net, ours, others).item() > 1e-3
 
 
+class Coordinates(torch.nn.Linear):
+    """Knows of a point where it is, and nothing of the others."""
+
+    def point_features(self, points):
+        return points[..., :3]
+
+    def features(self, points):
+        return self.point_features(points).amax(1)
+
+
 def test_sorted_features_move_every_point_where_their_maximum_moves_few():
-    net, real = network(width=4), centred_points_of(1)
-    moved = {}
+    real, moved = centred_points_of(1), {}
     for objective in (maximum_mean_discrepancy, sorted_feature_matching):
         ours = centred_points_of(2).requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(net, real, ours), ours)
+        (gradient,) = torch.autograd.grad(objective(Coordinates(1, 1), real, ours), ours)
         moved[objective.__name__] = int((gradient[..., :3] != 0).any(-1).sum())
     assert moved["sorted_feature_matching"] == 18
-    assert moved["maximum_mean_discrepancy"] < 18
+    assert moved["maximum_mean_discrepancy"] <= 9  # of each of three clouds the farthest along each axis
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 9])
@@ -184,7 +203,7 @@ def test_with_steps_of_their_own_clouds_turn_as_a_whole(optimiser, solids, monke
     assert steps[-1].mean_absolute_displacement > 1e-3 or optimiser == "sgd"
     first, last = steps[0].clouds, steps[-1].clouds
     for before, after in zip(first.coordinates.split(first.sizes.tolist()), last.coordinates.split(last.sizes.tolist())):
-        assert_close(torch.pdist(after.double()), torch.pdist(before.double()), atol=1e-4, rtol=0)
+        assert_close(torch.pdist(after.double()), torch.pdist(before.double()), atol=1e-3, rtol=0)
         assert not torch.equal(after, before)
 
 
