@@ -55,9 +55,9 @@ def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -
     shift = (torch.rand(count, 3, generator=draws) * 2 - 1) * SHIFT * torch.tensor(grid) * free
     scale = 1 + (torch.rand(count, 3, generator=draws) * 2 - 1) * SCALE * free
     angle = (torch.rand(count, generator=draws) * 2 - 1) * ROTATION * (free[1] & free[2])
-    turned = torch.eye(3).repeat(count, 1, 1)
-    turned[:, 1, 1], turned[:, 1, 2] = angle.cos(), -angle.sin()
-    turned[:, 2, 1], turned[:, 2, 2] = angle.sin(), angle.cos()
+    rotation = torch.eye(3).repeat(count, 1, 1)
+    rotation[:, 1, 1], rotation[:, 1, 2] = angle.cos(), -angle.sin()
+    rotation[:, 2, 1], rotation[:, 2, 2] = angle.sin(), angle.cos()
     is_scale, is_turn = (choice == 1)[:, None, None], (choice == 2)[:, None, None]
-    matrix = torch.where(is_turn, turned, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3)))
+    matrix = torch.where(is_turn, rotation, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3)))
     return Move(matrix, shift * (choice == 0)[:, None])

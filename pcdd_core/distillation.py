@@ -114,6 +114,11 @@ def distill(
             f"setting network.backend = {config.network.backend!r} with lift.name={config.lift.name}: pointnet sees points, and no "
             "other network does; expected network.backend=pointnet with lift.name=points, or neither"
         )
+    if config.optimiser.turn_step_size and min(real.grid) == 1:
+        raise InputError(
+            f"setting optimiser.turn_step_size = {config.optimiser.turn_step_size}: clouds would turn out of the flat grid {real.grid}; "
+            "it needs a grid with depth, or null"
+        )
     if config.objective.name == "sorted_feature_matching" and config.network.backend != "pointnet":
         raise InputError("setting objective.name = 'sorted_feature_matching': compares points' features; it needs network.backend=pointnet")
     if config.objective.real_precision != "float32" and config.network.backend not in ("torch", "pointnet"):

@@ -216,6 +216,7 @@ def test_live_view_in_jupyterlab(page, tmp_path):
     with headless.jupyterlab(tmp_path) as address:
         headless.run_all(page, address)
         _steer(page, tmp_path)
+        assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
 
 def _steer(page, folder) -> None:

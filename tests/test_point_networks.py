@@ -225,3 +225,8 @@ def test_a_run_that_turns_clouds_resumes(solids):
 def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solids):
     with pytest.raises(InputError, match=said):
         distill(tiny.config(**{**SHAPES, **changes}), solids)
+
+
+def test_clouds_on_a_flat_grid_are_not_turned():
+    with pytest.raises(InputError, match="turn_step_size = 0.1: clouds would turn out of the flat grid"):
+        distill(tiny.config(optimiser__turn_step_size=0.1), tiny.three_digits())
