@@ -1,7 +1,7 @@
 """What scores a set: classifiers of several architectures, and many copies of one trained together.
 
 The protocols' own is ConvNet-3; the others tell whether a set teaches networks of another kind too. All see images of the
-clouds, (images, 1, height, width), except PointNet, which sees points; all return logits (clouds, classes). No layer draws
+clouds, (images, 1, height, width), except those of `OF_POINTS`, which see points; all return logits (clouds, classes). No layer draws
 random numbers or keeps statistics of what it has seen, so training and testing compute the same.
 """
 
@@ -16,7 +16,7 @@ from .config import NetworkConfig
 from .drawing import draw_convolution, draw_linear
 from .errors import InputError
 from .networks import SparseNetwork, average_pool
-from .point_networks import PointNet, perceptron
+from .point_networks import DGCNN, PointNet, PointNetPlusPlus, perceptron
 
 
 def build_classifier(
@@ -128,9 +128,12 @@ CLASSIFIERS = {  # name: (height, width, classes, channels) -> network
     "mlp": lambda height, width, classes, channels: MLP(height, width, classes),
     "lenet": lambda height, width, classes, channels: LeNet(height, width, classes),
     "resnet18": lambda height, width, classes, channels: resnet18(classes),
-    "pointnet": lambda height, width, classes, channels: PointNet(classes),
     "sparse": SparseConvNet,
+    "pointnet": lambda height, width, classes, channels: PointNet(classes),
+    "pointnet++": lambda height, width, classes, channels: PointNetPlusPlus(classes),
+    "dgcnn": lambda height, width, classes, channels: DGCNN(classes),
 }
+OF_POINTS = ("pointnet", "pointnet++", "dgcnn")
 # Pixels along each side, so that after the last pooling one is left, and two in front of ResNet's last instance norms, which
 # would make a single one 0.
 SMALLEST = {"convnet": 4, "lenet": 12, "resnet18": 9, "sparse": 8}
@@ -141,7 +144,7 @@ class Ensemble(nn.Module):
 
     Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one (`torch.vmap`); on a CPU one
     after another, because there the grouped convolution that vmap makes runs at half the speed, and shares of them side by
-    side (`split`). Sparse ones always run one after another: each has cells of its own, which vmap cannot follow.
+    side (`split`). Some always run one after another, because each has cells or neighbours of its own, which vmap cannot follow.
     """
 
     def __init__(self, networks: list[nn.Module]):
@@ -160,7 +163,7 @@ class Ensemble(nn.Module):
         def one(parameters, seen):
             return torch.func.functional_call(self.template, dict(zip(self.names, parameters)), (seen,))
 
-        if inputs.is_cuda and not isinstance(self.template, SparseConvNet):
+        if inputs.is_cuda and not isinstance(self.template, (SparseConvNet, PointNetPlusPlus, DGCNN)):
             return torch.vmap(one)([parameter[: len(inputs)] for parameter in self.stacked], inputs)
         copies = zip(*(parameter.unbind() for parameter in self.stacked))
         return torch.stack([one(parameters, seen) for parameters, seen in zip(copies, inputs)])

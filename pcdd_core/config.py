@@ -213,10 +213,10 @@ class EvaluationConfig:
     split: Literal["test", "validation"] = setting(
         "test", "what to score on; choose by `validation`, the held-out part of the training set, never by test"
     )
-    classifier: Literal["convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse"] = setting(
+    classifier: Literal["convnet", "mlp", "lenet", "resnet18", "sparse", "pointnet", "pointnet++", "dgcnn"] = setting(
         "convnet",
         "what learns from the set: of images: convnet: ConvNet-3 (the protocols' own), mlp, lenet, resnet18, or sparse: 3 "
-        "layers of sparse convolution; of points, at the centres of their cells (soft: where they are): pointnet",
+        "layers of sparse convolution; of points, at the centres of their cells (soft: where they are): pointnet, pointnet++, dgcnn",
     )
     projection: Literal["hard", "soft"] = setting(
         "hard", "what classifiers learn from: hard: binary images (paper); soft: every point a spot, grey. Test images are hard"

@@ -3,20 +3,23 @@
 All but `class_mean` choose among the clouds of the training set, and all but `whole` return them class after class.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .classifiers import ConvNet
-from .clouds import PointClouds, from_occupancy, members_per_class, refuse_too_few, sample
+from .clouds import PointClouds, from_occupancy, known_positions, members_per_class, refuse_too_few, sample
 from .errors import InputError
 from .evaluation import project
-from .lifts import occupancy
+from .lifts import centred_points, occupancy
+from .point_networks import PointNet
 from .randomness import generator
 
-BATCH = 256  # clouds per step of its training
-EPOCHS = 5  # of the classifier that `forgetting` and `craig` look at
-WIDTH = 32  # its channels
+EPOCHS = 5  # of the classifier that `forgetting` and `craig` look at, and for shapes `herding` and `k_center`
+WIDTH = 32  # its channels, of images
+BATCH, BATCH_OF_SHAPES = 256, 32  # clouds per step of its training
 
 
 def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
@@ -26,37 +29,35 @@ def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Herding (Welling 2009) on the occupied cells: the next cloud brings the mean of those chosen closest to the class's.
+    """Herding (Welling 2009) on `_descriptions`: the next cloud brings the mean of those chosen closest to the class's.
 
-    The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
+    The first pick is the cloud nearest the class mean. On flat grids nothing is random: the seed is there to match `random`.
     """
     chosen = []
-    for members in _members(real, clouds_per_class):
-        cells = occupancy(real.select(members)).flatten(1)
-        mean, total = cells.mean(0), torch.zeros(cells.shape[1])
+    for members, described in _descriptions(real, clouds_per_class, seed):
+        mean, total = described.mean(0), torch.zeros(described.shape[1])
         left = torch.ones(len(members), dtype=torch.bool)
         for count in range(1, clouds_per_class + 1):
-            distance = ((total + cells) / count - mean).square().sum(1).masked_fill(~left, torch.inf)
+            distance = ((total + described) / count - mean).square().sum(1).masked_fill(~left, torch.inf)
             best = distance.argmin()
             left[best] = False
-            total = total + cells[best]
+            total = total + described[best]
             chosen.append(members[best])
     return real.select(torch.stack(chosen))
 
 
 def k_center(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Greedy k-centre (Sener & Savarese 2018) on the occupied cells: the next cloud is the farthest from all those chosen.
+    """Greedy k-centre (Sener & Savarese 2018) on `_descriptions`: the next cloud is the farthest from all those chosen.
 
-    The first pick is the cloud nearest the class mean. Nothing is random: the seed is there to match `random`.
+    The first pick is the cloud nearest the class mean. On flat grids nothing is random: the seed is there to match `random`.
     """
     chosen = []
-    for members in _members(real, clouds_per_class):
-        cells = occupancy(real.select(members)).flatten(1)
-        best = (cells - cells.mean(0)).square().sum(1).argmin()
+    for members, described in _descriptions(real, clouds_per_class, seed):
+        best = (described - described.mean(0)).square().sum(1).argmin()
         nearest = torch.full((len(members),), torch.inf)  # squared distance to the nearest chosen cloud
         for _ in range(clouds_per_class):
             chosen.append(members[best])
-            nearest = nearest.minimum((cells - cells[best]).square().sum(1))
+            nearest = nearest.minimum((described - described[best]).square().sum(1))
             nearest[best] = -1  # not again: less than a double of it, which is at 0, has
             best = nearest.argmax()
     return real.select(torch.stack(chosen))
@@ -150,20 +151,54 @@ def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
     return classes
 
 
-def _learning(real: PointClouds, seed: int) -> Tensor:
-    """What a classifier trained on the projected images says of every cloud after each epoch.
+def _descriptions(real: PointClouds, clouds_per_class: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each class the indices of its clouds, and what tells these clouds apart: (clouds, features).
 
-    Returns logits (epochs, clouds, classes). SGD 0.01, momentum 0.9, without augmentation.
+    That is the occupied cells; for shapes, two of which share few cells even where they are alike, what the head of a PointNet
+    sees of them that has learnt for some epochs to tell all real shapes apart.
     """
-    images, logits = project(real), []
-    network = ConvNet(*images.shape[-2:], len(real.class_names), WIDTH)
+    classes = _members(real, clouds_per_class)
+    if min(real.grid) == 1:
+        for members in classes:
+            yield members, occupancy(real.select(members)).flatten(1)
+        return
+    network, points = _learner(real, seed)
+    _train(network, points, real.labels, seed)
+    with torch.no_grad():
+        features = torch.cat([network.features(shown) for shown in points.split(BATCH_OF_SHAPES)])
+    for members in classes:
+        yield members, features[members]
+
+
+def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
+    """A new classifier, of images or, where grids have depth, of points, and what it sees of the clouds: (clouds, ...)."""
+    if min(real.grid) == 1:
+        seen = project(real)
+        network = ConvNet(*seen.shape[-2:], len(real.class_names), WIDTH)
+    else:
+        seen, network = centred_points(known_positions(real)), PointNet(len(real.class_names))
     network.draw(generator(seed, "coreset classifier"))
+    return network, seen
+
+
+def _learning(real: PointClouds, seed: int) -> Tensor:
+    """What a classifier says of the real clouds while it learns them: as `_train`."""
+    network, seen = _learner(real, seed)
+    return _train(network, seen, real.labels, seed)
+
+
+def _train(network: nn.Module, seen: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Train the classifier on all real clouds; returns what it says of each after each epoch: logits (epochs, clouds, classes).
+
+    SGD 0.01, momentum 0.9, without augmentation.
+    """
+    size, logits = BATCH if seen.ndim == 4 else BATCH_OF_SHAPES, []
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     for epoch in range(EPOCHS):
-        for batch in torch.randperm(len(images), generator=generator(seed, "coreset epoch", epoch)).split(BATCH):
+        for batch in torch.randperm(len(seen), generator=generator(seed, "coreset epoch", epoch)).split(size):
             optimiser.zero_grad()
-            F.cross_entropy(network(images[batch]), real.labels[batch]).backward()
+            F.cross_entropy(network(seen[batch]), labels[batch]).backward()
             optimiser.step()
         with torch.no_grad():
-            logits.append(torch.cat([network(shown) for shown in images.split(BATCH)]))
+            logits.append(torch.cat([network(shown) for shown in seen.split(size)]))
     return torch.stack(logits)

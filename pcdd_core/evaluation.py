@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import lifts
 from .augmentation import draw_moves
-from .classifiers import Ensemble, build_classifier
+from .classifiers import OF_POINTS, Ensemble, build_classifier
 from .clouds import Grid, PointClouds, cell_centres, known_positions
 from .config import EvaluationConfig
 from .randomness import generator
@@ -143,20 +143,22 @@ def augment(images: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def augment_points(points: Tensor, grid: Grid, draws: torch.Generator) -> Tensor:
-    """One random move per cloud (`augmentation.draw_moves`) of what `lifts.centred_points` made, (..., clouds, most points, 4).
+    """One random move per cloud (`augmentation.draw_moves`) of what `lifts.centred_points` made, (..., clouds, most points, 3 or 4).
 
     Same shape out. Points may leave the grid.
     """
     flat = points.flatten(0, -3)
     moves = draw_moves(len(flat), grid, draws)
     matrix, shift = moves.matrix.to(flat), moves.shift.to(flat) / (max(grid) / 2)
-    coordinates, present = flat.split([3, 1], dim=-1)
-    moved = (coordinates @ matrix.transpose(1, 2) + shift[:, None]) * present
-    return torch.cat([moved, present], dim=-1).view(points.shape)
+    coordinates, present = flat[..., :3], flat[..., 3:]
+    moved = coordinates @ matrix.transpose(1, 2) + shift[:, None]
+    if present.shape[-1]:
+        moved = torch.cat([moved * present, present], dim=-1)
+    return moved.view(points.shape)
 
 
 def _view(settings: EvaluationConfig, grid: Grid) -> View:
-    if settings.classifier == "pointnet":
+    if settings.classifier in OF_POINTS:
         # half a cell's difference between real points and those of a set would cost accuracy
         def as_known(clouds: PointClouds) -> Tensor:
             return lifts.centred_points(known_positions(clouds))

@@ -58,14 +58,17 @@ def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation
 
 
 def centred_points(clouds: PointClouds) -> Tensor:
-    """The points as they are: float32 (clouds, most points, 4), coordinates and 1 where a point is; else 0.
+    """The points as they are, float32: (clouds, points, 3) if all clouds have as many, else (clouds, most points, 4).
 
-    Coordinates are from the middle of the grid, in units of half its longest side: -1 to 1 along that.
+    The fourth column is 1 where a point is, and where none is all are 0. Coordinates are from the middle of the grid, in units of
+    half its longest side: -1 to 1 along that.
     """
-    coordinates, present = padded_coordinates(clouds)
-    middle = coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
-    centred = (coordinates - middle) / (max(clouds.grid) / 2)
-    return torch.cat([centred, torch.ones_like(centred[..., :1])], dim=-1) * present[..., None]
+    middle = clouds.coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
+    centred = clouds.with_coordinates((clouds.coordinates - middle) / (max(clouds.grid) / 2))
+    if bool((clouds.sizes == clouds.sizes[0]).all()):
+        return centred.coordinates.view(len(clouds), -1, 3)
+    coordinates, present = padded_coordinates(centred)
+    return torch.cat([coordinates, present[..., None]], dim=-1)
 
 
 def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ Gradients are compared as matrices, one per parameter, with one row per output c
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,18 +91,27 @@ def sorted_feature_matching(network: nn.Module, real, synthetic, precision: torc
     with torch.no_grad(), in_precision(network, precision):
         seen = network.point_features(real)
     seen, ours = (_sorted(features, synthetic.shape[1]) for features in (seen.to(synthetic.dtype), network.point_features(synthetic)))
-    return _discrepancy(seen.flatten(1), ours.flatten(1)) + _discrepancy(seen[:, -1], ours[:, -1])
+    return _discrepancy(seen.flatten(1), ours.flatten(1)) + _discrepancy(seen[..., -1], ours[..., -1])
 
 
 def _sorted(features: Tensor, quantiles: int) -> Tensor:
-    """Each channel's values of a cloud in rising order, at so many quantiles: (clouds, points, channels) to (clouds, quantiles, channels)."""
-    ordered = features.transpose(1, 2).contiguous().sort(2).values
+    """Each channel's values of a cloud in rising order, at so many quantiles: (clouds, points, channels) to (clouds, channels, quantiles)."""
+    ordered = _in_rising_order(features.transpose(1, 2).contiguous())
     if ordered.shape[2] != quantiles:
         place = torch.linspace(0, ordered.shape[2] - 1, quantiles, device=ordered.device)
         low, share = place.floor().long().clamp(max=ordered.shape[2] - 1), place.frac().to(ordered)
         high = (low + 1).clamp(max=ordered.shape[2] - 1)
         ordered = torch.lerp(ordered[..., low], ordered[..., high], share)
-    return ordered.transpose(1, 2)
+    return ordered
+
+
+def _in_rising_order(values: Tensor) -> Tensor:
+    """Sorted along the last axis. On a CPU by NumPy, whose vectorised sort takes a tenth to a fortieth of torch's time."""
+    if values.is_cuda:
+        return values.sort().values
+    if not values.requires_grad:
+        return torch.from_numpy(np.sort(values.numpy()))
+    return values.gather(-1, torch.from_numpy(np.argsort(values.detach().numpy())))
 
 
 def _discrepancy(seen: Tensor, ours: Tensor) -> Tensor:

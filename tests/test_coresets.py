@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pcdd_core import coresets
 from pcdd_core.clouds import PointClouds, from_list, from_occupancy
 from pcdd_core.coresets import BASELINES, class_mean, craig, forgetting, forgetting_events, k_center, whole
+from pcdd_core.config import DataConfig
+from pcdd_core.datasets import load
 from pcdd_core.errors import InputError
 from pcdd_core.evaluation import project
 
@@ -123,6 +125,37 @@ def test_k_center_equals_a_naive_loop(seed):
             assert same_image and (place == 0 or torch.equal(taken, real[best[0]]))  # the mean's distances are rounded
             chosen.append(same_image[0])
             left.remove(same_image[0])
+
+
+# --- what herding and k-centre compare -------------------------------------------------------------------------------
+
+
+def told_apart(real: PointClouds, seed: int = 0) -> float:
+    """How many clouds are nearest to the mean of their own class, by what describes them: a fraction."""
+    parts = list(coresets._descriptions(real, 1, seed))
+    means = torch.stack([described.mean(0) for _, described in parts])
+    right = [torch.cdist(described, means).argmin(1) == label for label, (_, described) in enumerate(parts)]
+    return torch.cat(right).double().mean().item()
+
+
+def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
+    monkeypatch.setattr(coresets, "BATCH_OF_SHAPES", 8)
+    solids = load(DataConfig(name="solids", points=48)).train
+    solids = solids.select(torch.cat([(solids.labels == label).nonzero().flatten()[:30] for label in range(8)]))
+    assert told_apart(solids) > 0.85
+    first = next(iter(coresets._descriptions(solids, 1, 0)))
+    assert torch.equal(first[0], (solids.labels == 0).nonzero().flatten()) and first[1].shape == (30, 1024)
+
+
+@pytest.mark.parametrize("choose", [coresets.herding, k_center])
+def test_first_shape_chosen_is_the_nearest_to_its_class_s_mean(choose, monkeypatch):
+    real = tiny.three_solids()
+    parts = list(coresets._descriptions(real, 2, 3))
+    chosen = choose(real, 2, 3)
+    for label, (indices, described) in enumerate(parts):
+        nearest = (described - described.mean(0)).square().sum(1).argmin()
+        assert torch.equal(chosen[2 * label], real[int(indices[nearest])])
+        assert not torch.equal(chosen[2 * label], chosen[2 * label + 1])
 
 
 # --- class mean -----------------------------------------------------------------------------------------------------
