@@ -47,17 +47,18 @@ def turned(clouds: PointClouds, angles: Tensor) -> PointClouds:
 def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -> Move:
     """So many random moves for a grid, each one of three with equal chance; axes of one cell stay as they are.
 
-    shift: up to a seventh of the grid along each axis; scale: each axis by 0.8 to 1.2; rotation: by -45 to 45 degrees in
-    the plane of the last two axes (height and width).
+    shift: up to a seventh of the grid along each axis; scale: each axis by 0.8 to 1.2; rotation: by -45 to 45 degrees, of a
+    flat grid in its plane, else about the vertical (height), which leaves shapes standing.
     """
+    first, second = (1, 2) if grid[0] == 1 else (0, 2)
     free = torch.tensor([cells > 1 for cells in grid])
     choice = torch.randint(3, (count,), generator=draws)
     shift = (torch.rand(count, 3, generator=draws) * 2 - 1) * SHIFT * torch.tensor(grid) * free
     scale = 1 + (torch.rand(count, 3, generator=draws) * 2 - 1) * SCALE * free
-    angle = (torch.rand(count, generator=draws) * 2 - 1) * ROTATION * (free[1] & free[2])
+    angle = (torch.rand(count, generator=draws) * 2 - 1) * ROTATION * (free[first] & free[second])
     rotation = torch.eye(3).repeat(count, 1, 1)
-    rotation[:, 1, 1], rotation[:, 1, 2] = angle.cos(), -angle.sin()
-    rotation[:, 2, 1], rotation[:, 2, 2] = angle.sin(), angle.cos()
+    rotation[:, first, first], rotation[:, first, second] = angle.cos(), -angle.sin()
+    rotation[:, second, first], rotation[:, second, second] = angle.sin(), angle.cos()
     is_scale, is_turn = (choice == 1)[:, None, None], (choice == 2)[:, None, None]
     matrix = torch.where(is_turn, rotation, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3)))
     return Move(matrix, shift * (choice == 0)[:, None])

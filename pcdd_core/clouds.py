@@ -160,11 +160,12 @@ def known_positions(clouds: PointClouds) -> PointClouds:
 def from_unit_ball(points: Tensor, labels: Tensor, class_names: Sequence[str], cells: int) -> PointClouds:
     """Shapes of equally many points within distance 1 of the origin, on a cubic grid of so many cells along each axis.
 
-    points: (shapes, points, 3) as x, y and z, z up, which become width, height and depth: so a turn in the plane of the last
-    two axes (`augmentation`) is one about the vertical. The ball leaves one cell free on all sides.
+    points: (shapes, points, 3) as x, y and z, z up: x becomes width, y depth and -z height, so that in pictures, where height
+    runs downwards, shapes stand. The ball leaves one cell free on all sides.
     """
     shapes, count, _ = points.shape
-    coordinates = cells / 2 + points.flip(2).reshape(-1, 3).float() * (cells / 2 - 1)
+    x, y, z = points.reshape(-1, 3).float().unbind(1)
+    coordinates = cells / 2 + torch.stack([y, -z, x], 1) * (cells / 2 - 1)
     offsets = _offsets(torch.full((shapes,), count, dtype=torch.int64))
     return PointClouds(coordinates, offsets, labels.long(), (cells, cells, cells), tuple(class_names))
 
@@ -208,6 +209,17 @@ def sample(
     for indices, count in zip(members, counts):
         chosen.append(indices.cpu()[torch.randperm(len(indices), generator=draws)[:count]])
     return torch.cat(chosen)
+
+
+def resampled(clouds: PointClouds, sizes: Sequence[int], draws: torch.Generator) -> PointClouds:
+    """Of each cloud so many random points, without repeats; of one that has fewer, all and some again."""
+    kept = []
+    for number, size in enumerate(sizes):
+        points = clouds[number]
+        order = torch.randperm(len(points), generator=draws)
+        again = torch.randint(len(points), (max(size - len(points), 0),), generator=draws)
+        kept.append(points if size == len(points) else points[torch.cat([order[:size], again])])
+    return from_list(kept, clouds.labels, clouds.grid, clouds.class_names)
 
 
 def _offsets(sizes: Tensor) -> Tensor:

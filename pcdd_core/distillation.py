@@ -17,7 +17,7 @@ from torch import nn
 from . import clouds as cloud_files
 from . import lifts, minkowski, objectives, ranks, sparse
 from .augmentation import Move, draw_moves, turned
-from .clouds import PointClouds, boundary_check, from_list, known_positions, members_per_class, sample, scatter
+from .clouds import PointClouds, boundary_check, known_positions, members_per_class, resampled, sample, scatter
 from .config import Config
 from .errors import DistillationFailed, InputError
 from .networks import build_network
@@ -85,13 +85,7 @@ def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
     chosen = sample(members_per_class(real), per_class, draws, real.class_names)
     sampled = known_positions(real.select(chosen))
     sizes = _one_per(settings.points_per_cloud or sampled.sizes.tolist(), len(labels), "clouds.points_per_cloud", "cloud")
-    resampled = []
-    for cloud, size in zip(range(len(sampled)), sizes):
-        points = sampled[cloud]
-        order = torch.randperm(len(points), generator=draws)
-        extra = torch.randint(len(points), (max(size - len(points), 0),), generator=draws)
-        resampled.append(points if size == len(points) else points[torch.cat([order[:size], extra])])
-    return from_list(resampled, labels, real.grid, real.class_names)
+    return resampled(sampled, sizes, draws)
 
 
 def distill(

@@ -17,7 +17,8 @@ STEP_SIZES = (0.1, 1, 10, 100)  # times the preset's
 class Cell:
     """One run: the preset it began as, its settings, or what is scored instead.
 
-    baseline: a key of `coresets.BASELINES`, for as many real clouds as the settings have synthetic ones, or `released:NAME`.
+    baseline: a key of `coresets.BASELINES`, for as many real clouds as the settings have synthetic ones, `KEY:POINTS` for that many
+    points of each of them, or `released:NAME`.
     """
 
     preset: str
@@ -27,9 +28,12 @@ class Cell:
     @property
     def name(self) -> str:
         """What its record is called."""
-        if self.baseline and self.baseline.startswith("released:"):
-            return self.baseline.replace(":", "-")
-        return f"{self.baseline}-{self.config.clouds.clouds_per_class}" if self.baseline else self.preset
+        if not self.baseline:
+            return self.preset
+        kind, _, detail = self.baseline.partition(":")
+        if kind == "released":
+            return f"released-{detail}"
+        return f"{kind}-{self.config.clouds.clouds_per_class}" + (f"-of-{detail}-points" if detail else "")
 
     @property
     def label(self) -> str:

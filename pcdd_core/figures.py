@@ -7,7 +7,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .clouds import PointClouds
+from .clouds import Grid, PointClouds
 from .files import atomic_write
 
 
@@ -58,12 +58,32 @@ def _grid_of_axes(rows: int, columns: int) -> Figure:
     return figure
 
 
+def seen(places: np.ndarray, grid: Grid) -> np.ndarray:
+    """Where places (points, 3) are drawn: x, y and depth (points, 3), y downwards. A flat grid as it is, a solid one turned a little."""
+    if grid[0] == 1:
+        return places[:, ::-1]
+    depth, height, width = (places - np.array(grid) / 2).T
+    yaw, pitch = 0.6, 0.45  # as player.js begins
+    behind = np.cos(yaw) * depth - np.sin(yaw) * width
+    x = np.sin(yaw) * depth + np.cos(yaw) * width
+    y = np.cos(pitch) * height - np.sin(pitch) * behind
+    return np.stack([x, y, np.cos(pitch) * behind + np.sin(pitch) * height], axis=1)
+
+
+def limits(grid: Grid) -> dict[str, tuple[float, float]]:
+    """The corners of what `seen` draws, as `axes.set` takes them."""
+    if grid[0] == 1:
+        return {"xlim": (0, grid[2]), "ylim": (grid[1], 0)}
+    reach = float(np.linalg.norm(grid)) / 2
+    return {"xlim": (-reach, reach), "ylim": (reach, -reach)}
+
+
 def _draw(axes, clouds: PointClouds, cloud: int) -> None:
-    """Height against width, the depth axis looked along; deeper points are paler."""
-    depth, height, width = clouds[cloud].detach().cpu().numpy().T
-    shade = 1 - 0.7 * depth / max(clouds.grid[0] - 1, 1)
-    axes.scatter(width, height, s=1.2, c="#20508a", alpha=shade, linewidths=0)
-    axes.set(xlim=(0, clouds.grid[2]), ylim=(clouds.grid[1], 0), aspect="equal", xticks=[], yticks=[])
+    """As `seen`; of a solid grid deeper points are paler."""
+    x, y, depth = seen(clouds[cloud].detach().cpu().numpy(), clouds.grid).T
+    shade = 1.0 if clouds.grid[0] == 1 else (0.65 - 0.7 * depth / max(clouds.grid)).clip(0.25, 1)
+    axes.scatter(x, y, s=1.2, c="#20508a", alpha=shade, linewidths=0)
+    axes.set(**limits(clouds.grid), aspect="equal", xticks=[], yticks=[])
 
 
 def _first_of_each_class(clouds: PointClouds) -> list[int]:

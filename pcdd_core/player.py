@@ -321,7 +321,7 @@ def _frames(recording: Recording) -> Iterator[np.ndarray]:
         coordinates = recording.coordinates[frame]
         distance = np.linalg.norm(coordinates - recording.coordinates[0], axis=1).clip(max=most)
         for points, own in drawn:
-            points.set_offsets(_seen(coordinates[own], grid))
+            points.set_offsets(figures.seen(coordinates[own], grid)[:, :2])
             points.set_array(distance[own])
         moment.set_text(f"update {recording.updates[frame]} of {recording.iterations}")
         canvas.draw()
@@ -331,26 +331,13 @@ def _frames(recording: Recording) -> Iterator[np.ndarray]:
 def _prepare_tile(axes: Axes, name: str, grid: Grid) -> None:
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.set_title(name, fontsize=9, pad=3, parse_math=False)
+    axes.set(**figures.limits(grid))
     if grid[0] == 1:
-        axes.set(xlim=(0, grid[2]), ylim=(grid[1], 0))
         return
-    reach = np.linalg.norm(grid) / 2
-    axes.set(xlim=(-reach, reach), ylim=(reach, -reach))
     corners = [np.array(corner) for corner in np.ndindex(2, 2, 2)]
     for one, other in itertools.combinations(corners, 2):
         if abs(one - other).sum() == 1:  # they share an edge
-            axes.plot(*_seen(np.stack([one, other]) * grid, grid).T, color="0.8", linewidth=0.7, zorder=0)
-
-
-def _seen(places: np.ndarray, grid: Grid) -> np.ndarray:
-    """Where places (points, 3) are drawn: x, y (points, 2). A flat grid as it is, a solid one turned a little."""
-    if grid[0] == 1:
-        return places[:, :0:-1]
-    depth, height, width = (places - np.array(grid) / 2).T
-    yaw, pitch = 0.6, 0.45  # as player.js begins
-    x = np.sin(yaw) * depth + np.cos(yaw) * width
-    y = np.cos(pitch) * height + np.sin(pitch) * (np.sin(yaw) * width - np.cos(yaw) * depth)
-    return np.stack([x, y], axis=1)
+            axes.plot(*figures.seen(np.stack([one, other]) * grid, grid)[:, :2].T, color="0.8", linewidth=0.7, zorder=0)
 
 
 def _names(clouds: PointClouds) -> list[str]:

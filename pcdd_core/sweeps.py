@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from . import records, runs
-from .clouds import released
+from .clouds import released, resampled
 from .coresets import BASELINES
 from .errors import DistillationFailed, EngineMissing, FolderInUse, InputError
 from .experiments import Cell
+from .randomness import generator
 
 
 def default_places(runs_folder: Path | str = "runs") -> list[Path]:
@@ -37,10 +38,13 @@ def run_cell(
     if cell.baseline:
 
         def choose(real):
-            kind, _, name = cell.baseline.partition(":")
+            kind, _, detail = cell.baseline.partition(":")
             if kind == "released":
-                return released(name)
-            return BASELINES[cell.baseline](real, cell.config.clouds.clouds_per_class, cell.config.seed)
+                return released(detail)
+            chosen = BASELINES[kind](real, cell.config.clouds.clouds_per_class, cell.config.seed)
+            if not detail:
+                return chosen
+            return resampled(chosen, [int(detail)] * len(chosen), generator(cell.config.seed, "fewer points"))
 
         clouds, record = runs.score(choose, cell.name, cell.config, data=data, device=device, progress=progress)
         runs.keep_score(clouds, record, folder)

@@ -28,14 +28,16 @@ def test_a_move_is_a_shift_a_scaling_or_a_rotation_within_bounds(grid, seed):
         assert (shift[free] != 0).all()
         return
     assert (shift == 0).all()
-    if matrix[1, 2] == 0:  # scaled
+    first, second = (1, 2) if grid[0] == 1 else (0, 2)
+    if matrix[first, second] == 0:  # scaled
         factors = matrix.diagonal()
         assert torch.equal(matrix, factors.diag())
         assert ((factors - 1).abs() <= SCALE + 1e-6).all() and (factors[~free] == 1).all()
-    else:  # turned in the plane of height and width
+    else:  # turned in the plane of height and width, and shapes about the vertical
         torch.testing.assert_close(matrix @ matrix.T, identity)
-        assert torch.equal(matrix[0], identity[0]) and matrix.det() > 0
-        assert matrix[1, 2].abs() <= torch.tensor(ROTATION).sin() + 1e-6
+        axis = 3 - first - second
+        assert torch.equal(matrix[axis], identity[axis]) and matrix.det() > 0
+        assert matrix[first, second].abs() <= torch.tensor(ROTATION).sin() + 1e-6
 
 
 def test_each_kind_of_move_is_as_likely_as_the_others():

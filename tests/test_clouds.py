@@ -439,8 +439,10 @@ def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
     up, right, origin = [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]
     clouds = from_unit_ball(torch.tensor([[up, right], [origin, up]]), torch.tensor([1, 0]), "ab", cells=24)
     assert clouds.grid == (24, 24, 24) and clouds.labels.tolist() == [1, 0] and clouds.class_names == ("a", "b")
-    # depth is up, width is x; the ball's radius of 11 leaves a cell free on either side
-    assert clouds.coordinates.tolist() == [[23, 12, 12], [12, 12, 23], [12, 12, 12], [23, 12, 12]]
+    # height runs downwards, width is x; the ball's radius of 11 leaves a cell free on either side
+    assert clouds.coordinates.tolist() == [[12, 1, 12], [12, 12, 23], [12, 12, 12], [12, 1, 12]]
+    behind = from_unit_ball(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0]), "a", cells=24)
+    assert behind.coordinates.tolist() == [[23, 12, 12]]
 
 
 def test_points_are_known_as_well_as_the_data_says():
