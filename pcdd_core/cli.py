@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     scoring(sub)
 
     def choosing(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, ingredients, best, architectures, or a preset")
+        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, ingredients, best, architectures, shapes, or a preset")
         sub.add_argument("settings", nargs="*", metavar="setting=value", help="settings to change in every cell")
         sub.add_argument("--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1 (5)")
         sub.add_argument(
@@ -134,7 +134,7 @@ that all nodes share. Without Ray, for instance under Slurm:
     sub = command(commands.report, "print and save the table of a sweep: Markdown, CSV, LaTeX")
     choosing(sub)
     sub.add_argument("--output", metavar="DIR", help="where to save it (default: the folder of the runs)")
-    sub.add_argument("--keep", metavar="DIR", help="copy the records there, to be committed, with the clouds of seed 0")
+    sub.add_argument("--keep", metavar="DIR", help="copy the records there, to be committed, with the clouds of seed 0 where the data may be passed on")
 
     command(commands.presets, "list the named configurations, with what the paper reports for them")
 

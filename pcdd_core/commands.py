@@ -189,6 +189,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd report`."""
     cells = _cells(options)
     from . import records, sweeps
+    from .datasets import PASSED_ON
     from .experiments import EXPERIMENTS
     from .files import atomic_write_text
 
@@ -200,7 +201,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{options.name}: none of its {len(cells)} cells has been run; run them with `pcdd sweep`")
     if options.keep:
         for cell, path in zip(there, paths, strict=True):
-            records.keep(path, options.keep, with_clouds=cell.config.seed == 0)
+            records.keep(path, options.keep, with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON)
     rows = records.table(records.read_record(path) for path in paths)
     title = options.name + ("" if options.name not in EXPERIMENTS else f"-{options.scale}")
     folder = Path(options.output or options.runs)

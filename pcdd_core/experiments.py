@@ -151,6 +151,9 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"objective.name": "sorted_feature_matching", "network.width": 256},
     {"optimiser.turn_step_size": 0.02},
 )
+OTHER_POINT_NETWORKS = tuple(  # which take some ten times PointNet's time
+    {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100} for kind in ("pointnet++", "dgcnn")
+)
 
 
 def _ingredients(scale: str) -> Variants:
@@ -171,7 +174,8 @@ def _shapes(scale: str) -> Variants:
     variants = []
     for count in SHAPES_PER_CLASS:
         variants += [(f"shapes-{count}", {}), (f"shapes-{count}", {"clouds.initialisation": "real"}), (f"shapes-{count}-split", {})]
-    return variants + [("shapes-1", changed) for changed in SHAPES_CHANGED]
+    variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
+    return variants + [("shapes-1-split", seen_by) for seen_by in OTHER_POINT_NETWORKS]
 
 
 def _initialisation(scale: str) -> Variants:
@@ -215,6 +219,7 @@ BESIDE_OTHERS: dict[str, Beside] = {
     "shapes": (
         *((f"shapes-{count}", {}, baseline) for count in SHAPES_PER_CLASS for baseline in ("random", "herding", "k_center")),
         *((f"shapes-{count}-split", {}, f"random:{1024 // SPLIT_INTO}") for count in SHAPES_PER_CLASS),
+        *(("shapes-1-split", seen_by, f"random:{1024 // SPLIT_INTO}") for seen_by in OTHER_POINT_NETWORKS),
         ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, "whole"),
     ),
     "architectures": tuple(

@@ -18,6 +18,7 @@ from pcdd_core.clouds import (
     cell_centres,
     from_unit_ball,
     known_positions,
+    resampled,
     from_list,
     from_occupancy,
     into_grid,
@@ -443,6 +444,18 @@ def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
     assert clouds.coordinates.tolist() == [[12, 1, 12], [12, 12, 23], [12, 12, 12], [12, 1, 12]]
     behind = from_unit_ball(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0]), "a", cells=24)
     assert behind.coordinates.tolist() == [[23, 12, 12]]
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=3), seed=st.integers(0, 99))
+def test_resampled_clouds_have_so_many_of_their_own_points_none_twice_before_all_once(random_clouds, sizes, seed):
+    clouds = random_clouds([4, 1, 6], (1, 6, 5), seed)
+    clouds = clouds.with_coordinates(clouds.coordinates.float())
+    found = resampled(clouds, sizes, torch.Generator().manual_seed(seed))
+    assert found.sizes.tolist() == sizes and torch.equal(found.labels, clouds.labels) and found.grid == clouds.grid
+    for cloud, size in enumerate(sizes):
+        own = {tuple(point) for point in clouds[cloud].tolist()}
+        drawn = [tuple(point) for point in found[cloud].tolist()]
+        assert set(drawn) <= own and len(set(drawn)) == min(size, len(own))
 
 
 def test_points_are_known_as_well_as_the_data_says():

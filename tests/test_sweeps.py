@@ -1,5 +1,6 @@
 """Many runs: which cells an experiment has, records found again, and sweeps on Ray that survive what can happen to them."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,17 +15,18 @@ import tiny
 import torch
 
 from pcdd_core import records, runs, sweeps
-from pcdd_core.classifiers import CLASSIFIERS
+from pcdd_core.classifiers import CLASSIFIERS, OF_POINTS
 from pcdd_core.clouds import load, released
-from pcdd_core.config import to_dict
+from pcdd_core.config import override, to_dict
 from pcdd_core.coresets import BASELINES
 from pcdd_core.errors import EngineMissing, FolderInUse, InputError
-from pcdd_core.experiments import INGREDIENTS, STEP_SIZES, experiment
+from pcdd_core.experiments import INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
 from pcdd_core.files import sole_user
 from pcdd_core.presets import PRESETS, preset
-from pcdd_core.sweeps import Sweep, obtain
+from pcdd_core.sweeps import Sweep, obtain, run_cell
 
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
+OF_DIGITS = [kind for kind in CLASSIFIERS if kind not in OF_POINTS or kind == "pointnet"]
 SLOW = {
     **TINY,
     "schedule.iterations": 400,
@@ -71,10 +73,10 @@ def test_ingredients_are_chosen_on_the_validation_split_and_differ_from_the_base
 def test_architectures_score_the_released_set_beside_real_clouds_by_every_classifier(tmp_path):
     found = experiment("architectures", seeds=2)
     assert {(cell.baseline, cell.config.evaluation.classifier) for cell in found} == {
-        (scored, kind) for scored in ("released:mnist-1", "class_mean", "random") for kind in CLASSIFIERS
+        (scored, kind) for scored in ("released:mnist-1", "class_mean", "random") for kind in OF_DIGITS
     }
     assert all((cell.config.seed == 0) or cell.baseline == "random" for cell in found)
-    assert len({cell.label for cell in found}) == len({cell.folder for cell in found}) - len(CLASSIFIERS)  # two seeds of random
+    assert len({cell.label for cell in found}) == len({cell.folder for cell in found}) - len(OF_DIGITS)  # two seeds of random
     assert not any(":" in cell.folder for cell in found)
     small = [cell for cell in experiment("architectures", seeds=1, settings={"data.name": "digits", **TINY}) if cell.name != "random-1"]
     chosen = [cell for cell in small if cell.config.evaluation.classifier == "mlp"]
@@ -96,6 +98,39 @@ def test_the_best_start_from_scatter_within_the_budget_and_see_the_test_images_a
         if cell.name.startswith("mnist-1-split"):
             assert config.clouds.points_per_cloud * config.clouds.clouds_per_class <= 250
         assert config.evaluation.projection == ("soft" if cell.name.startswith("mnist-1-soft") else "hard")
+
+
+@pytest.mark.parametrize(("scale", "split"), [("small", "validation"), ("paper", "test")])
+def test_shapes_hold_scatter_real_and_split_sets_of_as_many_points_beside_real_clouds_in_the_same_protocol(scale, split):
+    found = experiment("shapes", scale, seeds=3)
+    assert len({cell.identity for cell in found}) == len(found)
+    assert all(cell.config.evaluation.split == split and cell.config.data.name == "modelnet10-voxels24" for cell in found)
+    for count in (1, 3, 10):
+        own = [cell for cell in found if cell.preset == f"shapes-{count}{SCALES[scale]}" and cell.config.seed == 0]
+        alike = {dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet") for cell in own}
+        split_own = [cell for cell in found if cell.preset == f"shapes-{count}-split{SCALES[scale]}" and cell.config.seed == 0]
+        alike |= {dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet") for cell in split_own}
+        assert len(alike) == 1
+        assert {cell.config.clouds.initialisation for cell in own} == {"scatter", "real"}
+        for cell in own + split_own:
+            clouds = cell.config.clouds
+            assert clouds.clouds_per_class * clouds.points_per_cloud == count * 1024
+        assert {cell.baseline for cell in own} >= {None, "random", "herding", "k_center"}
+        assert {cell.baseline for cell in split_own} == {None, "random:128"}
+    seeds = {cell.baseline: {other.config.seed for other in found if other.baseline == cell.baseline} for cell in found}
+    assert seeds["herding"] == seeds["random"] == {0, 1, 2} and seeds["whole"] == {0}
+
+
+def test_a_baseline_may_be_of_fewer_points(tmp_path):
+    config = override(preset("solids").config, {"evaluation.networks": 1, "evaluation.epochs": 1, "clouds.clouds_per_class": 2})
+    run_cell(Cell("solids", config, "random:40"), tmp_path / "fewer")
+    run_cell(Cell("solids", config, "random"), tmp_path / "all")
+    fewer, whole = (load(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
+    assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [256] * 16
+    for cloud in range(16):
+        theirs = {tuple(point) for point in whole[cloud].tolist()}
+        assert len({tuple(point) for point in fewer[cloud].tolist()} & theirs) == 40
+    assert records.read_record(tmp_path / "fewer")["name"] == "random-2-of-40-points"
 
 
 def test_table1_holds_every_cell_of_the_papers_table_1():
