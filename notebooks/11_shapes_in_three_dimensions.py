@@ -123,8 +123,8 @@ with torch.no_grad():
 
 # %% [markdown]
 # The maximum has a price: a point that is the largest in no channel can be anywhere, and no gradient pulls at it. How many
-# points of a cloud does a freshly drawn PointNet look at? That is why every iteration draws another one: what one network
-# does not see, the next does.
+# points of a cloud does a freshly drawn PointNet look at? That is one reason why every iteration draws another one: what one
+# network does not see, the next may.
 
 # %%
 with torch.no_grad():
@@ -136,8 +136,10 @@ print(f"of {seen.shape[1]} points, looked at: {looked_at}")
 # ## 4. The distillation, live
 #
 # From uniform scatter, as everywhere here: no synthetic point begins where a real one is. What is compared is the
-# **distribution of features** that real and synthetic clouds of a class cause in each new PointNet (maximum mean discrepancy),
-# while both are shifted, scaled or turned about the vertical alike. Choose a class in the view, and turn it with the mouse.
+# **distribution of features** that real and synthetic clouds of a class cause in each new PointNet (maximum mean discrepancy):
+# for the solids of *all* points, each channel's values in order, so that every point is pulled (SADM, Yim et al. 2025); for
+# `shapes-1` and its kin, which have four times the points and the channels, of the largest values. Both sides are shifted, scaled
+# or turned about the vertical alike. Choose a class in the view, and turn it with the mouse.
 
 # %%
 live = pcdd.watch(config, real.train, device or None)
@@ -229,7 +231,8 @@ for kind, group in scores.groupby("set"):
 for panel, label in ((left, "accuracy on the test shapes, %"), (right, "minutes to distil")):
     panel.set(xscale="log", xticks=[1, 3, 10], xticklabels=[1, 3, 10], xlabel="clouds of 1,024 points per class", ylabel=label)
     panel.minorticks_off()
-left.legend(fontsize=7)
+if len(scores):
+    left.legend(fontsize=7)
 plt.show()
 
 # %% [markdown]

@@ -196,8 +196,9 @@ SPLIT_INTO = 8  # clouds with an eighth of the points each, for one
 SOLIDS = {
     "data": {"name": "solids", "points": 256},
     "clouds": {"points_per_cloud": 256},
-    "network": {"width": 64},
-    "schedule": {"iterations": 200},
+    "network": {"width": 256},
+    "objective": {"name": "sorted_feature_matching"},  # pulls at all points, of which there are few
+    "schedule": {"iterations": 300},
     "evaluation": {"networks": 2, "epochs": 60},
 }
 LARGE = {"network": {"width": 128}, "objective": {"real_batch": 256}, "schedule": {"iterations": 2000}}
