@@ -112,9 +112,8 @@ pcdd.figures.gallery(pcdd.BASELINES["random"](real.train, 1, seed))
 # does the network: points shuffled are the same cloud.
 
 # %%
-from pcdd_core.distillation import draw_network
-
-network = draw_network(config, real.train, number=0)
+torch.manual_seed(seed)
+network = pcdd.PointNet(len(real.train.class_names), config.network.width)
 seen = pcdd.lifts.centred_points(real.train.select(torch.arange(4)))
 shuffled = seen[:, torch.randperm(seen.shape[1])]
 with torch.no_grad():

@@ -48,6 +48,7 @@ _PUBLIC = {
     "read_trajectory": "records",
     "InputError": "errors",
     "DistillationFailed": "errors",
+    "PointNet": "point_networks",
     "figures": "",
     "lifts": "",
     "sparse": "",
