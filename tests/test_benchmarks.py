@@ -129,3 +129,26 @@ def test_the_floor_counts_the_operations_of_the_convolutions(published_style, li
     with FlopCounterMode(display=False) as counter:
         network(torch.rand(2, 1, size, size)).sum().backward()
     assert counter.get_total_flops() == 2 * limits.training_operations(size, 4, 3, first_padding)
+
+
+def test_the_plain_pointnet_is_the_same_network(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from pointnet import Plain, PointNet
+
+    torch.manual_seed(0)
+    ours = PointNet(5, width=32)
+    for norm in ours.norms:
+        torch.nn.init.uniform_(norm.weight), torch.nn.init.uniform_(norm.bias)
+    plain, points = Plain(ours).double(), torch.rand(3, 20, 3, dtype=torch.float64)
+    torch.testing.assert_close(plain(points), ours.double()(points))
+
+
+def test_the_shapes_of_the_sparse_benchmark_are_the_same_cells_in_both_ways(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from sparse_shapes import markdown, shown
+
+    clouds = tiny.three_solids()
+    torch.testing.assert_close(shown(clouds, "sparse").dense(), shown(clouds, "torch"))
+    row = {"way": "sparse", "cells": 32, "seed": 0, "accuracy": 50.0, "seconds_of_a_step": 0.1, "peak_memory_bytes": 2**20}
+    table = markdown([row, row | {"seed": 1, "accuracy": 52.0}])
+    assert table.endswith("| 32^3 | sparse | 51.0 ± 1.4 | 100 ms | 1 MiB | 2 |")
