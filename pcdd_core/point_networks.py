@@ -227,5 +227,5 @@ def _search_precision(hidden: Tensor) -> torch.dtype:
 
     What is found may be a few hundredths of the values' spread below the largest.
     """
-    fast = hidden.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = hidden.is_cuda or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if hidden.dtype == torch.float32 and fast else hidden.dtype
