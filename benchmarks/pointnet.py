@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     device = machine.choose_device(options.device)
+    torch.set_num_threads(1)  # as networks run in a distillation and an evaluation: side by side, each in one thread
     machine.keep_freed_memory()
     begun, rows = time.monotonic(), []
     for count in (128, 1024):
