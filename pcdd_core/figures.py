@@ -81,7 +81,7 @@ def limits(grid: Grid) -> dict[str, tuple[float, float]]:
 def _draw(axes, clouds: PointClouds, cloud: int) -> None:
     """As `seen`; of a solid grid deeper points are paler."""
     x, y, depth = seen(clouds[cloud].detach().cpu().numpy(), clouds.grid).T
-    shade = 1.0 if clouds.grid[0] == 1 else (0.65 - 0.7 * depth / max(clouds.grid)).clip(0.25, 1)
+    shade = ((1 if clouds.grid[0] == 1 else 0.65) - 0.7 * depth / max(clouds.grid)).clip(0.25, 1)  # for each point: one for all snaps to pixels
     axes.scatter(x, y, s=1.2, c="#20508a", alpha=shade, linewidths=0)
     axes.set(**limits(clouds.grid), aspect="equal", xticks=[], yticks=[])
 
