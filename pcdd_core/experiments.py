@@ -151,7 +151,7 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"objective.name": "sorted_feature_matching", "network.width": 256},
     {"optimiser.turn_step_size": 0.02},
 )
-OTHER_POINT_NETWORKS = tuple(  # which take some ten times PointNet's time
+OTHER_POINT_NETWORKS = tuple(  # which take longer than PointNet
     {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100} for kind in ("pointnet++", "dgcnn")
 )
 
