@@ -1,11 +1,13 @@
-"""Sparse networks beside dense ones on real shapes: accuracy, time and memory of training, on grids of 32^3 and 64^3.
+"""Sparse networks beside dense ones on real shapes, on grids of 32^3 and 64^3: training, and distilling.
 
     python benchmarks/sparse_shapes.py --data DIR        (about an hour on 2 cores; DIR holds modelnet10_voxels24)
 
-The same network (convolution, instance norm, ReLU, max pooling, as often as leaves 4^3 cells; a linear head) learns to
-tell the shapes apart, seen as occupied cells: computed on all cells (dense), or on occupied ones only (sparse). Each training
-is a process of its own, so peak memory, above what the data takes, is its own. Accuracies are those of the last epoch on the test split;
-nothing is chosen by them. Writes benchmarks/records/sparse-shapes-<device>.json and prints a table.
+The same network (convolution, instance norm, ReLU, max pooling, as often as leaves 4^3 cells; a linear head) is computed on
+all cells (dense), or on occupied ones only (sparse). It learns to tell the shapes apart, seen as occupied cells: accuracy, time
+and memory. And it is what one cloud per class is distilled with, from scatter, by gradient matching (so with second derivatives), for both
+lifts: time and memory of an iteration. Each measurement is a process of its own, so peak memory, above what the data takes, is its
+own. Accuracies are those of the last epoch on the test split; nothing is chosen by them. Writes
+benchmarks/records/sparse-shapes-<device>.json and prints two tables.
 """
 
 import argparse
@@ -14,21 +16,29 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 import pcdd_core as pcdd
-from pcdd_core import lifts, machine, sparse
+from pcdd_core import distillation, lifts, machine, sparse
 from pcdd_core.clouds import PointClouds, members_per_class, sample
-from pcdd_core.config import DataConfig, NetworkConfig
+from pcdd_core.config import DataConfig, NetworkConfig, override
 from pcdd_core.files import atomic_write_text
 from pcdd_core.networks import build_network
+from pcdd_core.presets import PRESETS
 from pcdd_core.randomness import generator
 
 WAYS = {"torch": "dense", "sparse": "sparse"}
+LIFTS = {"coordinates": "coordinates as features", "gaussian": "Gaussian occupancy"}
+DISTILLATION = {  # of shapes-1, whose clouds begin as 1,024 points of uniform scatter
+    "objective.name": "gradient_matching", "objective.distance": "layerwise_cosine", "objective.augmentation": False,
+    "lift.bandwidth_start": 0.5, "network.norm": "instance", "network.pooling": "max",
+}  # fmt: skip
 
 
 def shown(clouds: PointClouds, way: str):
@@ -36,6 +46,39 @@ def shown(clouds: PointClouds, way: str):
     if way == "torch":
         return lifts.occupancy(clouds)
     return sparse.from_points(clouds.coordinates, torch.ones_like(clouds.coordinates[:, :1]), clouds.cloud_index, len(clouds), clouds.grid)
+
+
+def memory_from_here(device: torch.device) -> int:
+    """Bytes in use now, from which on the peak is measured anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
+    return machine.peak_memory(device)
+
+
+def layers(cells: int) -> int:
+    """So many poolings leave 4^3 cells."""
+    return int(math.log2(cells)) - 2
+
+
+def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict:
+    """Some iterations: seconds of one (median of all but the first), bytes at the peak above those with only the data loaded."""
+    torch.set_num_threads(options.threads)
+    machine.keep_freed_memory()
+    changed = {"data.cells": cells, "network.backend": way, "network.layers": layers(cells), "network.width": options.width, "lift.name": lift}
+    config = override(PRESETS["shapes-1"].config, DISTILLATION | changed)
+    real = pcdd.load_data(config.data, options.data).train.to(options.device)
+    before, seconds = memory_from_here(options.device), []
+    iterations, start = distillation.distill(config, real), time.perf_counter()
+    for _ in range(1 + options.iterations):
+        next(iterations)
+        if options.device.type == "cuda":
+            torch.cuda.synchronize()
+        start, begun = time.perf_counter(), start
+        seconds.append(start - begun)
+    peak = machine.peak_memory(options.device) - before
+    return {"way": way, "lift": lift, "cells": cells, "seconds_of_an_iteration": median(seconds[1:]), "peak_memory_bytes": peak}
 
 
 def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
@@ -46,15 +89,10 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     draws, names = generator(seed, "training"), data.train.class_names
     counts = [min(options.shapes, len(members)) for members in members_per_class(data.train)]
     train, test = (part.to(options.device) for part in (data.train.select(sample(members_per_class(data.train), counts, draws, names)), data.test))
-    description = NetworkConfig(backend=way, layers=int(math.log2(cells)) - 2, width=options.width, norm="instance", pooling="max")
+    description = NetworkConfig(backend=way, layers=layers(cells), width=options.width, norm="instance", pooling="max")
     network = build_network(description, 1, train.grid, len(names), generator(seed, "network")).to(options.device)
     optimiser, seconds = torch.optim.Adam(network.parameters(), 1e-3), []
-    if options.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before = machine.peak_memory(options.device)
+    before = memory_from_here(options.device)
     for _ in range(options.epochs):
         for batch in torch.randperm(len(train), generator=draws).to(options.device).split(options.batch):
             start, chosen = time.perf_counter(), train.select(batch)
@@ -74,16 +112,37 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
-def markdown(rows: list[dict]) -> str:
-    """A line per grid and way: means over seeds."""
-    lines = [["cells", "network", "accuracy, %", "a step", "memory", "seeds"], ["---"] * 6]
+def table(lines: list[list[str]]) -> str:
+    """A table; its first line is the head."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+
+
+def training_table(rows: list[dict]) -> str:
+    """A line per grid and way of training: means over seeds."""
+    lines = [["cells", "network", "accuracy, %", "a step", "memory", "seeds"]]
     for cells, way in dict.fromkeys((row["cells"], row["way"]) for row in rows):
         found = [row for row in rows if (row["cells"], row["way"]) == (cells, way)]
         scores = [row["accuracy"] for row in found]
         spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
         step, peak = (median(row["seconds_of_a_step"] for row in found), max(row["peak_memory_bytes"] for row in found))
         lines.append([f"{cells}^3", WAYS[way], f"{mean(scores):.1f}{spread}", f"{1000 * step:.0f} ms", f"{peak / 2**20:.0f} MiB", str(len(found))])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(lines)
+
+
+def distillation_table(rows: list[dict]) -> str:
+    """A line per grid and lift: an iteration, dense and sparse."""
+    lines = [["cells", "lift", "dense", "sparse", "ratio", "memory, dense", "memory, sparse"]]
+    for cells, lift in dict.fromkeys((row["cells"], row["lift"]) for row in rows):
+        dense, ours = (next(row for row in rows if (row["cells"], row["lift"], row["way"]) == (cells, lift, way)) for way in WAYS)
+        times = [row["seconds_of_an_iteration"] for row in (dense, ours)]
+        lines.append([f"{cells}^3", LIFTS[lift], *(f"{seconds:.1f} s" for seconds in times), f"{times[0] / times[1]:.1f}",
+                      *(f"{row['peak_memory_bytes'] / 2**20:.0f} MiB" for row in (dense, ours))])  # fmt: skip
+    return table(lines)
+
+
+def markdown(record: dict) -> str:
+    """Both tables."""
+    return training_table(record["training"]) + "\n\n" + distillation_table(record["distillation"])
 
 
 def main() -> None:
@@ -96,31 +155,37 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--iterations", type=int, default=3, help="of distillation, after one that is not counted")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     options.device = machine.choose_device(options.device)
-    begun, rows, spawn = time.monotonic(), [], multiprocessing.get_context("spawn")
+    begun, trained, distilled = time.monotonic(), [], []
+
+    def apart(measure: Callable[..., dict], *what: Any) -> dict:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            row = pool.apply(measure, (*what, options))
+        print(" | ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
+        return row
+
+    for cells in options.cells:
+        distilled += [apart(distil, way, lift, cells) for lift in LIFTS for way in WAYS]
     for seed in range(options.seeds):
-        for cells in options.cells:
-            for way in WAYS:
-                with spawn.Pool(1) as pool:
-                    rows.append(pool.apply(train, (way, cells, seed, options)))
-                row = rows[-1]
-                print(f"{cells}^3 | {WAYS[way]} | seed {seed} | {row['accuracy']:.1f} % | {1000 * row['seconds_of_a_step']:.0f} ms a step | "
-                      f"{row['peak_memory_bytes'] / 2**20:.0f} MiB", flush=True)  # fmt: skip
-    settings = {key: getattr(options, key) for key in ("shapes", "epochs", "batch", "width")}
+        trained += [apart(train, way, cells, seed) for cells in options.cells for way in WAYS]
+    settings = {key: getattr(options, key) for key in ("shapes", "epochs", "batch", "width", "iterations")}
     record = {
         "command": "python benchmarks/sparse_shapes.py",
         "data": "modelnet10-voxels24",
         "settings": settings | {"norm": "instance", "pooling": "max", "optimiser": "Adam, 0.001"},
+        "distillation_settings": DISTILLATION,
         "machine": machine.describe(options.device) | {"cores": os.cpu_count(), "threads": options.threads},
         "seconds": time.monotonic() - begun,
-        "rows": rows,
+        "training": trained,
+        "distillation": distilled,
     }
     path = Path(__file__).parent / "records" / f"sparse-shapes-{options.device.type}.json"
     atomic_write_text(path, json.dumps(record, indent=1))
-    print(markdown(rows))
+    print(markdown(record))
 
 
 if __name__ == "__main__":
