@@ -43,7 +43,7 @@ demo: install
 	@echo "The executed notebook is runs/quickstart-$(DATASET).ipynb"
 
 test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
-	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 minkowski: install
 	$(BIN)/python minkowski/build.py $(call given,CUDA,--cuda) $(call given,JOBS,--jobs) $(call given,SDIST,--sdist)

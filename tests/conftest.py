@@ -1,4 +1,4 @@
-"""The hypothesis profile, and the fixtures that several test modules share."""
+"""The hypothesis profile, how `make test` shares the tests out, and the fixtures that several test modules share."""
 
 import hypothesis
 import pytest
@@ -9,6 +9,29 @@ from pcdd_core.clouds import from_list
 
 hypothesis.settings.register_profile("pcdd", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("pcdd")
+
+
+def _group(nodeid):
+    """Tests of one module stay together, and so do all that start Jupyter kernels, which can race for ports."""
+    module = nodeid.split("::")[0]
+    return "kernels" if "test_notebooks" in module or "test_live" in module else module
+
+
+def pytest_collection_modifyitems(items):
+    """What starts kernels first: it takes about half the time."""
+    items.sort(key=lambda item: _group(item.nodeid) != "kernels")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Which process of `make test` runs what: by `_group`. (`--dist loadgroup` does nothing with pytest 9.2: pytest-xdist issue 1386.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _group(nodeid)
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")
