@@ -4,7 +4,7 @@
 
 The same network (convolution, instance norm, ReLU, max pooling, as often as leaves 4^3 cells; a linear head) is computed on
 all cells (dense), or on occupied ones only (sparse). It learns to tell the shapes apart, seen as occupied cells: accuracy, time
-and memory. And it is what one cloud per class is distilled with, from scatter, by gradient matching (so with second derivatives), for both
+and memory, the sparse one with twice the channels besides. And it is what one cloud per class is distilled with, from scatter, by gradient matching (so with second derivatives), for both
 lifts: time and memory of an iteration. Each measurement is a process of its own, so peak memory, above what the data takes, is its
 own. Accuracies are those of the last epoch on the test split; nothing is chosen by them. Writes
 benchmarks/records/sparse-shapes-<device>.json and prints two tables.
@@ -33,7 +33,8 @@ from pcdd_core.networks import build_network
 from pcdd_core.presets import PRESETS
 from pcdd_core.randomness import generator
 
-WAYS = {"torch": "dense", "sparse": "sparse"}
+TRAINED = {"dense": ("torch", 1), "sparse": ("sparse", 1), "sparse, twice as wide": ("sparse", 2)}  # backend, times the width
+DISTILLED = {"dense": "torch", "sparse": "sparse"}
 LIFTS = {"coordinates": "coordinates as features", "gaussian": "Gaussian occupancy"}
 DISTILLATION = {  # of shapes-1, whose clouds begin as 1,024 points of uniform scatter
     "objective.name": "gradient_matching", "objective.distance": "layerwise_cosine", "objective.augmentation": False,
@@ -41,9 +42,9 @@ DISTILLATION = {  # of shapes-1, whose clouds begin as 1,024 points of uniform s
 }  # fmt: skip
 
 
-def shown(clouds: PointClouds, way: str):
+def shown(clouds: PointClouds, backend: str):
     """Occupied cells as the network's input: a dense grid, or their list with the feature 1."""
-    if way == "torch":
+    if backend == "torch":
         return lifts.occupancy(clouds)
     return sparse.from_points(clouds.coordinates, torch.ones_like(clouds.coordinates[:, :1]), clouds.cloud_index, len(clouds), clouds.grid)
 
@@ -66,7 +67,7 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
     """Some iterations: seconds of one (median of all but the first), bytes at the peak above those with only the data loaded."""
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
-    changed = {"data.cells": cells, "network.backend": way, "network.layers": layers(cells), "network.width": options.width, "lift.name": lift}
+    changed = {"data.cells": cells, "network.backend": DISTILLED[way], "network.layers": layers(cells), "network.width": options.width, "lift.name": lift}
     config = override(PRESETS["shapes-1"].config, DISTILLATION | changed)
     real = pcdd.load_data(config.data, options.data).train.to(options.device)
     before, seconds = memory_from_here(options.device), []
@@ -89,7 +90,8 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     draws, names = generator(seed, "training"), data.train.class_names
     counts = [min(options.shapes, len(members)) for members in members_per_class(data.train)]
     train, test = (part.to(options.device) for part in (data.train.select(sample(members_per_class(data.train), counts, draws, names)), data.test))
-    description = NetworkConfig(backend=way, layers=layers(cells), width=options.width, norm="instance", pooling="max")
+    backend, times = TRAINED[way]
+    description = NetworkConfig(backend=backend, layers=layers(cells), width=times * options.width, norm="instance", pooling="max")
     network = build_network(description, 1, train.grid, len(names), generator(seed, "network")).to(options.device)
     optimiser, seconds = torch.optim.Adam(network.parameters(), 1e-3), []
     before = memory_from_here(options.device)
@@ -97,14 +99,14 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
         for batch in torch.randperm(len(train), generator=draws).to(options.device).split(options.batch):
             start, chosen = time.perf_counter(), train.select(batch)
             optimiser.zero_grad()
-            F.cross_entropy(network(shown(chosen, way)), chosen.labels).backward()
+            F.cross_entropy(network(shown(chosen, backend)), chosen.labels).backward()
             optimiser.step()
             if options.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     peak = machine.peak_memory(options.device) - before
     with torch.no_grad():
-        right = [network(shown(test.select(part), way)).argmax(1) == test.labels[part] for part in torch.arange(len(test)).split(options.batch)]
+        right = [network(shown(test.select(part), backend)).argmax(1) == test.labels[part] for part in torch.arange(len(test)).split(options.batch)]
     accuracy = 100 * torch.cat(right).double().mean().item()
     return {
         "way": way, "cells": cells, "seed": seed, "accuracy": accuracy, "steps": len(seconds), "seconds_of_a_step": median(seconds),
@@ -125,7 +127,7 @@ def training_table(rows: list[dict]) -> str:
         scores = [row["accuracy"] for row in found]
         spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
         step, peak = (median(row["seconds_of_a_step"] for row in found), max(row["peak_memory_bytes"] for row in found))
-        lines.append([f"{cells}^3", WAYS[way], f"{mean(scores):.1f}{spread}", f"{1000 * step:.0f} ms", f"{peak / 2**20:.0f} MiB", str(len(found))])
+        lines.append([f"{cells}^3", way, f"{mean(scores):.1f}{spread}", f"{1000 * step:.0f} ms", f"{peak / 2**20:.0f} MiB", str(len(found))])
     return table(lines)
 
 
@@ -133,7 +135,7 @@ def distillation_table(rows: list[dict]) -> str:
     """A line per grid and lift: an iteration, dense and sparse."""
     lines = [["cells", "lift", "dense", "sparse", "ratio", "memory, dense", "memory, sparse"]]
     for cells, lift in dict.fromkeys((row["cells"], row["lift"]) for row in rows):
-        dense, ours = (next(row for row in rows if (row["cells"], row["lift"], row["way"]) == (cells, lift, way)) for way in WAYS)
+        dense, ours = (next(row for row in rows if (row["cells"], row["lift"], row["way"]) == (cells, lift, way)) for way in DISTILLED)
         times = [row["seconds_of_an_iteration"] for row in (dense, ours)]
         lines.append([f"{cells}^3", LIFTS[lift], *(f"{seconds:.1f} s" for seconds in times), f"{times[0] / times[1]:.1f}",
                       *(f"{row['peak_memory_bytes'] / 2**20:.0f} MiB" for row in (dense, ours))])  # fmt: skip
@@ -169,9 +171,9 @@ def main() -> None:
         return row
 
     for cells in options.cells:
-        distilled += [apart(distil, way, lift, cells) for lift in LIFTS for way in WAYS]
+        distilled += [apart(distil, way, lift, cells) for lift in LIFTS for way in DISTILLED]
     for seed in range(options.seeds):
-        trained += [apart(train, way, cells, seed) for cells in options.cells for way in WAYS]
+        trained += [apart(train, way, cells, seed) for cells in options.cells for way in TRAINED]
     settings = {key: getattr(options, key) for key in ("shapes", "epochs", "batch", "width", "iterations")}
     record = {
         "command": "python benchmarks/sparse_shapes.py",

@@ -151,7 +151,7 @@ def test_the_shapes_of_the_sparse_benchmark_are_the_same_cells_in_both_ways(monk
     torch.testing.assert_close(shown(clouds, "sparse").dense(), shown(clouds, "torch"))
     row = {"way": "sparse", "cells": 32, "seed": 0, "accuracy": 50.0, "seconds_of_a_step": 0.1, "peak_memory_bytes": 2**20}
     trained = [row, row | {"seed": 1, "accuracy": 52.0}]
-    row = {"way": "torch", "lift": "gaussian", "cells": 32, "seconds_of_an_iteration": 3.0, "peak_memory_bytes": 2**21}
+    row = {"way": "dense", "lift": "gaussian", "cells": 32, "seconds_of_an_iteration": 3.0, "peak_memory_bytes": 2**21}
     distilled = [row, row | {"way": "sparse", "seconds_of_an_iteration": 1.5, "peak_memory_bytes": 2**20}]
     table = markdown({"training": trained, "distillation": distilled})
     assert "| 32^3 | sparse | 51.0 ± 1.4 | 100 ms | 1 MiB | 2 |\n\n" in table
