@@ -9,6 +9,7 @@ from pcdd_core import clouds
 from pcdd_core.cli import main
 from pcdd_core.errors import InputError
 from pcdd_core.records import read_record
+from pcdd_core.shapes import SOLIDS
 
 NAMES = clouds.released_names()
 
@@ -21,8 +22,12 @@ def test_there_are_some():
 def test_released_set_is_the_one_of_its_record(name):
     found, record = clouds.released(name), read_record(clouds.RELEASED / f"{name}.json")
     assert len(found) == record["clouds"] and len(found.coordinates) == record["points"]
-    assert record["scored_on"].startswith("mnist, test split, 10000") and not record["machine"].get("changes")
-    assert set(found.labels.tolist()) == set(range(10)) and found.grid == (1, 28, 28)
+    solid = record["config"]["data"]["name"] == "solids"
+    assert record["scored_on"].startswith("solids, test split, 400" if solid else "mnist, test split, 10000")
+    assert not record["machine"].get("changes")
+    assert found.class_names == tuple(SOLIDS if solid else "0123456789")
+    assert set(found.labels.tolist()) == set(range(len(found.class_names)))
+    assert found.grid == ((24, 24, 24) if solid else (1, 28, 28))
 
 
 def test_unknown_name_is_refused_with_the_nearest():
