@@ -4,13 +4,14 @@
 
 The same network (convolution, instance norm, ReLU, max pooling, as often as leaves 4^3 cells; a linear head) is computed on
 all cells (dense), or on occupied ones only (sparse). It learns to tell the shapes apart, seen as occupied cells: accuracy, time
-and memory, the sparse one with twice the channels besides. And it is what one cloud per class is distilled with, from scatter, by gradient matching (so with second derivatives), for both
-lifts: time and memory of an iteration. Each measurement is a process of its own, so peak memory, above what the data takes, is its
-own. Accuracies are those of the last epoch on the test split; nothing is chosen by them. Writes
-benchmarks/records/sparse-shapes-<device>.json and prints two tables.
+and memory, the sparse one with twice the channels besides. And it is what one cloud per class is distilled with, from scatter, by
+gradient matching (so with second derivatives), for both lifts: time and memory of an iteration. Each measurement is a process of
+its own, so peak memory, above what the data takes, is its own. Accuracies are those of the last epoch on the test split; nothing
+is chosen by them. Writes benchmarks/records/sparse-shapes-<device>.json and prints two tables.
 """
 
 import argparse
+import ctypes
 import json
 import math
 import multiprocessing
@@ -54,6 +55,7 @@ def memory_from_here(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)  # else what loading the data has freed would serve unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
     return machine.peak_memory(device)
 
