@@ -1,6 +1,6 @@
 """Sparse networks beside dense ones on real shapes, on grids of 32^3 and 64^3: training, and distilling.
 
-    python benchmarks/sparse_shapes.py --data DIR        (about an hour on 2 cores; DIR holds modelnet10_voxels24)
+    python benchmarks/sparse_shapes.py --data DIR        (about half an hour; DIR holds modelnet10_voxels24)
 
 The same network (convolution, instance norm, ReLU, max pooling, as often as leaves 4^3 cells; a linear head) is computed on
 all cells (dense), or on occupied ones only (sparse). It learns to tell the shapes apart, seen as occupied cells: accuracy, time

@@ -46,6 +46,7 @@ def test_saved_tables_are_made_of_the_records(name, tmp_path, capsys):
         ("speed", "benchmarks/bench.py", "benchmarks/results/cpu.json"),
         ("sparse layers", "benchmarks/sparse_layers.py", "benchmarks/records/sparse-layers-cpu.json"),
         ("pointnet", "benchmarks/pointnet.py", "benchmarks/records/pointnet-cpu.json"),
+        ("sparse shapes", "benchmarks/sparse_shapes.py", "benchmarks/records/sparse-shapes-cpu.json"),
     ],
 )
 def test_table_is_made_of_its_record_by_the_script_that_makes_both(title, script, record, monkeypatch):
