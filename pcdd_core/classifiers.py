@@ -133,7 +133,8 @@ CLASSIFIERS = {  # name: (height, width, classes, channels) -> network
     "pointnet++": lambda height, width, classes, channels: PointNetPlusPlus(classes),
     "dgcnn": lambda height, width, classes, channels: DGCNN(classes),
 }
-OF_POINTS = ("pointnet", "pointnet++", "dgcnn")
+OF_NEIGHBOURHOODS = ("pointnet++", "dgcnn")  # of points, so how dense a cloud is changes what they see
+OF_POINTS = ("pointnet", *OF_NEIGHBOURHOODS)
 # Pixels along each side, so that after the last pooling one is left, and two in front of ResNet's last instance norms, which
 # would make a single one 0.
 SMALLEST = {"convnet": 4, "lenet": 12, "resnet18": 9, "sparse": 8}

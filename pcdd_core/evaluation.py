@@ -9,8 +9,8 @@ from torch import Tensor
 
 from . import lifts
 from .augmentation import draw_moves
-from .classifiers import OF_POINTS, Ensemble, build_classifier
-from .clouds import Grid, PointClouds, cell_centres, known_positions
+from .classifiers import OF_NEIGHBOURHOODS, OF_POINTS, Ensemble, build_classifier
+from .clouds import Grid, PointClouds, cell_centres, known_positions, resampled
 from .config import EvaluationConfig
 from .randomness import generator
 from .threads import side_by_side, threads_for
@@ -78,12 +78,16 @@ def evaluate(
 ) -> dict[str, Score]:
     """Score `training` on `test` under each protocol of `settings`: {protocol: Score}.
 
-    The protocols differ only after training, so they share the classifiers: each takes as many as it asks for.
+    The protocols differ only after training, so they share the classifiers: each takes as many as it asks for. Classifiers of
+    neighbourhoods, which reach less far where points are dense, see no more points of a test cloud, drawn at random, than the
+    largest training cloud has.
     progress is called with the fraction done and what is being done.
     """
     wanted = {name: settings.networks or PROTOCOLS[name].networks for name in settings.protocols}
     count = max(wanted.values())
     view = _view(settings, training.grid)
+    if settings.classifier in OF_NEIGHBOURHOODS:
+        test = resampled(test, test.sizes.clamp(max=int(training.sizes.max())).tolist(), generator(seed, "points of test clouds"))
     inputs, labels = view.training(training).to(device), training.targets.to(device)
     test_inputs, test_labels = view.test(test), test.labels
     ensemble = _new_ensemble(count, training, settings, seed).to(device)

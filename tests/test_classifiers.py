@@ -309,6 +309,18 @@ def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_i
     assert shapes == {"augment": images if name == "convnet" else [], "augment_points": points if name == "pointnet" else []}
 
 
+@pytest.mark.parametrize(("name", "seen"), [("pointnet", 60), ("pointnet++", 20), ("dgcnn", 20)])
+def test_classifiers_of_neighbourhoods_see_test_clouds_as_dense_as_those_they_learnt_from(name, seen, monkeypatch):
+    real = from_list([torch.rand(size, 3) * 7 for size in (60, 50, 12)], [0, 1, 2], (8, 8, 8), "abc")
+    given = from_list([torch.rand(size, 3) * 7 for size in (20, 15, 20)], [0, 1, 2], (8, 8, 8), "abc")
+    shown, convert = [], evaluation.lifts.centred_points
+    monkeypatch.setattr(evaluation.lifts, "centred_points", lambda clouds: shown.append(clouds) or convert(clouds))
+    evaluate(given, real, settings(name, projection="soft", networks=1, epochs=1), 0)
+    assert shown[0].sizes.tolist() == [20, 15, 20] and shown[1].sizes.tolist() == [seen, min(50, seen), 12]
+    for thinned, cloud in zip(shown[1], real, strict=True):
+        assert {tuple(point) for point in thinned.tolist()} <= {tuple(point) for point in cloud.tolist()}
+
+
 @ALL
 def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
     shown, labels = seen(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))), torch.arange(3)
