@@ -90,16 +90,17 @@ class PointNetPlusPlus(nn.Module):
     """PointNet++ (Qi et al. 2017) with single-scale grouping: small PointNets around ever fewer of the points.
 
     Half of the points are centres, then an eighth; each sees its up to 32 (64) nearest neighbours within 0.2 (0.4) of half the grid's
-    side. Norms are instance norms, over a cloud's groups, and there is no dropout.
+    side. Norms are instance norms, over a cloud's groups, and behind the last maximum, as in `PointNet`, a layer norm; no dropout.
     """
 
     def __init__(self, classes: int):
         super().__init__()
         self.groupings = ((2, 0.2, 32), (4, 0.4, 64))  # of the points before: one centre for so many, radius, neighbours
         self.stages = nn.ModuleList(
-            SharedPerceptron(widths) for widths in ((3, 64, 64, 128), (3 + 128, 128, 128, 256), (3 + 256, 256, 512, 1024))
+            SharedPerceptron(widths) for widths in ((3, 64, 64, 128), (3 + 128, 128, 128, 256), (3 + 256, 256, 512))
         )
-        self.head = nn.Sequential(perceptron(1024, 512, 256, norm=True), nn.Linear(256, classes))
+        self.last = nn.Linear(512, 1024)  # a norm over a cloud's points here would leave the same maximum to all clouds
+        self.head = nn.Sequential(nn.LayerNorm(1024), nn.ReLU(), perceptron(1024, 512, 256, norm=True), nn.Linear(256, classes))
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
@@ -116,15 +117,15 @@ class PointNetPlusPlus(nn.Module):
             features = stage(grouped.flatten(1, 2), chosen.repeat_interleave(neighbours.shape[2], 1))
             features = features.unflatten(1, neighbours.shape[1:]).amax(2)
             places, present = around, chosen
-        features = self.stages[-1](torch.cat([places, features], -1), present)  # 0 or more, so the 0 of padding is no maximum
-        return self.head((features * present[..., None]).amax(1))
+        features = self.last(self.stages[-1](torch.cat([places, features], -1), present))
+        return self.head(features.masked_fill(~present[..., None], -torch.inf).amax(1))
 
 
 class DGCNN(nn.Module):
     """The dynamic graph network of Wang et al. 2019: every layer looks at each point's neighbours among the features of the last one.
 
     Four layers of width 64-64-128-256 with 20 neighbours, of all of them together one of 1024, its maximum and mean over the
-    points, layers 512-256. Norms, instance norms, are behind the maximum over neighbours; there is no dropout. What a layer
+    points, layers 512-256. Norms are behind the maxima: over neighbours instance norms, over points a layer norm; no dropout. What a layer
     makes of a neighbour, a weight times its difference and a weight times the point itself, is linear, so it is computed per point.
     """
 
@@ -134,8 +135,8 @@ class DGCNN(nn.Module):
         self.of_neighbours = nn.ModuleList(nn.Linear(before, after, bias=False) for before, after in pairwise(widths))
         self.of_points = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.norms = nn.ModuleList(PointNorm(channels) for channels in widths[1:])
-        self.together = SharedPerceptron((sum(widths[1:]), 1024))
-        self.head = nn.Sequential(perceptron(2048, 512, 256, norm=True), nn.Linear(256, classes))
+        self.together = nn.Linear(sum(widths[1:]), 1024)
+        self.head = nn.Sequential(nn.LayerNorm(2048), nn.LeakyReLU(0.2), perceptron(2048, 512, 256, norm=True), nn.Linear(256, classes))
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
@@ -149,9 +150,9 @@ class DGCNN(nn.Module):
             edges = _rows(theirs, neighbours).amax(2) - theirs + of_points(features)
             features = F.leaky_relu(norm(edges.transpose(1, 2), present[:, None].to(edges)), 0.2).transpose(1, 2)
             all_features.append(features)
-        features = self.together(torch.cat(all_features, -1), present) * present[..., None]
-        mean = features.sum(1) / present.sum(1, keepdim=True)
-        return self.head(torch.cat([features.amax(1), mean], -1))
+        features, absent = self.together(torch.cat(all_features, -1)), ~present[..., None]
+        mean = features.masked_fill(absent, 0).sum(1) / present.sum(1, keepdim=True)
+        return self.head(torch.cat([features.masked_fill(absent, -torch.inf).amax(1), mean], -1))
 
 
 class SharedPerceptron(nn.Module):

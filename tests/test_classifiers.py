@@ -216,8 +216,7 @@ def test_dgcnn_equals_a_loop_over_the_edges_of_its_graphs(random_clouds, sizes):
             rows = nn.functional.instance_norm(torch.stack(edges).T[None])[0].T
             features = nn.functional.leaky_relu(rows * norm.weight + norm.bias, 0.2)
             layers.append(features)
-        rows = network.together.layers[0](torch.cat(layers, 1))
-        rows = nn.functional.instance_norm(rows.T[None])[0].T.relu()
+        rows = network.together(torch.cat(layers, 1))
         torch.testing.assert_close(logits, network.head(torch.cat([rows.amax(0), rows.mean(0)])[None])[0], rtol=1e-7, atol=1e-9)
 
 
@@ -243,7 +242,7 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds):
         hidden = torch.cat([where, features], 1)
         for layer, norm in zip(network.stages[-1].layers, network.stages[-1].norms, strict=True):
             hidden = nn.functional.instance_norm(layer(hidden).T[None], weight=norm.weight, bias=norm.bias)[0].T.relu()
-        torch.testing.assert_close(logits, network.head(hidden.amax(0)[None])[0], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(logits, network.head(network.last(hidden).amax(0)[None])[0], rtol=1e-7, atol=1e-9)
 
 
 def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
