@@ -862,5 +862,5 @@ def test_make_minkowski_hands_on_its_variables(make):
 @pytest.mark.parametrize("choice", ["yes", "no"])
 def test_make_test_builds_minkowski_first_unless_told_not_to(make, choice):
     *before, tests = make("test", f"MINKOWSKI={choice}")
-    assert f"PCDD_TEST_MINKOWSKI={choice}" in tests and tests[-1] == "pytest"
+    assert f"PCDD_TEST_MINKOWSKI={choice}" in tests and "pytest" in tests
     assert ([".venv/bin/python", "minkowski/build.py"] in before) == (choice == "yes")
