@@ -227,10 +227,11 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constraine
 styles = {"from scatter": "o-", "from real ones": "s-", "split, from scatter": "D-"}
 for kind, group in scores.groupby("set"):
     means = group.groupby("per class").accuracy.mean()
-    left.plot(means.index, means, styles.get(kind, "x:"), label=kind, markersize=4)
+    look = {"color": f"C{KINDS.index(kind)}", "markersize": 4}
+    left.plot(means.index, means, styles.get(kind, "x:"), label=kind, **look)
     spent = group.dropna(subset="seconds").groupby("per class").seconds.mean() / 60
     if len(spent):
-        right.plot(spent.index, spent, styles.get(kind, "x:"), label=kind, markersize=4)
+        right.plot(spent.index, spent, styles.get(kind, "x:"), **look)
 for record in ceiling:
     left.axhline(record["scores"]["standard"]["mean"], color="grey", linewidth=0.8, label="all real shapes")
 for panel, label in ((left, "accuracy on the test shapes, %"), (right, "minutes to distil")):
