@@ -261,8 +261,9 @@ pd.DataFrame(rows, columns=["compared", "accuracy", "minutes"]).groupby("compare
 # %% [markdown]
 # ## 8. Seen by other networks
 #
-# The clouds were moved by what PointNets see, each point by itself. PointNet++ and DGCNN look at neighbourhoods as well: do they
-# learn from the same 8 clouds of 128 points? One network, 100 epochs (so not to be held against the table of PointNets above).
+# The clouds were moved by what PointNets see, each point by itself. DGCNN looks at neighbourhoods as well: does it learn from the
+# same 8 clouds of 128 points? (Test clouds are thinned for it to as many points.) One network, 100 epochs, so not to be held against
+# the table of PointNets above.
 
 # %%
 seen = pcdd.finished([cell for cell in cells if cell.config.evaluation.classifier != "pointnet"])
