@@ -169,11 +169,6 @@ class Ensemble(nn.Module):
         copies = zip(*(parameter.unbind() for parameter in self.stacked))
         return torch.stack([one(parameters, seen) for parameters, seen in zip(copies, inputs)])
 
-    @torch.no_grad()
-    def predict(self, inputs: Tensor) -> Tensor:
-        """The most likely class: (networks, clouds)."""
-        return self(inputs).argmax(-1)
-
     def split(self, most: int) -> list["Ensemble"]:
         """At most so many ensembles of equally many of these networks, in order, for a thread each; their weights stay these."""
         shares = []

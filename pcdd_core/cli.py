@@ -10,7 +10,7 @@ import sys
 
 from . import commands
 from .config import described_settings
-from .errors import DistillationFailed, InputError
+from .errors import InputError, RunFailed
 
 DESCRIPTION = """\
 Distil a labelled set of point clouds into a few synthetic clouds by moving their points.
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"pcdd: {error}", file=sys.stderr)
         return 2
-    except DistillationFailed as error:
+    except RunFailed as error:
         print(f"pcdd: the run failed at {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

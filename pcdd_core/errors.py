@@ -1,4 +1,4 @@
-"""The ways in which a run can end early: the input is wrong, its folder is in use, or the distillation has failed."""
+"""The ways in which a run can end early: the input is wrong, its folder is in use, or it has produced numbers that are none."""
 
 import difflib
 from collections.abc import Iterable
@@ -19,12 +19,20 @@ class FolderInUse(InputError):
     """Another process is running in the folder of a run."""
 
 
-class DistillationFailed(RuntimeError):
+class RunFailed(RuntimeError):
+    """Numbers came up that cannot be continued from; the message says when, what, and why."""
+
+
+class DistillationFailed(RunFailed):
     """The distillation produced numbers that cannot be continued from; the message says when and why."""
 
     def __init__(self, iteration: int, what: str, likely_cause: str):
         super().__init__(f"iteration {iteration}: {what}; likely cause: {likely_cause}")
         self.iteration, self.what, self.likely_cause = iteration, what, likely_cause
+
+
+class EvaluationFailed(RunFailed):
+    """The training of a classifier diverged, so that there is no score; the message says when."""
 
 
 def nearest_names(name: str, valid: Iterable[str]) -> str:

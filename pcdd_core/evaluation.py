@@ -12,6 +12,7 @@ from .augmentation import draw_moves
 from .classifiers import OF_NEIGHBOURHOODS, OF_POINTS, Ensemble, build_classifier
 from .clouds import Grid, PointClouds, cell_centres, known_positions, resampled
 from .config import EvaluationConfig
+from .errors import EvaluationFailed
 from .randomness import generator
 from .threads import side_by_side, threads_for
 
@@ -81,7 +82,7 @@ def evaluate(
     The protocols differ only after training, so they share the classifiers: each takes as many as it asks for. Classifiers of
     neighbourhoods, which reach less far where points are dense, see no more points of a test cloud, drawn at random, than the
     largest training cloud has.
-    progress is called with the fraction done and what is being done.
+    progress is called with the fraction done and what is being done. Raises EvaluationFailed if a classifier's training diverges.
     """
     wanted = {name: settings.networks or PROTOCOLS[name].networks for name in settings.protocols}
     count = max(wanted.values())
@@ -92,7 +93,7 @@ def evaluate(
     test_inputs, test_labels = view.test(test), test.labels
     ensemble = _new_ensemble(count, training, settings, seed).to(device)
     shares = ensemble.split(threads_for(inputs.device))
-    _train(shares, inputs, labels, view.augment, settings.epochs, settings.batch, seed, lambda f: progress(f, "training classifiers"))
+    _train(shares, inputs, labels, view.augment, settings, seed, lambda f: progress(f, "training classifiers"))
     scores = {}
     for name, networks in wanted.items():
         correct = torch.zeros(networks, device=device)
@@ -101,7 +102,10 @@ def evaluate(
             shown = seen.expand(networks, *seen.shape)
             if PROTOCOLS[name].augment_test:
                 shown = view.augment(shown, generator(seed, "test augmentation", batch))
-            predicted = ensemble.predict(shown)
+            with torch.no_grad():
+                logits = ensemble(shown)
+            _refuse_non_finite(logits, "scoring", settings)  # whose largest would else be the first class
+            predicted = logits.argmax(-1)
             correct += (predicted == test_labels[chosen].to(device)).sum(1)
             progress(min((batch + 1) * TEST_BATCH / len(test), 1.0), f"testing ({name} protocol)")
         accuracies = (100 * correct / len(test)).tolist()
@@ -189,28 +193,37 @@ def _train(
     inputs: Tensor,
     labels: Tensor,
     augment: Callable[[Tensor, torch.Generator], Tensor],
-    epochs: int,
-    batch: int,
+    settings: EvaluationConfig,
     seed: int,
     progress: Callable[[float], None],
 ) -> None:
     """SGD 0.01, momentum 0.9, weight decay 5e-4; a tenth of the step size, with fresh momentum, after half the epochs."""
     sizes = [len(share.stacked[0]) for share in shares]
 
-    def step(number: int, seen: Tensor, right: Tensor) -> None:
+    def step(number: int, seen: Tensor, right: Tensor) -> Tensor:
         loss = F.cross_entropy(shares[number](seen).flatten(0, 1), right.flatten(0, 1), reduction="sum") / seen.shape[1]
         optimisers[number].zero_grad()
         loss.backward()
         optimisers[number].step()
+        return loss.detach()
 
     with side_by_side(len(shares)) as calls:
-        for epoch in range(epochs):
-            if epoch in (0, epochs // 2 + 1):
-                settings = {"lr": 0.01 if epoch == 0 else 0.001, "momentum": 0.9, "weight_decay": 5e-4}
-                optimisers = [torch.optim.SGD(share.parameters(), **settings) for share in shares]
+        for epoch in range(settings.epochs):
+            if epoch in (0, settings.epochs // 2 + 1):
+                descent = {"lr": 0.01 if epoch == 0 else 0.001, "momentum": 0.9, "weight_decay": 5e-4}
+                optimisers = [torch.optim.SGD(share.parameters(), **descent) for share in shares]
             draws = generator(seed, "evaluation epoch", epoch)
             order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1).to(inputs.device)
-            for chosen in order.split(batch, dim=1):
+            for chosen in order.split(settings.batch, dim=1):
                 seen, right = augment(inputs[chosen], draws), labels[chosen]
-                calls(step, range(len(shares)), seen.split(sizes), right.split(sizes))
-            progress((epoch + 1) / epochs)
+                losses = calls(step, range(len(shares)), seen.split(sizes), right.split(sizes))
+            _refuse_non_finite(torch.stack(losses), f"epoch {epoch} of training classifiers", settings)
+            progress((epoch + 1) / settings.epochs)
+
+
+def _refuse_non_finite(values: Tensor, when: str, settings: EvaluationConfig) -> None:
+    if not values.isfinite().all():
+        raise EvaluationFailed(
+            f"{when}: what the classifier '{settings.classifier}' computes is {values[~values.isfinite()][0]}; likely cause: its "
+            "training diverged on these clouds (another evaluation.classifier may not)"
+        )

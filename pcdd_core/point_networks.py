@@ -90,7 +90,9 @@ class PointNetPlusPlus(nn.Module):
     """PointNet++ (Qi et al. 2017) with single-scale grouping: small PointNets around ever fewer of the points.
 
     Half of the points are centres, then an eighth; each sees its up to 32 (64) nearest neighbours within 0.2 (0.4) of half the grid's
-    side. Norms are instance norms, over a cloud's groups, and behind the last maximum, as in `PointNet`, a layer norm; no dropout.
+    side, and as much farther as points of a surface lie farther apart in a cloud that has not the 1,024 this is meant for: at 128
+    points most centres would be alone, and the norms would blow up what is left. Where neighbours are is told in these radii. Norms
+    are instance norms, over a cloud's groups, and behind the last maximum, as in `PointNet`, a layer norm; no dropout.
     """
 
     def __init__(self, classes: int):
@@ -105,13 +107,14 @@ class PointNetPlusPlus(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
         places, present, features = points[..., :3], _present(points), None
+        wider = (1024 / present.sum(1)).sqrt()[:, None, None]
         for (share, radius, most), stage in zip(self.groupings, self.stages):
             centres, chosen = farthest_points(places, present, -(-places.shape[1] // share))
             around = _rows(places, centres)
             neighbours, distances = nearest(around, places, present, most)
-            close = distances <= radius**2
-            neighbours = torch.where(close, neighbours, centres[..., None])
-            grouped = _rows(places, neighbours) - around[:, :, None]
+            reach = radius * wider
+            neighbours = torch.where(distances <= reach**2, neighbours, centres[..., None])
+            grouped = (_rows(places, neighbours) - around[:, :, None]) / reach[..., None]
             if features is not None:
                 grouped = torch.cat([grouped, _rows(features, neighbours)], -1)
             features = stage(grouped.flatten(1, 2), chosen.repeat_interleave(neighbours.shape[2], 1))

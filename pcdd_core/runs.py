@@ -30,7 +30,7 @@ from .clouds import PointClouds, save
 from .config import Config
 from .datasets import Splits
 from .distillation import Step, distill, initial_clouds
-from .errors import DistillationFailed, InputError
+from .errors import DistillationFailed, InputError, RunFailed
 from .evaluation import evaluate
 from .files import LOCK, atomic_write, atomic_write_text, refuse_file_in_the_way, sole_user
 from .health import Health
@@ -64,7 +64,7 @@ def run(
 
     data: folder of the real data, see `datasets.load`. device: see `machine.choose_device`.
     resume goes on from the last checkpoint, bit for bit on the same CPU; overwrite starts a finished or unfinished run
-    afresh. A run that diverges is recorded as that before DistillationFailed is raised. Raises FolderInUse while another
+    afresh. A run that diverges is recorded as that before RunFailed is raised. Raises FolderInUse while another
     process runs in the same folder. progress: where to tell how far it is (default: bars). Started by `torchrun`, its
     processes share the classes, see `ranks`; the first one alone writes, and scores.
     """
@@ -116,16 +116,15 @@ def _run(
         progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
         trajectory, labels, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
-    except DistillationFailed as failure:
+        distilled = initial_clouds(config, splits.train).with_coordinates(torch.from_numpy(trajectory["coordinates"][-1]))
+        distilled = replace(distilled, label_probabilities=labels)
+        save(distilled, folder / "clouds.npz")
+        figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
+        scored = _score(distilled, splits, config, place, progress)
+    except RunFailed as failure:
         record |= {"health": f"failed at {failure}", "scores": {}}
         atomic_write_text(folder / "record.json", as_json(record))
         raise
-    distilled = initial_clouds(config, splits.train).with_coordinates(torch.from_numpy(trajectory["coordinates"][-1]))
-    distilled = replace(distilled, label_probabilities=labels)
-    save(distilled, folder / "clouds.npz")
-    figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
-
-    scored = _score(distilled, splits, config, place, progress)
     record |= {
         "health": health or "moving",
         **averages(folder / "steps.jsonl"),

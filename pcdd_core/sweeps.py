@@ -15,7 +15,7 @@ from typing import Any
 from . import records, runs
 from .clouds import released, resampled
 from .coresets import BASELINES
-from .errors import DistillationFailed, EngineMissing, FolderInUse, InputError
+from .errors import EngineMissing, FolderInUse, InputError, RunFailed
 from .experiments import Cell
 from .randomness import generator
 
@@ -67,7 +67,7 @@ def obtain(
 ) -> list[dict[str, Any]]:
     """The records of the cells, in their order: read where they exist, else made here, one run after another.
 
-    A run whose distillation diverged has a record that says so. Cells that need MinkowskiEngine where it is not installed
+    A run that diverged, in distillation or scoring, has a record that says so. Cells that need MinkowskiEngine where it is not installed
     are left out, and that is said.
     """
     found = records.find_records(default_places(runs_folder))
@@ -81,8 +81,10 @@ def obtain(
         except EngineMissing as error:
             left_out[str(error)] = left_out.get(str(error), 0) + 1
             continue
-        except DistillationFailed as error:
+        except RunFailed as error:
             print(f"failed at {error}")
+            if cell.baseline:  # which leaves no record
+                continue
         found[cell.identity] = folder
     for reason, count in left_out.items():
         print(f"{count} runs left out: {reason}")
@@ -229,7 +231,7 @@ def _work(cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict
             time.sleep(1)
         except InputError as error:
             return str(error)
-        except DistillationFailed as error:
+        except RunFailed as error:
             return f"failed at {error}"
 
 

@@ -220,19 +220,23 @@ def test_dgcnn_equals_a_loop_over_the_edges_of_its_graphs(random_clouds, sizes):
         torch.testing.assert_close(logits, network.head(torch.cat([rows.amax(0), rows.mean(0)])[None])[0], rtol=1e-7, atol=1e-9)
 
 
-def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds):
-    network, sizes = PointNetPlusPlus(classes=3).double(), [16, 16]
-    clouds = random_clouds(sizes, SOLID, seed=3)
-    places = centred_points(clouds)
-    for cloud, logits in zip(places, network(places), strict=True):
-        features, where = None, cloud
+@pytest.mark.parametrize("sizes", [[64, 64], [64, 33, 20], [300, 90]])
+def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
+    network = PointNetPlusPlus(classes=3).double()
+    clouds, alone = random_clouds(sizes, SOLID, seed=3), []
+    middle = torch.tensor([cells / 2 for cells in SOLID])
+    for cloud, logits in enumerate(network(centred_points(clouds))):
+        where, features, room = (clouds[cloud] - middle) / (max(SOLID) / 2), None, max(sizes)
         for (share, radius, most), stage in zip(network.groupings, network.stages, strict=False):
-            centres = farthest_points(where[None], torch.ones(1, len(where), dtype=torch.bool), len(where) // share)[0][0]
-            groups = []
+            reach, centre_room = radius * (1024 / sizes[cloud]) ** 0.5, -(-room // share)
+            everywhere = torch.ones(1, len(where), dtype=torch.bool)
+            centres, groups = farthest_points(where[None], everywhere, min(len(where), centre_room))[0][0], []
             for centre in where[centres]:
-                near = [n for n in (where - centre).norm(dim=1).argsort().tolist()[:most] if (where[n] - centre).norm() <= radius]
-                rows = [torch.cat([where[n] - centre, *([] if features is None else [features[n]])]) for n in near]
-                groups.append(torch.stack(rows + [rows[0]] * (min(most, len(where)) - len(rows))))  # the nearest is the centre itself
+                near = [n for n in (where - centre).norm(dim=1).argsort().tolist()[:most] if (where[n] - centre).norm() <= reach]
+                rows = [torch.cat([(where[n] - centre) / reach, *([] if features is None else [features[n]])]) for n in near]
+                alone.append(len(rows) < min(most, len(where)))
+                groups.append(torch.stack(rows + [rows[0]] * (min(most, room) - len(rows))))  # the nearest is the centre itself
+            room = centre_room
             hidden = torch.stack(groups)
             for layer, norm in zip(stage.layers, stage.norms, strict=True):
                 rows = layer(hidden)
@@ -242,7 +246,8 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds):
         hidden = torch.cat([where, features], 1)
         for layer, norm in zip(network.stages[-1].layers, network.stages[-1].norms, strict=True):
             hidden = nn.functional.instance_norm(layer(hidden).T[None], weight=norm.weight, bias=norm.bias)[0].T.relu()
-        torch.testing.assert_close(logits, network.head(network.last(hidden).amax(0)[None])[0], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(logits, network.head(network.last(hidden).amax(0)[None])[0], rtol=1e-5, atol=1e-7)  # norms amplify rounding
+    assert any(alone)  # some see fewer than they could
 
 
 def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
@@ -437,8 +442,3 @@ def test_training_a_share_trains_these_networks_and_no_others():
         assert torch.equal(old[:2], new[:2]) and not torch.equal(old[2], new[2])
 
 
-def test_predict_is_the_most_likely_class_of_every_network():
-    networks, inputs = classifiers(2), images(2, 6)
-    expected = torch.stack([network(own).argmax(1) for network, own in zip(networks, inputs)])
-    assert torch.equal(Ensemble(networks).predict(inputs), expected)
-    assert len(expected.unique()) > 1  # else any constant would do

@@ -12,7 +12,7 @@ from pcdd_core import evaluation
 from pcdd_core.clouds import PointClouds, cell_centres, from_list
 from pcdd_core.config import EvaluationConfig
 from pcdd_core.coresets import BASELINES, herding, random
-from pcdd_core.errors import InputError
+from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.evaluation import PROTOCOLS, Score, augment, evaluate, project, soft_project
 from pcdd_core.randomness import generator
 
@@ -245,6 +245,33 @@ def test_an_error_in_a_thread_is_raised_and_threads_are_as_before(threads, one_p
     with pytest.raises(RuntimeError):
         evaluate(one_per_class, one_per_class, settings(networks=2), 0)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_training_that_diverges_is_refused_in_its_epoch_instead_of_scored(networks, threads, one_per_class, monkeypatch):
+    threads(2)
+    build, begun = evaluation.build_classifier, []
+
+    def last_one_explodes(*kind):
+        network = build(*kind)
+        begun.append(network)
+        with torch.no_grad():
+            for parameter in network.parameters() if len(begun) == networks else ():
+                parameter.mul_(1e30)
+        return network
+
+    monkeypatch.setattr(evaluation, "build_classifier", last_one_explodes)
+    with pytest.raises(EvaluationFailed, match=r"epoch 0 of training.*'convnet' computes is (nan|inf).*diverged"):
+        evaluate(one_per_class, one_per_class, settings(networks=networks), 0)
+
+
+def test_scores_that_are_no_numbers_are_refused(one_per_class, monkeypatch):
+    def last_step_explodes(shares, *rest):
+        shares[0].stacked[0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(evaluation, "_train", last_step_explodes)
+    with pytest.raises(EvaluationFailed, match="^scoring: what the classifier 'convnet' computes is nan"):
+        evaluate(one_per_class, one_per_class, settings(networks=1), 0)
 
 
 def test_learned_labels_are_what_classifiers_learn(real_test_clouds):

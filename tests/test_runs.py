@@ -20,7 +20,7 @@ from tiny import files, pcdd
 from pcdd_core import clouds, runs
 from pcdd_core.config import from_dict, identity, to_dict
 from pcdd_core.distillation import initial_clouds
-from pcdd_core.errors import InputError
+from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.objectives import DISTANCES
 from pcdd_core.records import read_record, read_trajectory, table
 from pcdd_core.runs import RUN_FILES
@@ -457,6 +457,18 @@ def failed(tmp_path, monkeypatch, capsys) -> Path:
     message = capsys.readouterr().err
     assert message.startswith("pcdd: the run failed at iteration 1:") and "likely cause" in message
     return tmp_path / "failed"
+
+
+def test_a_run_whose_classifiers_diverge_keeps_its_clouds_and_has_no_score(tmp_path, monkeypatch, capsys):
+    def diverging(*all):
+        raise EvaluationFailed("epoch 3 of training classifiers: no numbers")
+
+    monkeypatch.setattr(runs, "evaluate", diverging)
+    assert distill(tmp_path / "run") == 1
+    assert capsys.readouterr().err.startswith("pcdd: the run failed at epoch 3 of training classifiers")
+    record = read_record(tmp_path / "run")
+    assert record["health"].startswith("failed at epoch 3 of training classifiers") and record["scores"] == {}
+    assert len(clouds.load(tmp_path / "run" / "clouds.npz")) == 10
 
 
 def test_run_that_fails_is_recorded_as_failed(failed):

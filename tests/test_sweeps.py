@@ -19,7 +19,7 @@ from pcdd_core.classifiers import CLASSIFIERS, OF_POINTS
 from pcdd_core.clouds import load, released
 from pcdd_core.config import override, to_dict
 from pcdd_core.coresets import BASELINES
-from pcdd_core.errors import EngineMissing, FolderInUse, InputError
+from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
 from pcdd_core.experiments import INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
 from pcdd_core.files import sole_user
 from pcdd_core.presets import PRESETS, preset
@@ -234,6 +234,17 @@ def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, ca
     monkeypatch.setattr(sweeps, "run_cell", missing)
     assert obtain(cells(), tmp_path / "runs") == []
     assert "left out: MinkowskiEngine is not installed" in capsys.readouterr().out
+
+
+def test_scoring_that_fails_is_told_and_leaves_a_record_of_a_run_and_none_of_a_baseline(tmp_path, capsys, monkeypatch):
+    def diverging(*_):
+        raise EvaluationFailed("scoring: no numbers")
+
+    monkeypatch.setattr(runs, "evaluate", diverging)
+    (cell,) = cells(seeds=1)
+    (record,) = obtain([dataclasses.replace(cell, baseline="random"), cell], tmp_path / "runs")
+    assert record["health"] == "failed at scoring: no numbers" and record["name"] == "quickstart"
+    assert capsys.readouterr().out.count("failed at scoring: no numbers") == 2
 
 
 def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
