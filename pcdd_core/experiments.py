@@ -150,6 +150,13 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"objective.name": "distribution_matching"},
     {"objective.name": "sorted_feature_matching", "network.width": 256},
     {"optimiser.turn_step_size": 0.02},
+    *(  # by networks on a grid of cells: those that are not empty, and all
+        {
+            "lift.name": "gaussian", "lift.bandwidth_start": 1.5, "network.backend": backend, "network.width": 64,
+            "network.norm": "instance", "network.pooling": "average", "schedule.iterations": 300,
+        }  # fmt: skip
+        for backend in ("sparse", "torch")
+    ),
 )
 OTHER_POINT_NETWORKS = tuple(  # which take longer than PointNet
     {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100} for kind in ("pointnet++", "dgcnn")
@@ -170,7 +177,7 @@ def _best(scale: str) -> Variants:
 
 
 def _shapes(scale: str) -> Variants:
-    """From scatter, from real clouds, and the same points in more clouds; for one per class the objectives, and clouds that turn."""
+    """From scatter, from real clouds, and the same points in more clouds; for one per class the objectives, clouds that turn, grids."""
     variants = []
     for count in SHAPES_PER_CLASS:
         variants += [(f"shapes-{count}", {}), (f"shapes-{count}", {"clouds.initialisation": "real"}), (f"shapes-{count}-split", {})]
