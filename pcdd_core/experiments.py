@@ -145,7 +145,7 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 SHAPES_PER_CLASS = (1, 3, 10)
-FEW_POINTS = 1024 // SPLIT_INTO  # of a cloud: as of the split sets
+FEWER_POINTS = (256, 128)  # of a cloud than 1024
 SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"objective.name": "gradient_matching", "objective.distance": "layerwise_cosine_of_weights"},
     {"objective.name": "distribution_matching"},
@@ -182,7 +182,7 @@ def _shapes(scale: str) -> Variants:
     variants = []
     for count in SHAPES_PER_CLASS:
         variants += [(f"shapes-{count}", {}), (f"shapes-{count}", {"clouds.initialisation": "real"}), (f"shapes-{count}-split", {})]
-    variants += [(f"shapes-{count}", {"clouds.points_per_cloud": FEW_POINTS}) for count in SHAPES_PER_CLASS]
+    variants += [(f"shapes-{count}", {"clouds.points_per_cloud": few}) for count in SHAPES_PER_CLASS for few in FEWER_POINTS]
     variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
     return variants + [("shapes-1-split", seen_by) for seen_by in OTHER_POINT_NETWORKS]
 
@@ -227,9 +227,9 @@ BESIDE_OTHERS: dict[str, Beside] = {
     ),
     "shapes": (
         *((f"shapes-{count}", {}, baseline) for count in SHAPES_PER_CLASS for baseline in ("random", "herding", "k_center")),
-        *((f"shapes-{count}", {}, f"herding:{FEW_POINTS}") for count in SHAPES_PER_CLASS),
-        *((f"shapes-{count}-split", {}, f"random:{FEW_POINTS}") for count in SHAPES_PER_CLASS),
-        *(("shapes-1-split", seen_by, f"random:{FEW_POINTS}") for seen_by in OTHER_POINT_NETWORKS),
+        *((f"shapes-{count}", {}, f"herding:{few}") for count in SHAPES_PER_CLASS for few in FEWER_POINTS),
+        *((f"shapes-{count}-split", {}, f"random:{1024 // SPLIT_INTO}") for count in SHAPES_PER_CLASS),
+        *(("shapes-1-split", seen_by, f"random:{1024 // SPLIT_INTO}") for seen_by in OTHER_POINT_NETWORKS),
         ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, "whole"),
     ),
     "architectures": tuple(
