@@ -440,5 +440,3 @@ def test_training_a_share_trains_these_networks_and_no_others():
     waiting.backward()
     for old, new in zip(before, ensemble.stacked, strict=True):
         assert torch.equal(old[:2], new[:2]) and not torch.equal(old[2], new[2])
-
-
