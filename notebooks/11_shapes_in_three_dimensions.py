@@ -176,12 +176,13 @@ for name, clouds in candidates.items():
 #
 # - *from scatter*: whole clouds of 1,024 points, from noise. *From real ones*: the same, begun at random real shapes.
 # - *split*: as many points, but eight times as many clouds of 128 points. A PointNet does not need 1,024 points to know a
-#   chair; it needs to see more chairs (the idea of 3DDP, 2026).
+#   chair; it needs to see more chairs (the idea of 3DDP, 2026). *Random real ones* are 128 points each of as many real shapes, and
+#   where *split, from real ones* begins.
 # - *256 points*: as many clouds as in the first row, each with a quarter of the points.
 # - *random*, *herding*, *k-center*: real shapes as many; the last two chosen by what a PointNet knows that was trained on all.
 
 # %%
-KINDS = ["from scatter", "256 points, from scatter", "from real ones", "split, from scatter", "split, random real ones", "random", "herding", "k-center"]
+KINDS = ["from scatter", "256 points, from scatter", "from real ones", "split, from scatter", "split, from real ones", "split, random real ones", "random", "herding", "k-center"]
 
 
 def row_of(record):
@@ -191,11 +192,12 @@ def row_of(record):
         if record["name"].endswith("points"):
             return "split, random real ones", int(count) // 8
         return kind.replace("_", "-"), int(count)
+    begun = "from real ones" if record["config"]["clouds"]["initialisation"] == "real" else "from scatter"
     if record["name"].endswith("split"):
-        return "split, from scatter", int(count)
+        return f"split, {begun}", int(count)
     if record["config"]["clouds"]["points_per_cloud"] == 256:
-        return "256 points, from scatter", int(count)
-    return "from real ones" if record["config"]["clouds"]["initialisation"] == "real" else "from scatter", int(count)
+        return f"256 points, {begun}", int(count)
+    return begun, int(count)
 
 
 cells = pcdd.experiment("shapes", "paper", seeds=3)

@@ -181,7 +181,8 @@ def _shapes(scale: str) -> Variants:
     """From scatter, from real clouds, the same points in more clouds, fewer points in as many clouds; for one per class the objectives, clouds that turn, grids."""
     variants = []
     for count in SHAPES_PER_CLASS:
-        variants += [(f"shapes-{count}", {}), (f"shapes-{count}", {"clouds.initialisation": "real"}), (f"shapes-{count}-split", {})]
+        for name in (f"shapes-{count}", f"shapes-{count}-split"):
+            variants += [(name, {}), (name, {"clouds.initialisation": "real"})]
     variants += [(f"shapes-{count}", {"clouds.points_per_cloud": few}) for count in SHAPES_PER_CLASS for few in FEWER_POINTS]
     variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
     return variants + [("shapes-1-split", seen_by) for seen_by in OTHER_POINT_NETWORKS]
