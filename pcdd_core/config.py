@@ -82,6 +82,10 @@ class LiftConfig:
         "gaussian: the same at the first iteration; null: as at the last. Near 1 a wide point shows about as much as one "
         "cell; at 6 several times as much, which is lost when points become narrow, and leaves holes",
     )
+    closed: bool = setting(
+        False, "gaussian: what of a point would lie beyond the grid is in its outermost cells; else it is lost, and points that are "
+        "not wanted hide at the grid's edge, above all in the corners of three dimensions",
+    )
     hard_from: Annotated[float, Field(ge=0, le=1)] = setting(
         1.0,
         "gaussian: from this fraction of the run on, cells show 0 or 1, as they are scored, with the Gaussian's gradient; "

@@ -310,7 +310,7 @@ def lift_at(config: Config, iteration: int, real: bool = False) -> Callable[[Poi
     saturation = lifts.annealed(progress, config.lift.saturation_start or config.lift.saturation, config.lift.saturation)
     hard = iteration >= config.lift.hard_from * config.schedule.iterations
     occupancy = lifts.straight_through_occupancy if hard else lifts.gaussian_occupancy
-    return partial(occupancy, bandwidth=bandwidth, saturation=saturation)
+    return partial(occupancy, bandwidth=bandwidth, saturation=saturation, closed=config.lift.closed)
 
 
 def draw_network(config: Config, real: PointClouds, number: int) -> nn.Module:

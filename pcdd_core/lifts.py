@@ -30,29 +30,31 @@ def occupancy(clouds: PointClouds) -> Tensor:
     return _filled(cells, clouds.cloud_index, clouds)
 
 
-def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
+def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False) -> Tensor:
     """Differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1].
 
     Every point is a Gaussian of `bandwidth` cells standard deviation and total mass 1. A cell receives the mass m that
     falls into it, and saturates: 1 - exp(-saturation * m), so that a second point in a taken cell gains little.
     As the bandwidth goes to 0 this becomes a count per cell, and for large saturation hard occupancy.
+    Mass that falls beyond the grid is lost or, if `closed`, is in the outermost cells. Where it is lost, a point shows half
+    its mass at a face of the grid and an eighth in a corner, and points that are not wanted hide there from the network.
     The Gaussian is separable: one batched matrix product of per-axis masses, twice differentiable, in 2D and 3D.
     """
     coordinates, present = padded_coordinates(clouds)
-    masses = [_mass_per_cell(coordinates[..., axis], cells, bandwidth) for axis, cells in enumerate(clouds.grid)]
+    masses = [_mass_per_cell(coordinates[..., axis], cells, bandwidth, closed) for axis, cells in enumerate(clouds.grid)]
     depth_height = torch.einsum("bn,bnd,bnh->bndh", present, masses[0], masses[1]).flatten(2)
     dense = torch.bmm(depth_height.transpose(1, 2), masses[2])  # (clouds, depth x height, width)
     # beyond 50 the cell is full, and exp would make denormal numbers
     return (1 - torch.exp(-(saturation * dense).clamp(max=50))).view(len(clouds), 1, *clouds.grid)
 
 
-def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
+def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False) -> Tensor:
     """`occupancy` with the gradient of `gaussian_occupancy` (a straight-through estimate, Bengio et al. 2013).
 
     The network sees what will be scored, 0 or 1, and points still feel where mass is wanted. Points outside of the grid
     show nothing.
     """
-    soft, cells = gaussian_occupancy(clouds, bandwidth, saturation), clouds.coordinates.detach().floor().long()
+    soft, cells = gaussian_occupancy(clouds, bandwidth, saturation, closed), clouds.coordinates.detach().floor().long()
     inside = _inside(cells, clouds)
     return soft + (_filled(cells[inside], clouds.cloud_index[inside], clouds) - soft).detach()
 
@@ -101,12 +103,18 @@ def _filled(cells: Tensor, cloud_index: Tensor, clouds: PointClouds) -> Tensor:
     return dense
 
 
-def _mass_per_cell(position: Tensor, cells: int, bandwidth: float) -> Tensor:
-    """Share of a Gaussian at `position` (clouds, points) that falls into each of `cells` cells: (clouds, points, cells)."""
+def _mass_per_cell(position: Tensor, cells: int, bandwidth: float, closed: bool) -> Tensor:
+    """Share of a Gaussian at `position` (clouds, points) that falls into each of `cells` cells: (clouds, points, cells).
+
+    closed: the first and the last cell reach to infinity.
+    """
     if cells == 1:
         return torch.ones_like(position)[..., None]
     edges = torch.arange(cells + 1, device=position.device, dtype=position.dtype)
     # Past 4 standard deviations the tail (3e-5) is cut to exactly 0: no denormal numbers, which are very slow on CPUs,
     # and cells that a sparse network need not look at.
     distance = ((edges - position[..., None]) / bandwidth).clamp(-4, 4)
+    if closed:
+        below, above = torch.full_like(distance[..., :1], -4), torch.full_like(distance[..., :1], 4)
+        distance = torch.cat([below, distance[..., 1:-1], above], dim=-1)
     return torch.erf(distance * 0.5**0.5).diff(dim=-1) / 2

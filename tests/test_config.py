@@ -23,6 +23,7 @@ OTHER = {
     "clouds.file": "set.npz",
     "lift.name": "gaussian",
     "network.backend": "sparse",
+    "lift.closed": True,
     "network.kernel_maps": "minkowski",
     "network.pooling": "average",
     "network.norm": "instance",

@@ -305,6 +305,15 @@ def test_saturation_goes_from_its_start_to_its_end():
         assert torch.allclose(lift_at(config, iteration)(clouds), expected), iteration
 
 
+def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
+    config = tiny.config(lift__closed=True, lift__bandwidth_start=3.0)
+    clouds = cloud_files.cell_centres(tiny.three_digits())
+    expected = lifts.gaussian_occupancy(clouds, 3.0, config.lift.saturation, closed=True)
+    assert not torch.allclose(lift_at(tiny.config(lift__bandwidth_start=3.0), 0)(clouds), expected)
+    for real in (False, True):
+        assert torch.equal(lift_at(config, 0, real=real)(clouds), expected)
+
+
 def test_real_clouds_may_end_sharper_than_synthetic_ones():
     config = tiny.config(lift__real_bandwidth_end=0.3, schedule__iterations=5)
     clouds = cloud_files.cell_centres(tiny.three_digits())

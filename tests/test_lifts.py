@@ -58,13 +58,15 @@ def test_both_derivatives_of_coordinates_as_features(check_two_derivatives, rand
 # --- Gaussian occupancy -------------------------------------------------------------------------------------------
 
 
-def loop_gaussian(clouds, bandwidth, saturation):
+def loop_gaussian(clouds, bandwidth, saturation, closed=False):
     """Mass by mass with math.erf, tails cut at 4 standard deviations."""
 
     def share(position, cell, cells):
         if cells == 1:
             return 1.0
         below, above = (min(max((edge - position) / bandwidth, -4.0), 4.0) for edge in (cell, cell + 1))
+        if closed:
+            below, above = -4.0 if cell == 0 else below, 4.0 if cell == cells - 1 else above
         return (math.erf(above / math.sqrt(2)) - math.erf(below / math.sqrt(2))) / 2
 
     image = torch.zeros(len(clouds), 1, *clouds.grid, dtype=torch.float64)
@@ -78,10 +80,25 @@ def loop_gaussian(clouds, bandwidth, saturation):
 
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("bandwidth, saturation", [(0.3, 5.0), (1.0, 3.0), (2.5, 0.7)])
-def test_gaussian_occupancy_equals_a_loop_over_points(random_clouds, grid, bandwidth, saturation):
+@pytest.mark.parametrize("closed", [False, True])
+def test_gaussian_occupancy_equals_a_loop_over_points(random_clouds, grid, bandwidth, saturation, closed):
     clouds = random_clouds([4, 1, 0, 6], grid)
-    expected = loop_gaussian(clouds, bandwidth, saturation)
-    torch.testing.assert_close(gaussian_occupancy(clouds, bandwidth, saturation), expected, rtol=1e-12, atol=1e-14)
+    expected = loop_gaussian(clouds, bandwidth, saturation, closed)
+    torch.testing.assert_close(gaussian_occupancy(clouds, bandwidth, saturation, closed), expected, rtol=1e-12, atol=1e-14)
+
+
+@given(seed=st.integers(0, 1000), bandwidth=st.floats(0.2, 6), grid=GRIDS)
+def test_a_closed_grid_loses_no_mass_wherever_points_are(random_clouds, seed, bandwidth, grid):
+    clouds = random_clouds([1], grid, seed)
+    moved = clouds.with_coordinates(clouds.coordinates * 1.5 - 0.5)  # some beyond the grid
+    mass = -torch.log(1 - gaussian_occupancy(moved, bandwidth, saturation=1.0, closed=True))
+    assert math.isclose(mass.sum(), math.erf(4 / math.sqrt(2)) ** sum(cells > 1 for cells in grid), rel_tol=1e-9)
+
+
+def test_a_point_in_a_corner_hides_seven_eighths_of_its_mass_unless_the_grid_is_closed():
+    corner = one_cloud([[0.0, 0.0, 0.0]], (16, 16, 16))
+    masses = [-torch.log(1 - gaussian_occupancy(corner, 1.5, 1.0, closed)).sum().item() for closed in (False, True)]
+    assert math.isclose(masses[0], 1 / 8, rel_tol=1e-3) and math.isclose(masses[1], 1, rel_tol=1e-3)
 
 
 @pytest.mark.parametrize("grid, place", [((1, 16, 16), [0, 7.3, 8.6]), ((16, 16, 16), [8.1, 7.3, 8.6])])
@@ -148,9 +165,10 @@ def test_a_cloud_does_not_depend_on_the_others_of_its_batch(random_clouds, grid)
 
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("bandwidth", [0.4, 1.3])
-def test_both_derivatives_of_gaussian_occupancy(check_two_derivatives, random_clouds, grid, bandwidth):
+@pytest.mark.parametrize("closed", [False, True])
+def test_both_derivatives_of_gaussian_occupancy(check_two_derivatives, random_clouds, grid, bandwidth, closed):
     clouds = random_clouds([3, 2], grid)
-    check_two_derivatives(lambda x: gaussian_occupancy(clouds.with_coordinates(x), bandwidth, 3.0), clouds.coordinates)
+    check_two_derivatives(lambda x: gaussian_occupancy(clouds.with_coordinates(x), bandwidth, 3.0, closed), clouds.coordinates)
 
 
 # --- annealing ----------------------------------------------------------------------------------------------------
