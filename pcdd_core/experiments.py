@@ -153,8 +153,9 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"optimiser.turn_step_size": 0.02},
     *(  # by networks on a grid of cells: those that are not empty, and all
         {
-            "lift.name": "gaussian", "lift.bandwidth_start": 1.5, "network.backend": backend, "network.width": 64,
-            "network.norm": "instance", "network.pooling": "average", "schedule.iterations": 300,
+            "clouds.points_per_cloud": 384, "lift.name": "gaussian", "lift.closed": True, "lift.bandwidth_start": 6.0,
+            "lift.saturation_start": 1.0, "network.backend": backend, "network.width": 32, "network.norm": "instance",
+            "network.pooling": "average", "schedule.iterations": 300,
         }  # fmt: skip
         for backend in ("sparse", "torch")
     ),
