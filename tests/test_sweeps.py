@@ -113,10 +113,13 @@ def test_shapes_hold_scatter_real_and_split_sets_of_as_many_points_beside_real_c
         assert len(alike) == 1
         assert {cell.config.clouds.initialisation for cell in own} == {"scatter", "real"}
         assert {cell.config.clouds.clouds_per_class for cell in own} == {count}
-        assert {cell.config.clouds.points_per_cloud for cell in own} == {1024, 256, 128}
+        on_a_grid = [cell.config for cell in own if cell.config.network.backend != "pointnet"]
+        assert {cell.config.clouds.points_per_cloud for cell in own if cell.config not in on_a_grid} == {1024, 256, 128}
+        assert {(config.network.backend, config.lift.closed) for config in on_a_grid} == ({("sparse", True), ("torch", True)} if count == 1 else set())
         for clouds in (cell.config.clouds for cell in split_own):
             assert clouds.clouds_per_class * clouds.points_per_cloud == count * 1024
         assert {cell.baseline for cell in own} >= {None, "random", "herding", "k_center", "herding:256", "herding:128"}
+        assert {cell.config.clouds.initialisation for cell in split_own} == {"scatter", "real"}
         assert {cell.baseline for cell in split_own} == {None, "random:128"}
     seeds = {cell.baseline: {other.config.seed for other in found if other.baseline == cell.baseline} for cell in found}
     assert seeds["herding"] == seeds["random"] == {0, 1, 2} and seeds["whole"] == {0}
