@@ -218,18 +218,18 @@ scores = pd.DataFrame(
     columns=["set", "per class", "accuracy", "seconds"],
 )
 print(f"{len(records)} records, scored on {records[0]['scored_on'] if records else '-'}")
-table = scores.groupby(["set", "per class"]).agg(accuracy=("accuracy", "mean"), sd=("accuracy", "std"), seeds=("accuracy", "size"))
+table = scores.groupby(["set", "per class"]).agg(accuracy=("accuracy", "mean"), sd=("accuracy", lambda values: values.std(ddof=0)), seeds=("accuracy", "size"))
 table["text"] = [f"{row.accuracy:.1f}" + (f" ± {row.sd:.1f}" if row.seeds > 1 else "") for row in table.itertuples()]
 table["text"].unstack().reindex([kind for kind in KINDS if kind in set(scores["set"])]).fillna("")
 
 # %% [markdown]
-# ± is the standard deviation over seeds, each with another scatter, other networks and, for real shapes, another choice; without
-# one there is a single seed yet. Now the same as a picture, with what it costs to distil on one core of a CPU; the line is
+# ± is the standard deviation over seeds (dividing by their number), each with another scatter, other networks and, for real
+# shapes, another choice; without one there is a single seed yet. Now the same as a picture, with what it costs to distil on one core of a CPU; the line is
 # what all real training shapes teach (one PointNet, 30 epochs).
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-styles = {"from scatter": "o-", "from real ones": "s-", "split, from scatter": "D-"}
+styles = {"from scatter": "o-", "256 points, from scatter": "^-", "from real ones": "s-", "split, from scatter": "D-", "split, from real ones": "v-"}
 for kind, group in scores.groupby("set"):
     means = group.groupby("per class").accuracy.mean()
     look = {"color": f"C{KINDS.index(kind)}", "markersize": 4}
@@ -243,7 +243,7 @@ for panel, label in ((left, "accuracy on the test shapes, %"), (right, "minutes 
     panel.set(xscale="log", xticks=[1, 3, 10], xticklabels=[1, 3, 10], xlabel="clouds of 1,024 points per class", ylabel=label)
     panel.minorticks_off()
 if len(scores):
-    left.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
 plt.show()
 
 # %% [markdown]
