@@ -224,7 +224,7 @@ table["text"].unstack().reindex([kind for kind in KINDS if kind in set(scores["s
 
 # %% [markdown]
 # ± is the standard deviation over seeds (dividing by their number), each with another scatter, other networks and, for real
-# shapes, another choice; without one there is a single seed yet. Now the same as a picture, with what it costs to distil on one core of a CPU; the line is
+# shapes, another choice; without one there is a single seed yet. Now the same as a picture, with what it costs to distil on one core of a CPU (too much for ten *from scatter*, of which two runs shared theirs); the line is
 # what all real training shapes teach (one PointNet, 30 epochs).
 
 # %%
@@ -252,8 +252,8 @@ plt.show()
 # From scatter, all else alike. *Sorted features* is SADM's (Yim et al. 2025): of every channel not only the largest value counts
 # but all of them in order, so every point is pulled; *gradient matching* is the paper's, with the distance of DC. *On a grid*
 # points are Gaussians in cells, and 384 of them are moved by the features of convolutional networks, sparse or dense; that PointNets
-# learn from them at all is transfer between kinds of networks. There the grid must be closed: where mass beyond its edge is lost, points
-# that are not wanted hide in the corners, and PointNet, which looks at the outermost points, sees little else.
+# learn from them at all is transfer between kinds of networks. There the grid is closed: where mass beyond its edge is lost, points
+# that are not wanted hide in the corners, and PointNet looks at the outermost points.
 
 # %%
 others = pcdd.finished([cell for cell in cells if cell.preset == "shapes-1" and not cell.baseline and cell.config.clouds.initialisation == "scatter"
