@@ -224,7 +224,8 @@ table["text"].unstack().reindex([kind for kind in KINDS if kind in set(scores["s
 
 # %% [markdown]
 # ± is the standard deviation over seeds (dividing by their number), each with another scatter, other networks and, for real
-# shapes, another choice; without one there is a single seed yet. Now the same as a picture, with what it costs to distil on one core of a CPU (too much for ten *from scatter*, of which two runs shared theirs); the line is
+# shapes, another choice; without one there is a single seed yet. Now the same as a picture, with what it costs to distil on
+# one core of a CPU (too much for ten *from scatter*: two of its three runs were not alone on theirs); the line is
 # what all real training shapes teach (one PointNet, 30 epochs).
 
 # %%
