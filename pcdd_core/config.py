@@ -41,7 +41,9 @@ class DataConfig:
         "`folder`; or a published set, see pcdd_core/shapes.py; modelnet10-voxels24 is ModelNet10 as far as 24^3 grids keep it",
     )  # fmt: skip
     threshold: Fraction = setting(75 / 255, "images: a cell is occupied above this fraction of full brightness")
-    max_points: Count | None = setting(None, "images: keep the first so many points of a real cloud in raster order; null: all")
+    max_points: Count | None = setting(
+        None, "images: keep the first so many points of a training cloud in raster order; null: all"
+    )
     points: Count = setting(1024, "shapes: points of each, drawn on its surface")
     cells: Annotated[int, Field(ge=4)] = setting(24, "shapes: of the grid along each axis")
     folder: str | None = setting(None, "name=folder: a folder of classes of .off, .ply, .xyz, .txt, .npy or .npz files")
@@ -119,6 +121,11 @@ class NetworkConfig:
         "lay the network out as the paper's code did: torch pads and pools the depth axis of a flat grid too; "
         "sparse and minkowski hand their linear head the full grid with only a corner filled",
     )
+    origin_shift: bool = setting(
+        False,
+        "subtract the smallest occupied cell of the whole batch, as the paper's code did: torch before "
+        "the first convolution, sparse and minkowski before the linear head; needs lift.name=coordinates",
+    )
     kernel_maps: Literal["torch", "minkowski"] = setting(
         "torch", "who looks up neighbouring cells for backend sparse: torch (the faster), or minkowski"
     )
@@ -161,6 +168,11 @@ class ObjectiveConfig:
         False, "unrolled_training: learn each cloud's label too, as probabilities of the classes, beginning at 0.94 for its own"
     )
     real_batch: Count = setting(256, "real clouds per class and iteration")
+    real_gradients: Literal["fresh"] | Count = setting(
+        "fresh",
+        "gradient_matching: fresh: of a new batch in every iteration (the paper); a number: of so many "
+        "batches per class, computed once for each network, one of them drawn in each iteration",
+    )
     real_precision: Literal["float32", "bfloat16"] = setting(
         "float32", "in what the network sees the real clouds (mixed precision): bfloat16 is faster where the processor knows it, "
         "and its error a fraction of the difference between two batches; for backend torch, matching objectives only"
@@ -227,9 +239,27 @@ class EvaluationConfig:
     )
     projection_bandwidth: Positive = setting(0.5, "soft: standard deviation of the spots in cells")
     projection_saturation: Positive = setting(6.0, "soft: as lift.saturation; large: spots become white discs")
+    iteration: NonNegative | None = setting(
+        None, "score the clouds as they are before this iteration; null: after the last one"
+    )
+    curve: tuple[NonNegative, ...] = setting(
+        (),
+        "also score the clouds before these iterations, for a curve over the run, by smaller classifiers "
+        "(5 of width 32, 300 epochs); the paper's code scores before 0, 250, 625, 1250, 1875 and 2499",
+    )
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
-    epochs: Count = setting(1000, "epochs of each classifier")
-    batch: Count = setting(256, "clouds per step of their training")
+    epochs: Count = setting(
+        1001, "epochs of each classifier, 1001 in DC's code; the step size falls after (epochs - 1) // 2 + 2"
+    )
+    batch: Count = setting(
+        256, "clouds per step of their training; paper: also test clouds that are augmented together"
+    )
+    augmentation: Literal["published", "fast"] = setting(
+        "published",
+        "of images: published: as DC's code, whose functions are a crop padded by the batch mean, a "
+        "nearest-neighbour scale and a cubic-spline rotation; fast: one bilinear affine resampling "
+        "on an empty background, for split=validation only",
+    )
     width: Count = setting(128, "convnet, sparse: channels of each classifier; the others have their own")
 
 

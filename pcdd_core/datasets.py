@@ -53,17 +53,17 @@ def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
     names = tuple(str(name) for name in labels.unique().tolist())
     train, validation = _hold_out(labels, config.validation_fraction)
 
-    def clouds(images: Tensor, labels: Tensor) -> PointClouds:
+    def clouds(images: Tensor, labels: Tensor, max_points: int | None = None) -> PointClouds:
         occupied = images[:, None] > config.threshold  # the added axis: depth 1 (paper, section 3.1.1)
         if (empty := (~occupied.flatten(1).any(1)).nonzero()).numel():
             raise InputError(
                 f"setting data.threshold = {config.threshold}: image {int(empty[0])} of {config.name} becomes an empty "
                 "cloud; choose a lower threshold"
             )
-        return from_occupancy(occupied, labels, names, config.max_points)
+        return from_occupancy(occupied, labels, names, max_points)
 
     return Splits(
-        clouds(images[train], labels[train]),
+        clouds(images[train], labels[train], config.max_points),
         clouds(images[validation], labels[validation]),
         clouds(test_images, test_labels),
     )

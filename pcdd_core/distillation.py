@@ -127,6 +127,16 @@ def distill(
         )
     if ranks.count() > len(real.class_names):
         raise InputError(f"{ranks.count()} processes for {len(real.class_names)} classes; expected at most one for each class")
+    if config.network.origin_shift and config.lift.name != "coordinates":
+        raise InputError(
+            f"setting network.origin_shift = true with lift.name={config.lift.name}: it shifts occupied cells; it needs "
+            "lift.name=coordinates"
+        )
+    if config.objective.real_gradients != "fresh" and (needed := _changes_the_real_gradient(config)):
+        raise InputError(
+            f"setting objective.real_gradients = {config.objective.real_gradients}: kept gradients need a target that changes with "
+            f"the network only; it needs {needed}"
+        )
     if config.objective.learned_labels and config.objective.name != "unrolled_training":
         raise InputError(
             f"setting objective.learned_labels = true: objective.name={config.objective.name} compares one class at a time, "
@@ -153,7 +163,7 @@ def _steps(
     if turns is not None:
         own_steps[turns] = config.optimiser.turn_step_size
     learned, optimiser = list(own_steps), _optimiser(config, own_steps)
-    first, network = 0, None
+    first, network, pool = 0, None, None
     if state is not None:
         first = state["iteration"] + 1
         coordinates.data.copy_(state["coordinates"])
@@ -166,6 +176,8 @@ def _steps(
         if network is None or iteration % per_network == 0:
             network = draw_network(config, real, number=iteration // per_network)
             network_optimiser = torch.optim.SGD(network.parameters(), settings.training_step_size, momentum=0.5)
+            if config.objective.real_gradients != "fresh":
+                pool = GradientPool(config, network, iteration // per_network, real, members)
             if iteration % per_network and state is not None:
                 network.load_state_dict(state["network"])
                 network_optimiser.load_state_dict(deepcopy(state["network_optimiser"]))
@@ -173,13 +185,14 @@ def _steps(
         coordinates.data = boundary_check(coordinates.data, real.grid)
         optimiser.zero_grad()
         own = ranks.own_classes(len(members))
-        theirs = real.select(batch_at(config, real, members, iteration).to(device))
+        batch = torch.empty(0, dtype=torch.int64) if pool else batch_at(config, real, members, iteration)
+        theirs = real.select(batch.to(device))
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
         shown = synthetic.with_coordinates(coordinates)
         if turns is not None:
             shown = turned(shown, turns)
-        parts = matching_losses(config, network, theirs, shown, iteration, own)
+        parts = matching_losses(config, network, theirs, shown, iteration, own, pool)
 
         def descend(part: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             losses = part()
@@ -230,6 +243,7 @@ def matching_losses(
     synthetic: PointClouds,
     iteration: int,
     own_classes: Sequence[int] | None = None,
+    pool: "GradientPool | None" = None,
 ) -> list[Callable[[], torch.Tensor]]:
     """The matching loss, (classes,) in all, in parts: each call makes one, with a graph of its own.
 
@@ -237,6 +251,7 @@ def matching_losses(
 
     real: the iteration's batch, as `batch_at` draws it. synthetic: every cloud, the coordinates with a gradient.
     own_classes: of these alone, where classes are matched one at a time; default: all.
+    pool: where real gradients come from instead of `real`.
     """
     settings, classes = config.objective, len(real.class_names)
     lift, lift_real = lift_at(config, iteration), lift_at(config, iteration, real=True)
@@ -267,21 +282,69 @@ def matching_losses(
         ]
     precision, parts = getattr(torch, settings.real_precision), []
 
-    def loss_of_class(theirs: torch.Tensor, ours: torch.Tensor, move: Move | None) -> torch.Tensor:
+    def loss_of_class(label: int, theirs: torch.Tensor, ours: torch.Tensor, move: Move | None) -> torch.Tensor:
         theirs, ours = real.select(theirs), synthetic.select(ours)
         if move is not None:
             theirs, ours = move(theirs), move(ours)
         if name != "gradient_matching":
             return getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)[None]
+        if pool:
+            target = pool.draw(label, iteration)
+        else:
+            target = objectives.real_gradients(network, lift_real(theirs), theirs.labels, precision)
         distance = objectives.DISTANCES[settings.distance]
-        shown = lift_real(theirs), theirs.labels, lift(ours), ours.labels
-        return objectives.gradient_matching(network, *shown, distance, precision)[None]
+        return objectives.match_gradients(target, network, lift(ours), ours.labels, distance)[None]
 
     for label, indices in enumerate(zip(members_per_class(real), members_per_class(synthetic))):
         move = draw_moves(1, real.grid, draws) if settings.augmentation else None
         if own_classes is None or label in own_classes:
-            parts.append(partial(loss_of_class, *indices, move))
+            parts.append(partial(loss_of_class, label, *indices, move))
     return parts
+
+
+@dataclass
+class GradientPool:
+    """Real gradients of one network that does not change, on a few batches of each class.
+
+    The expectation of the real gradient is then a constant, so a few batches estimate it.
+    `objective.real_gradients` says how many. Each gradient is computed when it is first drawn, and
+    kept. A resumed run computes the same again.
+
+    number: of the network in the run, counted from 0; real: all training clouds, on the network's
+    device; members: their indices per class
+    """
+
+    config: Config
+    network: nn.Module
+    number: int
+    real: PointClouds
+    members: Sequence[torch.Tensor]
+    _kept: dict[tuple[int, int], list[torch.Tensor]] = field(default_factory=dict, repr=False)
+
+    def draw(self, label: int, iteration: int) -> list[torch.Tensor]:
+        """The real gradients of this class at this iteration: of one of its batches, drawn at random."""
+        config, count = self.config, self.config.objective.real_gradients
+        draws = generator(config.seed, "real gradients", iteration)
+        batch = int(torch.randint(count, (len(self.members),), generator=draws)[label])
+        if (label, batch) not in self._kept:
+            batches = batch_at(config, self.real, self.members, self.number * count + batch)
+            chosen = batches.split(config.objective.real_batch)[label].to(self.real.device)
+            lifted, labels = lift_at(config, 0, real=True)(self.real.select(chosen)), self.real.labels[chosen]
+            precision = getattr(torch, config.objective.real_precision)
+            self._kept[label, batch] = objectives.real_gradients(self.network, lifted, labels, precision)
+        return self._kept[label, batch]
+
+
+def _changes_the_real_gradient(config: Config) -> str | None:
+    """The setting that kept real gradients need, if this configuration has another."""
+    needs = {
+        "objective.name=gradient_matching": config.objective.name == "gradient_matching",
+        "objective.distribution_matching_until=0": config.objective.distribution_matching_until == 0,
+        "objective.augmentation=false": not config.objective.augmentation,
+        "lift.name=coordinates or points": config.lift.name != "gaussian",
+        "schedule.training_steps=0": config.schedule.training_steps == 0,
+    }
+    return next((setting for setting, met in needs.items() if not met), None)
 
 
 def _threads(config: Config, device: torch.device, parts: int) -> int:

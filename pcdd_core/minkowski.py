@@ -75,10 +75,13 @@ class MinkowskiTensor:
         """Occupied cells per cloud: int64 (clouds,)."""
         return torch.bincount(self.cells[:, 0], minlength=self.clouds)
 
-    def dense(self, corner: bool = False) -> Tensor:
+    def dense(self, corner: bool = False, shift: bool = False) -> Tensor:
         """As `SparseTensor.dense`, computed by MinkowskiEngine's own `dense`."""
         sizes = sparse.dense_sizes(self.cells, self.grid, self.stride, corner)
-        return self.tensor.dense(torch.Size([self.clouds, self.features.shape[1], *sizes]))[0]
+        # MinkowskiEngine takes this one from the CPU only
+        first = sparse.first_cell(self.cells, shift).int().cpu() if shift else None
+        shape = torch.Size([self.clouds, self.features.shape[1], *sizes])
+        return self.tensor.dense(shape, min_coordinate=first)[0]
 
     def to_sparse(self) -> SparseTensor:
         """The same cells and features as a `SparseTensor`, with a graph back to this one."""

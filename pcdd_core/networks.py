@@ -51,7 +51,8 @@ class DenseNetwork(nn.Module):
 
     Along an axis of one cell, kernel and pooling window are one cell wide. The paper's code pads and pools that axis too:
     depth 1 becomes 3, the two new planes hold nothing but the bias, and pooling by 2 keeps the first of them and the
-    data. `paper_layout` does the same to the data without computing the constant planes.
+    data. `paper_layout` does the same to the data without computing the constant planes. `origin_shift` moves
+    sparse input to the grid's corner first.
     """
 
     def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
@@ -97,7 +98,10 @@ class DenseNetwork(nn.Module):
 
     def features(self, lifted: Lifted) -> Tensor:
         """What the head sees: (clouds, width x cells that are left)."""
-        features = lifted if isinstance(lifted, Tensor) else lifted.dense()
+        if isinstance(lifted, Tensor):
+            features = lifted
+        else:
+            features = lifted.dense(shift=self.description.origin_shift)
         for layer, (weight, bias) in enumerate(zip(self.convolution_weights, self.convolution_biases)):
             features = F.conv3d(features, weight, bias, padding=self.padding if layer else self.first_padding)
             if self.description.norm == "instance":
@@ -123,7 +127,7 @@ class SparseNetwork(nn.Module):
     Backend sparse computes it with the twice differentiable layers of `sparse.py`, backend minkowski with MinkowskiEngine's
     own. Parameters are the same in both, so weights move between them by `load_state_dict`. Convolution weights are laid out
     as MinkowskiEngine's, (27, in, out), without a bias. The head is dense: the last layer's cells are put on their grid, see
-    `SparseTensor.dense` for what `paper_layout` does there.
+    `SparseTensor.dense` for what `paper_layout` (corner) and `origin_shift` (shift) do there.
     """
 
     def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
@@ -172,7 +176,8 @@ class SparseNetwork(nn.Module):
             if norm:
                 tensor = norm(tensor, self.norm_weights[layer], self.norm_biases[layer])
             tensor = layers.pool(layers.relu(tensor), self.description.pooling, **maps)
-        return tensor.dense(corner=self.description.paper_layout).flatten(1)
+        layout = {"corner": self.description.paper_layout, "shift": self.description.origin_shift}
+        return tensor.dense(**layout).flatten(1)
 
 
 def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:

@@ -48,17 +48,33 @@ def constant_features(network: nn.Module, real, precision: torch.dtype = torch.f
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
+def real_gradients(
+    network: nn.Module, real, real_labels: Tensor, precision: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """The constant target of gradient matching: `parameter_gradients` of lifted real clouds, without a graph.
+
+    precision: of the forward and backward pass, `in_precision`.
+    """
+    with in_precision(network, precision):
+        return [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
+
+
+def match_gradients(
+    target: Sequence[Tensor], network: nn.Module, synthetic, labels: Tensor, distance: Distance
+) -> Tensor:
+    """The distance between `target`, from `real_gradients`, and the gradients of lifted synthetic clouds: a scalar with a graph."""
+    return distance(target, parameter_gradients(network, synthetic, labels, create_graph=True))
+
+
 def gradient_matching(
     network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, distance: Distance, precision: torch.dtype = torch.float32
 ) -> Tensor:
     """The matching loss of one class (Zhao et al. 2021, equation 9; paper, section 3.2.1): a scalar with a graph.
 
-    real, synthetic: lifted clouds of that class, inputs of `network`. The real gradient is a constant target.
-    precision: of that target, `in_precision`.
+    real, synthetic: lifted clouds of that class, inputs of `network`. precision: of `real_gradients`.
     """
-    with in_precision(network, precision):
-        target = [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
-    return distance(target, parameter_gradients(network, synthetic, labels, create_graph=True))
+    target = real_gradients(network, real, real_labels, precision)
+    return match_gradients(target, network, synthetic, labels, distance)
 
 
 def distribution_matching(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:

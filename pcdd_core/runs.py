@@ -7,6 +7,7 @@ runs/<name>-<seed>-<hash of the configuration>/
     checkpoint.pt     to go on from; loaded without unpickling code
     clouds.npz        the distilled set
     migration.png     the clouds over time
+    scores.json       the scores made so far
     record.json       written last: settings, scores, health, seconds, memory, versions, commit
 """
 
@@ -44,8 +45,10 @@ RUN_FILES = (
     "checkpoint.pt",
     "trajectory.npz",
     "steps.jsonl",
+    "scores.json",
     "config.json",
 )
+CURVE_CLASSIFIERS = {"networks": 5, "epochs": 300, "width": 32}  # of `evaluation.curve`
 CHECKPOINT_KEYS = {"configuration", "state", "frames", "updates", "seconds", "still", "finding", "label_probabilities"}
 
 
@@ -74,6 +77,7 @@ def run(
         checkpoint = _open_folder(folder, config, resume, overwrite)
         splits = datasets.load(config.data, data)
         _refuse_empty_split(splits, config)
+        _refuse_scored_iterations(config)
         steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
         ranks.wait_for_all()  # before the first of them writes into the folder that all look at
         if ranks.rank() > 0:
@@ -116,11 +120,11 @@ def _run(
         progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
         trajectory, labels, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
-        distilled = initial_clouds(config, splits.train).with_coordinates(torch.from_numpy(trajectory["coordinates"][-1]))
-        distilled = replace(distilled, label_probabilities=labels)
+        distilled = replace(initial_clouds(config, splits.train), label_probabilities=labels)
+        distilled = distilled.with_coordinates(_coordinates_before(trajectory, scored_iteration(config)))
         save(distilled, folder / "clouds.npz")
         figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
-        scored = _score(distilled, splits, config, place, progress)
+        scored = _score_run(folder, config, splits, trajectory, distilled, place, progress)
     except RunFailed as failure:
         record |= {"health": f"failed at {failure}", "scores": {}}
         atomic_write_text(folder / "record.json", as_json(record))
@@ -132,6 +136,47 @@ def _run(
         "seconds": {"distillation": seconds, **scored["seconds"]},
     }
     atomic_write_text(folder / "record.json", as_json(record))
+
+
+def scored_iteration(config: Config) -> int:
+    """The iteration before which a run's clouds are its result; the number of iterations stands for the end."""
+    given = config.evaluation.iteration
+    return config.schedule.iterations if given is None else given
+
+
+def _score_run(
+    folder: Path,
+    config: Config,
+    splits: Splits,
+    trajectory: dict[str, np.ndarray],
+    distilled: PointClouds,
+    place: torch.device,
+    progress: "Progress",
+) -> dict[str, Any]:
+    """What `_score` says of the distilled clouds, and the scores of `evaluation.curve` as `scores_at`.
+
+    Each score is kept in scores.json as soon as it is made, so a run that was stopped goes on with the next.
+    """
+    path, small = folder / "scores.json", replace(config, evaluation=replace(config.evaluation, **CURVE_CLASSIFIERS))
+    made = json.loads(path.read_text()) if path.exists() else {}
+    wanted = {"result": (distilled, config)}
+    for iteration in config.evaluation.curve:
+        wanted[str(iteration)] = distilled.with_coordinates(_coordinates_before(trajectory, iteration)), small
+    for name, (clouds, settings) in wanted.items():
+        if name not in made:
+            made[name] = _score(clouds, splits, settings, place, progress)
+            atomic_write_text(path, as_json(made))
+    if not config.evaluation.curve:
+        return made["result"]
+    seconds = {"evaluation": made["result"]["seconds"]["evaluation"]}
+    seconds["curve"] = sum(made[str(iteration)]["seconds"]["evaluation"] for iteration in config.evaluation.curve)
+    scores_at = {str(iteration): made[str(iteration)]["scores"] for iteration in config.evaluation.curve}
+    return made["result"] | {"scores_at": scores_at, "seconds": seconds}
+
+
+def _coordinates_before(trajectory: dict[str, np.ndarray], iteration: int) -> torch.Tensor:
+    """Of the clouds before an iteration, which is after as many updates."""
+    return torch.from_numpy(trajectory["coordinates"][list(trajectory["updates"]).index(iteration)])
 
 
 def score(
@@ -166,6 +211,21 @@ def _refuse_empty_split(splits: Splits, config: Config) -> None:
         raise InputError(
             f"setting data.validation_fraction = {config.data.validation_fraction}: the {config.evaluation.split} split is empty"
         )
+
+
+def _refuse_scored_iterations(config: Config) -> None:
+    """Raise InputError if the clouds cannot be scored before the iterations that the settings name."""
+    settings, total = config.evaluation, config.schedule.iterations
+    named = {"evaluation.iteration": settings.iteration or 0, "evaluation.curve": max(settings.curve, default=0)}
+    for name, iteration in named.items():
+        if iteration > total:
+            raise InputError(
+                f"setting {name} has {iteration}, but the run has schedule.iterations = {total}; expected at most that"
+            )
+        if iteration and config.objective.learned_labels:
+            raise InputError(
+                f"setting {name} has {iteration}: learned labels are kept for the end of a run only; expected neither"
+            )
 
 
 def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) -> None:
@@ -298,7 +358,8 @@ def _distill(
         for step in steps:
             done = step.iteration + 1
             lines.append(_line(step))
-            if done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total:
+            in_turn = done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total
+            if in_turn or done in {scored_iteration(config), *config.evaluation.curve}:
                 frames.append(step.clouds.coordinates.cpu())
                 updates.append(done)
             labels = None if step.clouds.label_probabilities is None else step.clouds.label_probabilities.cpu()

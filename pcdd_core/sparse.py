@@ -48,18 +48,29 @@ class SparseTensor:
         """Occupied cells per cloud: int64 (clouds,)."""
         return torch.bincount(self.cells[:, 0], minlength=self.clouds)
 
-    def dense(self, corner: bool = False) -> Tensor:
-        """Features on the dense grid, zero where no cell is: (clouds, channels, depth, height, width).
+    def dense(self, corner: bool = False, shift: bool = False) -> Tensor:
+        """Features on the dense grid, zero elsewhere: (clouds, channels, depth, height, width).
 
-        The dense grid has ceil(size / stride) cells per axis. With `corner` it keeps the size it had at stride 1 while
-        coordinates are divided by the stride all the same, so that only a corner is filled: what the paper's
-        MinkowskiEngine network does in front of its linear layer. Raises ValueError if a cell is not on the grid.
+        The dense grid has ceil(size / stride) cells per axis. Two options copy what the paper's
+        code does. corner: the grid keeps the size that it had at stride 1, and coordinates are
+        divided by the stride all the same, so only a corner is filled. shift: the smallest
+        coordinates of all cells of the batch, `first_cell`, are subtracted first.
+        Raises ValueError if a cell is not on the grid.
         """
+        first = first_cell(self.cells, shift)
         sizes = dense_sizes(self.cells, self.grid, self.stride, corner)
         position = self.cells.clone()
-        position[:, 1:] //= self.stride
+        position[:, 1:] = (position[:, 1:] - first).div(self.stride, rounding_mode="floor")
         dense = self.features.new_zeros(self.clouds, *sizes, self.features.shape[1])
         return dense.index_put(position.unbind(1), self.features).movedim(-1, 1)
+
+
+def first_cell(cells: Tensor, shift: bool) -> Tensor:
+    """What `dense` subtracts from coordinates, int64 (3,): the smallest along each axis, or zeros.
+
+    The smallest are those of the whole batch, as `min_coordinate` in the paper's code.
+    """
+    return cells[:, 1:].amin(0) if shift else cells.new_zeros(3)
 
 
 def dense_sizes(cells: Tensor, grid: Grid, stride: int, corner: bool) -> Grid:
