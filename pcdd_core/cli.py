@@ -99,11 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     scoring(sub)
 
     def choosing(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, step-size, initialisation, ingredients, best, architectures, shapes, or a preset")
+        sub.add_argument("name", metavar="NAME", help="table1, table2, ablation, why, pool, step-size, initialisation, ingredients, best, architectures, shapes, or a preset")
         sub.add_argument("settings", nargs="*", metavar="setting=value", help="settings to change in every cell")
         sub.add_argument("--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1 (5)")
         sub.add_argument(
-            "--scale", choices=("small", "paper"), default="small", help="of a table: small is for CPU cores, paper for GPUs"
+            "--scale", choices=("small", "paper"),
+            help="of a table: paper is the paper's own, small is for smoke runs (default: small for ingredients and architectures)",
         )
         sub.add_argument(
             "--vary", nargs="+", action="append", metavar=("SETTING", "VALUE"), help="a cell for each value; may be repeated"

@@ -190,7 +190,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     cells = _cells(options)
     from . import records, sweeps
     from .datasets import PASSED_ON
-    from .experiments import EXPERIMENTS
+    from .experiments import COLUMNS, EXPERIMENTS, scale_of
     from .files import atomic_write_text
 
     places = sweeps.default_places(options.runs)
@@ -202,12 +202,18 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     if options.keep:
         for cell, path in zip(there, paths, strict=True):
             records.keep(path, options.keep, with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON)
-    rows = records.table(records.read_record(path) for path in paths)
-    title = options.name + ("" if options.name not in EXPERIMENTS else f"-{options.scale}")
+    found_records = [records.read_record(path) for path in paths]
+    rows = records.table(found_records, COLUMNS.get(options.name))
+    title = options.name
+    if title in EXPERIMENTS:
+        title += f"-{options.scale or scale_of(title)}"
     folder = Path(options.output or options.runs)
-    formats = {"md": records.markdown(rows) + "\n", "csv": records.comma_separated(rows), "tex": records.latex(rows) + "\n"}
-    for suffix, text in formats.items():
-        atomic_write_text(folder / f"{title}.{suffix}", text)
+    tables = {title: rows, f"{title}-curve": records.curve_table(found_records)}
+    for name, made in tables.items():
+        if made:
+            atomic_write_text(folder / f"{name}.md", records.markdown(made) + "\n")
+            atomic_write_text(folder / f"{name}.csv", records.comma_separated(made))
+            atomic_write_text(folder / f"{name}.tex", records.latex(made) + "\n")
     missing = len(cells) - len(paths)
     text = records.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
     if missing:

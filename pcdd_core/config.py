@@ -249,16 +249,19 @@ class EvaluationConfig:
     )
     networks: Count | None = setting(None, "classifiers trained; null: the protocol's number")
     epochs: Count = setting(
-        1001, "epochs of each classifier, 1001 in DC's code; the step size falls after (epochs - 1) // 2 + 2"
+        1001,
+        "epochs of each classifier, 1001 in DC's code; the step size falls to a tenth after "
+        "(epochs - 1) // 2 + 2 of them",
     )
     batch: Count = setting(
-        256, "clouds per step of their training; paper: also test clouds that are augmented together"
+        256,
+        "clouds per step of their training; paper protocol: also test clouds per augmented batch",
     )
     augmentation: Literal["published", "fast"] = setting(
         "published",
-        "of images: published: as DC's code, whose functions are a crop padded by the batch mean, a "
-        "nearest-neighbour scale and a cubic-spline rotation; fast: one bilinear affine resampling "
-        "on an empty background, for split=validation only",
+        "of images: published: as DC's code, whose functions are a crop padded by the batch mean, "
+        "a nearest-neighbour scale and a cubic-spline rotation; fast: one bilinear affine "
+        "resampling on an empty background, for split=validation only",
     )
     width: Count = setting(128, "convnet, sparse: channels of each classifier; the others have their own")
 

@@ -1,5 +1,6 @@
 """Which runs stand behind each table. A cell is one run: a preset, some settings, a seed."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from .config import Config, override, to_dict
 from .coresets import BASELINES
 from .datasets import IMAGES
 from .errors import InputError, nearest_names
-from .presets import BACKENDS, BEST, LAYERS, PRESETS, SPLIT_INTO, label, preset
+from .presets import BACKENDS, BEST, LAYERS, PRESETS, SPLIT_INTO, TABLE_ITERATION, label, preset
 
 STEP_SIZES = (0.1, 1, 10, 100)  # times the preset's
 
@@ -78,6 +79,45 @@ def _ablation(scale: str) -> Variants:
         for layers in (2, 3)
         for kind in ("sum-of-squares", "average-pooling")
     ]
+
+
+# What the why table turns on and off, one network of the paper with all combinations.
+WHY_NORM = (None, "instance")
+WHY_SHIFT = (True, False)
+WHY_BACKENDS = ("minkowski", "sparse")
+# Redrawn networks need real gradients of their own: of one batch each, every 25 iterations.
+WHY_NETWORKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"schedule.iterations_per_network": 25, "objective.real_gradients": 1},
+)
+# Stop where Table 1 is scored: what comes later is not compared.
+UNTIL_TABLE = {
+    "schedule.iterations": TABLE_ITERATION,
+    "evaluation.iteration": None,
+    "evaluation.curve": [],
+}
+
+
+def _why(scale: str) -> Variants:
+    """Two MinkowskiEngine layers with each cause on and off. The paper's own setting is Table 1's run."""
+    variants = []
+    for norm, shift, backend, network in itertools.product(WHY_NORM, WHY_SHIFT, WHY_BACKENDS, WHY_NETWORKS):
+        changed = dict(network)
+        if norm:
+            changed["network.norm"] = norm
+        if not shift:
+            changed["network.origin_shift"] = shift
+        if changed and scale == "paper":
+            changed |= UNTIL_TABLE
+        variants.append((f"paper-{backend}-2-sum-of-squares", changed))
+    return variants
+
+
+def _pool(scale: str) -> Variants:
+    """Fresh real gradients against the pool, from the same scatter and weights."""
+    fresh = {"objective.real_gradients": "fresh"} | (UNTIL_TABLE if scale == "paper" else {})
+    names = ("paper-torch-3-sum-of-squares", "paper-minkowski-2-sum-of-squares")
+    return [variant for name in names for variant in ((name, {}), (name, fresh))]
 
 
 def _step_sizes(scale: str) -> Variants:
@@ -190,7 +230,7 @@ def _shapes(scale: str) -> Variants:
 
 
 def _initialisation(scale: str) -> Variants:
-    return [("paper-torch-3-sum-of-squares", {})]
+    return [("paper-minkowski-2-sum-of-squares", {}), ("paper-torch-3-sum-of-squares", {})]
 
 
 SCALES = {"small": "-small", "paper": ""}  # what is added to a preset's name
@@ -198,17 +238,21 @@ EXPERIMENTS = {
     "table1": "Table 1: backends and layers, sum of squares",
     "table2": "Table 2: the two distances",
     "ablation": "section 4.4: max against average pooling",
+    "why": "two MinkowskiEngine layers with norm, origin shift, second derivatives, redrawn networks on and off",
+    "pool": "real gradients of a new batch in every iteration against a pool of 8 batches per class",
     "step-size": "section 4.5: step sizes of a tenth to a hundred times the usual, both distances",
     "ingredients": "our setting with one ingredient changed at a time, on the validation split",
     "architectures": "the released set and real clouds, one per class, scored by classifiers of other kinds",
     "best": "the best of each kind, on the test images (small: on the validation split), with real clouds as many",
     "shapes": "shapes in three dimensions: from scatter and from real ones, with real ones as many (small: on the validation split)",
-    "initialisation": "section 4.5: the best of the paper's networks from many scatters (try --seeds 20)",
+    "initialisation": "section 4.5: the paper's two best networks from many scatters (try --seeds 10)",
 }
 VARIANTS: dict[str, Callable[[str], Variants]] = {  # made for a scale; preset names without their ending
     "table1": _table1,
     "table2": _table2,
     "ablation": _ablation,
+    "why": _why,
+    "pool": _pool,
     "step-size": _step_sizes,
     "ingredients": _ingredients,
     "architectures": _none,
@@ -216,11 +260,25 @@ VARIANTS: dict[str, Callable[[str], Variants]] = {  # made for a scale; preset n
     "shapes": _shapes,
     "initialisation": _initialisation,
 }
+# The scale of an experiment where none is asked for: the paper's own for its tables.
+DEFAULT_SCALE = {"ingredients": "small", "architectures": "small"}
+COLUMNS: dict[str, dict[str, Callable[[Config], Any]]] = {  # of a table, besides those of all tables
+    "why": {
+        "norm": lambda config: config.network.norm,
+        "origin shift": lambda config: config.network.origin_shift,
+        "second derivatives": lambda config: config.network.backend == "sparse",
+        "network": lambda config: "redrawn" if config.schedule.iterations_per_network else "fixed",
+    }
+}
 Beside = tuple[tuple[str, dict[str, Any], str | None], ...]  # rows beside a table's own: preset, settings, baseline
-BESIDE: Beside = (("gaussian", {}, None), ("gaussian", {}, "random"), ("gaussian", {}, "herding"))  # the paper's tables
+FIVE = {"evaluation.networks": 5}
+BESIDE: Beside = (("gaussian", FIVE, None), ("gaussian", FIVE, "random"), ("gaussian", FIVE, "herding"))  # the paper's tables
 CORESETS = tuple(baseline for baseline in BASELINES if baseline != "whole")
 FEWER = {"resnet18": 2}  # classifiers of it; of the others 5
 BESIDE_OTHERS: dict[str, Beside] = {
+    "why": (),
+    "pool": (),
+    "initialisation": (),
     "ingredients": tuple(("ingredients-base", {}, baseline) for baseline in CORESETS),
     "best": (
         *(("mnist-1", {"evaluation.networks": 5}, baseline) for baseline in CORESETS),
@@ -244,9 +302,14 @@ DETERMINISTIC = ("herding", "k_center", "class_mean", "whole", "released:mnist-1
 BESIDE_SEEDS = 5  # at most: an experiment with many seeds needs no more of them
 
 
+def scale_of(name: str) -> str:
+    """The scale of an experiment where none is asked for."""
+    return DEFAULT_SCALE.get(name, "paper")
+
+
 def experiment(
     name: str,
-    scale: str = "small",
+    scale: str | None = None,
     seeds: int = 5,
     settings: Mapping[str, Any] | None = None,
     vary: Mapping[str, Sequence[Any]] | None = None,
@@ -254,10 +317,11 @@ def experiment(
 ) -> list[Cell]:
     """The cells of a table (a key of EXPERIMENTS), or of any preset, with seeds 0 to `seeds` - 1.
 
-    scale: "small" (for two CPU cores) or "paper"; a preset named in full has its own. settings: changed in every cell,
+    scale: "paper", or "small" for a smoke run; None: `scale_of` the experiment. A preset named in full has its own. settings: changed in every cell,
     by dotted name. vary: for each of these settings, every value, in all combinations. beside: add our own setting and
     the baselines, scored in the same way, to a table. Raises InputError.
     """
+    scale = scale or scale_of(name)
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}: expected one of {', '.join(SCALES)}")
     if seeds < 1:

@@ -137,7 +137,7 @@ INGREDIENTS = _merged(
     {
         "lift": {"bandwidth_end": 0.25},
         "objective": {"augmentation": True},
-        "evaluation": {"split": "validation", "protocols": ["standard"]},
+        "evaluation": {"split": "validation", "protocols": ["standard"], "augmentation": "fast"},
     },
 )
 SMALL_CHOICE = {"evaluation": {"networks": 5, "epochs": 500, "width": 64}}
@@ -216,7 +216,8 @@ QUICKSTART = _merged(
 
 
 def _best_presets() -> dict[str, Preset]:
-    presets, in_full = {}, {"evaluation": {"split": "test", "protocols": ["standard", "paper"]}}
+    full = {"split": "test", "protocols": ["standard", "paper"], "augmentation": "published"}
+    presets, in_full = {}, {"evaluation": full}
     for name, (changes, text) in BEST.items():
         small = _merged(INGREDIENTS, changes, SMALL_CHOICE)
         presets[name] = Preset(from_dict(_merged(INGREDIENTS, in_full, changes)), f"our best: {text}")

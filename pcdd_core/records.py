@@ -6,7 +6,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .presets import PRESETS, label
 
 COMMITTED = Path(__file__).parents[1] / "figures" / "records"  # in a checkout: the records that the repository keeps
 LONGEST_NAME = 180  # of a kept record, before its seed: file systems end at 255
+LOGGED = slice(0, 1250, 100)  # the iterations whose gradients the paper's Table 2 averages
 WINDOWS = 30  # of a run, over each of which the curves of its record are averaged
 
 
@@ -119,7 +120,10 @@ def score_record(score: Score) -> dict[str, Any]:
 
 
 def averages(path: Path) -> dict[str, Any]:
-    """Means over all iterations, the matching loss at both ends, and curves: means over WINDOWS parts of the run."""
+    """Means over all iterations, the matching loss at both ends, and curves: means over WINDOWS parts of the run.
+
+    Of long runs also the mean absolute gradient as the paper logs it (Table 2), see LOGGED.
+    """
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     means = {
         key: float(np.mean([row[key] for row in rows]))
@@ -133,26 +137,30 @@ def averages(path: Path) -> dict[str, Any]:
     }
     curves = {"iteration": [float(part.mean()) for part in parts]}
     curves |= {key: [float(f"{np.mean(np.take(found, part)):.4g}") for part in parts] for key, found in values.items()}
-    return {**means, "matching_loss": ends, "iterations": len(rows), "curves": curves}
+    found = {**means, "matching_loss": ends, "iterations": len(rows), "curves": curves}
+    if len(rows) >= LOGGED.stop:
+        logged = [row["mean_absolute_gradient"] for row in rows[LOGGED]]
+        found["mean_absolute_gradient_as_logged"] = float(np.mean(logged))
+    return found
 
 
-def table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per experiment: means over its records (one per seed), and for scores, of two seeds or more, the standard deviation.
+def table(
+    records: Iterable[dict[str, Any]], columns: Mapping[str, Callable[[Config], Any]] | None = None
+) -> list[dict[str, Any]]:
+    """A row per experiment: means over its records, one per seed, and of scores the standard deviation.
 
-    An experiment is named by its preset and the settings that differ from it. Scores are in percent, memory in MiB.
-    `paper's figure` is what the paper states, where it states one.
+    The standard deviation is over two seeds or more. An experiment is named by its preset and the
+    settings that differ from it. Scores are in percent, memory in MiB. `paper's figure` is what the
+    paper states, where it states one. columns: further columns behind it, each made of the settings.
     """
-    rows, named = [], {}
-    for record in records:
-        named.setdefault(_label(record), []).append(record)
-    for name, group in named.items():
+    rows = []
+    for name, group in _by_label(records).items():
         row: dict[str, Any] = {"name": name, "paper's figure": _stated(group[0]["name"])}
-        for protocol in {protocol: None for record in group for protocol in record["scores"]}:
-            means = [record["scores"][protocol]["mean"] for record in group if protocol in record["scores"]]
-            row[protocol] = round(float(np.mean(means)), 2)
-            row[f"{protocol} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
+        for column, value in (columns or {}).items():
+            row[column] = value(from_dict(group[0]["config"])) if "network" in group[0]["config"] else None
+        row |= _scores([record["scores"] for record in group])
         row["seeds"] = len({record["config"]["seed"] for record in group})
-        for key in ("mean_absolute_gradient", "mean_absolute_displacement"):
+        for key in ("mean_absolute_gradient", "mean_absolute_gradient_as_logged", "mean_absolute_displacement"):
             if all(key in record for record in group):
                 row[key.replace("_", " ")] = float(f"{np.mean([record[key] for record in group]):.3g}")
         spent = [record["seconds"] for record in group if "seconds" in record]  # failed runs have none
@@ -164,6 +172,34 @@ def table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         row["health"] = "; ".join(sorted({record.get("health", scored).split(" at iteration")[0] for record in group}))
         rows.append(row)
     return rows
+
+
+def curve_table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per experiment and iteration of `evaluation.curve`: the scores there, as in `table`."""
+    rows = []
+    for name, group in _by_label(record for record in records if "scores_at" in record).items():
+        for iteration in group[0]["scores_at"]:
+            row = {"name": name, "paper's figure": _stated(group[0]["name"]), "iteration": int(iteration)}
+            scored = [record["scores_at"][iteration] for record in group]
+            rows.append(row | _scores(scored) | {"seeds": len({record["config"]["seed"] for record in group})})
+    return rows
+
+
+def _by_label(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(_label(record), []).append(record)
+    return groups
+
+
+def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds per protocol, percent; scored: one dict of scores per seed."""
+    row: dict[str, float | None] = {}
+    for protocol in {protocol: None for scores in scored for protocol in scores}:
+        means = [scores[protocol]["mean"] for scores in scored if protocol in scores]
+        row[protocol] = round(float(np.mean(means)), 2)
+        row[f"{protocol} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
+    return row
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

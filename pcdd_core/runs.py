@@ -32,7 +32,7 @@ from .config import Config
 from .datasets import Splits
 from .distillation import Step, distill, initial_clouds
 from .errors import DistillationFailed, InputError, RunFailed
-from .evaluation import evaluate
+from .evaluation import check_settings, evaluate
 from .files import LOCK, atomic_write, atomic_write_text, refuse_file_in_the_way, sole_user
 from .health import Health
 from .lifts import occupancy
@@ -77,6 +77,7 @@ def run(
         checkpoint = _open_folder(folder, config, resume, overwrite)
         splits = datasets.load(config.data, data)
         _refuse_empty_split(splits, config)
+        check_settings(config.evaluation)
         _refuse_scored_iterations(config)
         steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
         ranks.wait_for_all()  # before the first of them writes into the folder that all look at
@@ -195,6 +196,7 @@ def score(
     machine.keep_freed_memory()
     splits = datasets.load(config.data, data)
     _refuse_empty_split(splits, config)
+    check_settings(config.evaluation)
     clouds = clouds(splits.train) if callable(clouds) else clouds
     if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
         raise InputError(

@@ -44,6 +44,11 @@ OTHER = {
     "evaluation.classifier": "pointnet",
     "evaluation.projection": "soft",
     "evaluation.networks": 7,
+    "evaluation.augmentation": "fast",
+    "evaluation.iteration": 3,
+    "evaluation.curve": [0, 3],
+    "network.origin_shift": True,
+    "objective.real_gradients": 8,
 }
 
 
@@ -240,7 +245,10 @@ def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
         0,
         0,
     )
-    assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (None, 1000, 128)
+    assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (5, 1001, 128)
+    assert config.evaluation.curve == (0, 250, 625, 1250, 1875, 2499) and config.evaluation.iteration == 1250
+    assert config.data.validation_fraction == 0  # the paper draws from all 60,000 training clouds
+    assert config.objective.real_gradients == 8
 
 
 @pytest.mark.parametrize("name", [cell[0] for cell in CELLS])
@@ -248,6 +256,7 @@ def test_small_scale_asks_for_less_of_the_same_experiment(name):
     paper, small = to_dict(preset(name).config), to_dict(preset(f"{name}-small").config)
     changed = {place for place in leaves(paper) if _at(paper, place) != _at(small, place)}
     scale = {"network.width", "objective.real_batch", "schedule.iterations", "optimiser.step_size"}
+    changed -= {"evaluation.iteration", "evaluation.curve"}  # a small run has fewer iterations than these
     assert changed <= scale | {"evaluation.networks", "evaluation.epochs", "evaluation.width"}
     for place in ("network.width", "objective.real_batch", "schedule.iterations", "evaluation.epochs"):
         assert _at(small, place) < _at(paper, place)

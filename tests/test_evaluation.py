@@ -1,19 +1,37 @@
-"""Scores: projection, augmentation, protocols, and the baselines that are scored beside distilled sets."""
+"""Scores: projection, augmentation, protocols, and baselines."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from pcdd_core import evaluation
 from pcdd_core.clouds import PointClouds, cell_centres, from_list
 from pcdd_core.config import EvaluationConfig
 from pcdd_core.coresets import BASELINES, herding, random
 from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.evaluation import PROTOCOLS, Score, augment, evaluate, project, soft_project
+from pcdd_core.evaluation import (
+    CROP,
+    PROTOCOLS,
+    ROTATION,
+    SCALE,
+    AugmentationDraws,
+    Score,
+    apply_augmentation,
+    augment,
+    augment_fast,
+    draw_augmentation,
+    evaluate,
+    project,
+    soft_project,
+)
 from pcdd_core.randomness import generator
 
 DRAWS = 1200
@@ -21,7 +39,7 @@ SELECTIONS = [name for name in BASELINES if name not in ("class_mean", "whole")]
 SQUARE_AND_NOT = pytest.mark.parametrize(("height", "width"), [(28, 28), (24, 40), (44, 26)])
 
 
-# --- projection ---------------------------------------------------------------------------------------------------
+# --- projection -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
@@ -43,7 +61,8 @@ def test_projection_cuts_coordinates_to_integers_and_looks_along_the_depth():
 @pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
 def test_soft_projection_becomes_the_hard_one_as_its_spots_shrink(real):
     clouds = cell_centres(real())
-    torch.testing.assert_close(soft_project(clouds, 0.05, 6.0), project(clouds), atol=3e-3, rtol=0)  # exp(-6) is not 0
+    narrow = soft_project(clouds, 0.05, 6.0)
+    torch.testing.assert_close(narrow, project(clouds), atol=3e-3, rtol=0)  # exp(-6) is not 0
     wide = soft_project(clouds, 0.7, 6.0)
     assert ((wide > 0.05) & (wide < 0.9)).any() and wide.shape == project(clouds).shape
 
@@ -54,33 +73,196 @@ def test_classifiers_learn_from_the_projection_asked_for(monkeypatch):
     spots = {"evaluation__projection_bandwidth": 0.4, "evaluation__projection_saturation": 20.0}
     for change in ({}, {"evaluation__projection": "soft", **spots}):
         evaluate(clouds, tiny.three_digits(), tiny.config(**change).evaluation, 0)
-    assert torch.equal(seen[0], project(clouds)) and torch.equal(seen[1], soft_project(clouds, 0.4, 20.0))
+    assert torch.equal(seen[0], project(clouds))
+    assert torch.equal(seen[1], soft_project(clouds, 0.4, 20.0))
 
 
-# --- augmentation -------------------------------------------------------------------------------------------------
+# --- augmentation as published --------------------------------------------------------------------
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([(28, 28), (20, 40), (9, 7)]), st.integers(0, 2**31))
-def test_augmentation_keeps_shape_and_range(networks, images, size, seed):
-    given = torch.rand(networks, images, 1, *size, generator=torch.Generator().manual_seed(seed))
-    shown = augment(given, torch.Generator().manual_seed(seed))
+def literal(images: torch.Tensor, drawn: AugmentationDraws) -> torch.Tensor:
+    """One batch (batch, 1, height, width), augmented image by image as in DC's code."""
+    height, width = images.shape[-2:]
+    mean = float(torch.mean(images[:, 0]))
+    shown = images.clone()
+    for number, image in enumerate(images):
+        if drawn.kind[number] == CROP:
+            frame = torch.full((1, height + 8, width + 8), mean)
+            frame[:, 4 : 4 + height, 4 : 4 + width] = image
+            r, c = drawn.offset[number].tolist()
+        elif drawn.kind[number] == SCALE:
+            h, w = drawn.size[number].tolist()
+            side = max(h, w, height, width)
+            frame = torch.zeros(1, side, side)
+            r, c = int((side - h) / 2), int((side - w) / 2)
+            frame[:, r : r + h, c : c + w] = F.interpolate(image[None], [h, w])[0]
+            r, c = int((side - height) / 2), int((side - width) / 2)
+        else:
+            angle = int(drawn.angle[number])
+            frame = ndimage.rotate(image.numpy(), angle=angle, axes=(-2, -1), cval=mean)
+            frame = torch.tensor(frame)
+            r, c = int((frame.shape[-2] - height) / 2), int((frame.shape[-1] - width) / 2)
+        shown[number] = frame[:, r : r + height, c : c + width]
+    return shown
+
+
+def binary_images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return (torch.rand(shape, generator=generator(seed, "images")) < 0.3).float()
+
+
+def draws_of(kind: int, values: torch.Tensor) -> AugmentationDraws:
+    """Draws of one kind with these values, one per image; those of the other kinds are 1."""
+    count, unused = len(values), torch.ones(len(values), 2, dtype=torch.int64)
+    return AugmentationDraws(
+        torch.full((count,), kind),
+        values if kind == CROP else unused,
+        values if kind == SCALE else unused,
+        values if kind == ROTATION else unused[:, 0],
+    )
+
+
+@pytest.mark.parametrize("side", [28, 20, 27])
+def test_every_image_is_what_the_published_loop_makes_of_it(side):
+    networks, batch = 3, 150
+    images = binary_images(networks, batch, 1, side, side)
+    images[1] *= binary_images(batch, 1, side, side, seed=1)  # a batch mean of its own
+    drawn = draw_augmentation(networks * batch, side, generator(0))
+    shown = apply_augmentation(images, drawn)
+    for network in range(networks):
+        rows = slice(network * batch, (network + 1) * batch)
+        own = AugmentationDraws(*(part[rows] for part in vars(drawn).values()))
+        expected, exact = literal(images[network], own), own.kind != ROTATION
+        assert torch.equal(shown[network][exact], expected[exact])
+        torch.testing.assert_close(shown[network], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [28, 27, 8])
+def test_crop_at_every_offset_is_the_published_one(side):
+    drawn = draws_of(CROP, torch.cartesian_prod(torch.arange(8), torch.arange(8)))
+    images = binary_images(64, 1, side, side)
+    assert torch.equal(apply_augmentation(images, drawn), literal(images, drawn))
+
+
+@pytest.mark.parametrize("side", [*range(4, 41), 64])
+def test_scale_to_every_size_is_the_published_one(side):
+    sizes = torch.arange(int(0.8 * side), int(1.2 * side) + 1)
+    others = sizes[torch.randperm(len(sizes), generator=generator(0))[:4]]
+    pairs = torch.cartesian_prod(sizes, others)
+    drawn = draws_of(SCALE, torch.cat([pairs, pairs.flip(1)]))
+    images = torch.rand(len(drawn.kind), 1, side, side, generator=generator(1))
+    assert torch.equal(apply_augmentation(images, drawn), literal(images, drawn))
+
+
+@pytest.mark.parametrize("side", [28, 27, 8])
+def test_rotation_by_every_angle_is_the_published_one_and_keeps_values_beyond_0_and_1(side):
+    drawn = draws_of(ROTATION, torch.arange(-45, 45))
+    images = binary_images(90, 1, side, side)
+    shown = apply_augmentation(images, drawn)
+    torch.testing.assert_close(shown, literal(images, drawn), rtol=0, atol=1e-6)
+    assert shown.min() < -0.05 and shown.max() > 1.05
+
+
+def frequencies(values: torch.Tensor) -> dict[int, float]:
+    found, counts = values.unique(return_counts=True)
+    return dict(zip(found.tolist(), (counts / values.numel()).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("side", [28, 20, 27])
+def test_draws_have_the_published_ranges_and_probabilities(side):
+    drawn = draw_augmentation(100_000, side, generator(0))
+    edges = {size: (max(size, 0.8 * side), min(size + 1, 1.2 * side)) for size in range(side * 2)}
+    sizes = {size: (to - begin) / (0.4 * side) for size, (begin, to) in edges.items()}
+    sizes = {size: share for size, share in sizes.items() if share > 1e-9}
+    for values, expected in (
+        (drawn.kind, dict.fromkeys((CROP, SCALE, ROTATION), 1 / 3)),
+        (drawn.offset[:, 0], dict.fromkeys(range(8), 1 / 8)),
+        (drawn.offset[:, 1], dict.fromkeys(range(8), 1 / 8)),
+        (drawn.size[:, 0], sizes),
+        (drawn.size[:, 1], sizes),
+        (drawn.angle, dict.fromkeys(range(-45, 45), 1 / 90)),
+    ):
+        assert frequencies(values) == pytest.approx(expected, abs=0.006)
+
+
+def test_draws_are_independent_of_each_other():
+    drawn = draw_augmentation(20_000, 28, generator(0))
+    one_of_three = F.one_hot(drawn.kind)[:, :2]  # the third follows from these
+    table = torch.cat([one_of_three, drawn.offset, drawn.size, drawn.angle[:, None]], dim=1)
+    related = torch.corrcoef(table.T.double())
+    related[0, 1] = related[1, 0] = 0  # the kinds exclude each other
+    assert (related - torch.eye(len(related))).abs().max() < 0.03
+
+
+def test_augmentation_fills_with_the_mean_of_the_network_s_own_batch():
+    images = torch.stack([torch.ones(60, 1, 12, 12), torch.zeros(60, 1, 12, 12)])
+    drawn = draw_augmentation(120, 12, generator(0))
+    filled = (drawn.kind != SCALE).view(2, 60)
+    shown = apply_augmentation(images, drawn)
+    torch.testing.assert_close(shown[filled], images[filled], rtol=0, atol=1e-5)
+    smaller = apply_augmentation(
+        torch.ones(1, 1, 12, 12), draws_of(SCALE, torch.tensor([[10, 10]]))
+    )
+    assert smaller.sum() == 100  # zeros around it
+
+
+@pytest.mark.parametrize("size", [(20, 60), (60, 20), (9, 7)])
+def test_images_that_are_not_square_keep_their_shape(size):
+    images = torch.ones(90, 1, *size)
+    shown = apply_augmentation(images, draws_of(ROTATION, torch.arange(-45, 45)))
+    torch.testing.assert_close(shown, images, rtol=0, atol=1e-5)
+    assert augment(images, generator(0)).shape == images.shape
+
+
+def test_augmentation_draws_from_its_generator_only_and_leaves_its_input():
+    images = binary_images(2, 50, 1, 12, 12)
+    given, before = images.clone(), (torch.get_rng_state(), np.random.get_state())
+    shown = augment(images, generator(0))
+    assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(images, given)
+    after = np.random.get_state()
+    assert np.array_equal(after[1], before[1][1]) and after[2:] == before[1][2:]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert torch.equal(augment(images, generator(0)), shown)
+
+
+# --- both forms of augmentation -------------------------------------------------------------------
+
+BOTH = pytest.mark.parametrize("change", [augment, augment_fast])
+
+
+@BOTH
+def test_augmentation_is_a_function_of_its_draws(change):
+    images = binary_images(50, 1, 12, 12)
+    once, again, other = (change(images, generator(seed, "augmentation")) for seed in (0, 0, 1))
+    assert torch.equal(once, again) and not torch.equal(once, other)
+
+
+@BOTH
+def test_every_image_of_every_network_is_augmented_by_a_draw_of_its_own(change):
+    image = torch.rand(1, 1, 1, 16, 16, generator=generator(1)).expand(4, 60, 1, 16, 16)
+    shown = change(image, generator(0)).flatten(0, 1).flatten(1)
+    # A third of 240 images share 64 crops, and a third share 90 angles or 49 sizes.
+    assert len(torch.unique(shown, dim=0)) > 130
+
+
+# --- fast augmentation ----------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from([(28, 28), (20, 40), (9, 7)]),
+    st.integers(0, 2**31),
+)
+def test_fast_augmentation_keeps_shape_and_range(networks, images, size, seed):
+    draws = torch.Generator().manual_seed(seed)
+    given = torch.rand(networks, images, 1, *size, generator=draws)
+    shown = augment_fast(given, torch.Generator().manual_seed(seed))
     assert shown.shape == given.shape and shown.dtype == given.dtype
     assert shown.min() >= 0 and shown.max() <= 1 + 1e-5
 
 
-def test_augmentation_is_a_function_of_its_draws():
-    images = torch.rand(50, 1, 12, 12)
-    once, again, other = (augment(images, generator(seed, "augmentation")) for seed in (0, 0, 1))
-    assert torch.equal(once, again) and not torch.equal(once, other)
-
-
-def test_every_image_of_every_network_is_augmented_by_a_draw_of_its_own():
-    image = torch.rand(1, 1, 1, 16, 16).expand(4, 30, 1, 16, 16)
-    shown = augment(image, generator(0)).flatten(0, 1).flatten(1)
-    assert len(torch.unique(shown, dim=0)) > 80  # 64 shifts are shared by a third of 120 images; all others are unique
-
-
-def bump(height: int, width: int, y: float, x: float, sd_y: float = 2.0, sd_x: float = 2.0) -> torch.Tensor:
+def bump(height: int, width: int, y: float, x: float, sd_y=2.0, sd_x=2.0) -> torch.Tensor:
     """A Gaussian bump (height, width) with its centre (y, x) pixels off the middle of the image."""
     rows = torch.arange(height) + 0.5 - height / 2
     columns = torch.arange(width) + 0.5 - width / 2
@@ -88,44 +270,46 @@ def bump(height: int, width: int, y: float, x: float, sd_y: float = 2.0, sd_x: f
 
 
 def centroid(image: torch.Tensor) -> tuple[float, float]:
-    """Where the bump in `image` is: (y, x) off the middle of the image."""
+    """The centre of the bump in `image`: (y, x) off the middle of the image."""
     height, width = image.shape
     rows = torch.arange(height) + 0.5 - height / 2
     columns = torch.arange(width) + 0.5 - width / 2
-    return float((image.sum(1) * rows).sum() / image.sum()), float((image.sum(0) * columns).sum() / image.sum())
+    share = image / image.sum()
+    return float((share.sum(1) * rows).sum()), float((share.sum(0) * columns).sum())
 
 
 def sorted_by_kind(height: int, width: int) -> dict[str, list]:
-    """What became of a bump in DRAWS augmentations: for every kind the parameters of the images that are of that kind.
+    """Augment a bump DRAWS times and sort the images: {kind: parameters of its images}.
 
-    An image is of a kind if the bump, drawn anew where that kind with some parameters within its limits would have put
-    it, gives the same image. Nothing is taken from the implementation.
+    An image is of the kind that explains it best: a bump drawn at the place to which that kind
+    moves it equals the image. The implementation is not used.
     """
-    y, x = 2.5, 4.5  # off the middle, at different distances along the axes, and far from the borders
-    images = augment(bump(height, width, y, x).expand(DRAWS, 1, height, width), generator(0))[:, 0]
+    # off the middle, at different distances along the axes, and far from the borders
+    y, x = 2.5, 4.5
+    many = bump(height, width, y, x).expand(DRAWS, 1, height, width)
+    images = augment_fast(many, generator(0))[:, 0]
     kinds = {"shift": [], "rotation": [], "scale": [], "none": []}
     for image in images:
         at_y, at_x = centroid(image)
         shift = (round(at_y - y), round(at_x - x))
-        angle = float(
-            torch.atan2(torch.tensor(at_y), torch.tensor(at_x)) - torch.atan2(torch.tensor(y), torch.tensor(x))
-        )
-        cos, sin = float(torch.tensor(angle).cos()), float(torch.tensor(angle).sin())
+        angle = math.atan2(at_y, at_x) - math.atan2(y, x)
+        cos, sin = math.cos(angle), math.sin(angle)
         scale = (at_y / y, at_x / x)
+        scaled = bump(height, width, y * scale[0], x * scale[1], *(2 * abs(s) for s in scale))
         candidates = {
             "shift": (shift, bump(height, width, y + shift[0], x + shift[1])),
             "rotation": (angle, bump(height, width, x * sin + y * cos, x * cos - y * sin)),
-            "scale": (scale, bump(height, width, y * scale[0], x * scale[1], 2 * abs(scale[0]), 2 * abs(scale[1]))),
+            "scale": (scale, scaled),
         }
-        errors = {kind: float((image - expected).abs().max()) for kind, (_, expected) in candidates.items()}
+        errors = {kind: float((image - own).abs().max()) for kind, (_, own) in candidates.items()}
         kind = min(errors, key=errors.get)
-        tolerance = 1e-3 if kind == "shift" else 0.08  # whole pixels are exact, the others are interpolated
+        tolerance = 1e-3 if kind == "shift" else 0.08  # a shift is exact, the others interpolate
         kinds[kind if errors[kind] < tolerance else "none"].append(candidates[kind][0])
     return kinds
 
 
 @SQUARE_AND_NOT
-def test_every_image_is_shifted_or_rotated_or_scaled_and_each_in_a_third_of_the_cases(height, width):
+def test_fast_augmentation_shifts_rotates_or_scales_each_in_a_third_of_the_cases(height, width):
     kinds = sorted_by_kind(height, width)
     assert not kinds.pop("none")
     for kind, found in kinds.items():
@@ -133,21 +317,21 @@ def test_every_image_is_shifted_or_rotated_or_scaled_and_each_in_a_third_of_the_
 
 
 @SQUARE_AND_NOT
-def test_rotations_keep_the_shape_and_reach_45_degrees_either_way(height, width):
+def test_fast_rotations_keep_the_shape_and_reach_45_degrees_either_way(height, width):
     angles = torch.tensor(sorted_by_kind(height, width)["rotation"]).rad2deg()
     assert len(angles) > 0.28 * DRAWS
     assert -46 < angles.min() < -40 and 40 < angles.max() < 46
 
 
 @SQUARE_AND_NOT
-def test_scales_lie_within_a_fifth_on_either_axis_independently(height, width):
+def test_fast_scales_lie_within_a_fifth_on_either_axis_independently(height, width):
     factors = torch.tensor(sorted_by_kind(height, width)["scale"])
     assert 0.79 < factors.min() < 0.83 and 1.17 < factors.max() < 1.21
     assert torch.corrcoef(factors.T)[0, 1].abs() < 0.2
 
 
 @SQUARE_AND_NOT
-def test_shifts_are_whole_pixels_that_bring_in_zeros(height, width):
+def test_fast_shifts_are_whole_pixels_that_bring_in_zeros(height, width):
     image = torch.rand(height, width, generator=generator(1))
     padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
     shifted = {
@@ -155,7 +339,7 @@ def test_shifts_are_whole_pixels_that_bring_in_zeros(height, width):
         for dy in range(-4, 5)
         for dx in range(-4, 5)
     }
-    shown = augment(image.expand(DRAWS, 1, height, width), generator(0))[:, 0]
+    shown = augment_fast(image.expand(DRAWS, 1, height, width), generator(0))[:, 0]
     found = []
     for (dy, dx), expected in shifted.items():
         count = int(((shown - expected).abs().amax((1, 2)) < 1e-3).sum())
@@ -166,7 +350,7 @@ def test_shifts_are_whole_pixels_that_bring_in_zeros(height, width):
     assert len(set(found)) > 55  # of 64
 
 
-# --- scores -------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +373,9 @@ def test_same_seed_same_scores(one_per_class, real_test_clouds):
 
 
 def test_other_seed_other_scores(one_per_class, real_test_clouds):
-    once, other = (evaluate(one_per_class, real_test_clouds, settings(networks=4), seed) for seed in (3, 4))
+    once, other = (
+        evaluate(one_per_class, real_test_clouds, settings(networks=4), seed) for seed in (3, 4)
+    )
     assert once["standard"].accuracies != other["standard"].accuracies
 
 
@@ -203,17 +389,26 @@ def test_scores_do_not_depend_on_torch_s_own_random_numbers(one_per_class, real_
 
 def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
     real = random(tiny.digits().train, 5, 0)
-    wrong = PointClouds(real.coordinates, real.offsets, (real.labels + 1) % 10, real.grid, real.class_names)
+    wrong = PointClouds(
+        real.coordinates, real.offsets, (real.labels + 1) % 10, real.grid, real.class_names
+    )
     long = settings(epochs=40, width=8, protocols=("standard",))
-    right, shuffled = (evaluate(clouds, real_test_clouds, long, 0)["standard"].mean for clouds in (real, wrong))
+    right, shuffled = (
+        evaluate(clouds, real_test_clouds, long, 0)["standard"].mean for clouds in (real, wrong)
+    )
     assert right > 35 and shuffled < 10
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(4, [4, 4, 2]), (10, [10]), (256, [10])])
 def test_classifiers_learn_from_so_many_clouds_at_a_time(batch, sizes, one_per_class, monkeypatch):
-    seen, in_turn = [], evaluation.augment
-    monkeypatch.setattr(evaluation, "augment", lambda images, draws: (seen.append(images.shape[1]), in_turn(images, draws))[1])
-    evaluate(one_per_class, one_per_class, settings(epochs=1, batch=batch, protocols=["standard"]), 0)
+    seen, real_augment = [], evaluation.augment
+    monkeypatch.setattr(
+        evaluation,
+        "augment",
+        lambda images, draws: seen.append(images.shape[1]) or real_augment(images, draws),
+    )
+    once = settings(epochs=1, batch=batch, protocols=("standard",))
+    evaluate(one_per_class, one_per_class, once, 0)
     assert seen == sizes
 
 
@@ -226,20 +421,28 @@ def threads():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_classifiers_trained_side_by_side_are_bit_for_bit_those_trained_in_turn(count, threads, one_per_class, monkeypatch):
+def test_classifiers_trained_side_by_side_are_bit_for_bit_those_trained_in_turn(
+    count, threads, one_per_class, monkeypatch
+):
     trained, train = [], evaluation._train
-    monkeypatch.setattr(evaluation, "_train", lambda shares, *rest: (train(shares, *rest), trained.append(shares)))
+    monkeypatch.setattr(
+        evaluation, "_train", lambda shares, *rest: (train(shares, *rest), trained.append(shares))
+    )
     for number in (1, count):
         threads(number)
         evaluate(one_per_class, one_per_class, settings(networks=5), 0)
         assert torch.get_num_threads() == number
     alone, together = trained
     assert len(alone) == 1 and len(together) == count
-    for expected, *parts in zip(alone[0].parameters(), *(share.parameters() for share in together), strict=True):
+    for expected, *parts in zip(
+        alone[0].parameters(), *(share.parameters() for share in together), strict=True
+    ):
         assert torch.equal(torch.cat(parts), expected)
 
 
-def test_an_error_in_a_thread_is_raised_and_threads_are_as_before(threads, one_per_class, monkeypatch):
+def test_an_error_in_a_thread_is_raised_and_threads_are_as_before(
+    threads, one_per_class, monkeypatch
+):
     threads(2)
     monkeypatch.setattr(evaluation, "augment", lambda images, draws: images[..., :20])
     with pytest.raises(RuntimeError):
@@ -248,7 +451,9 @@ def test_an_error_in_a_thread_is_raised_and_threads_are_as_before(threads, one_p
 
 
 @pytest.mark.parametrize("networks", [1, 3])
-def test_training_that_diverges_is_refused_in_its_epoch_instead_of_scored(networks, threads, one_per_class, monkeypatch):
+def test_training_that_diverges_is_refused_in_its_epoch_instead_of_scored(
+    networks, threads, one_per_class, monkeypatch
+):
     threads(2)
     build, begun = evaluation.build_classifier, []
 
@@ -261,7 +466,8 @@ def test_training_that_diverges_is_refused_in_its_epoch_instead_of_scored(networ
         return network
 
     monkeypatch.setattr(evaluation, "build_classifier", last_one_explodes)
-    with pytest.raises(EvaluationFailed, match=r"epoch 0 of training.*'convnet' computes is (nan|inf).*diverged"):
+    says = r"epoch 0 of training.*'convnet' computes is (nan|inf).*diverged"
+    with pytest.raises(EvaluationFailed, match=says):
         evaluate(one_per_class, one_per_class, settings(networks=networks), 0)
 
 
@@ -270,7 +476,8 @@ def test_scores_that_are_no_numbers_are_refused(one_per_class, monkeypatch):
         shares[0].stacked[0].data.fill_(float("nan"))
 
     monkeypatch.setattr(evaluation, "_train", last_step_explodes)
-    with pytest.raises(EvaluationFailed, match="^scoring: what the classifier 'convnet' computes is nan"):
+    says = "^scoring: what the classifier 'convnet' computes is nan"
+    with pytest.raises(EvaluationFailed, match=says):
         evaluate(one_per_class, one_per_class, settings(networks=1), 0)
 
 
@@ -288,10 +495,10 @@ def test_learned_labels_are_what_classifiers_learn(real_test_clouds):
 
 def test_protocols_have_their_own_numbers_of_classifiers(one_per_class, real_test_clouds):
     scores = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
-    assert {name: len(score.accuracies) for name, score in scores.items()} == {"standard": 20, "paper": 5}
-    assert {name: (score.protocol, score.epochs, score.width) for name, score in scores.items()} == {
-        "standard": ("standard", 1, 4), "paper": ("paper", 1, 4),
-    }  # fmt: skip
+    found = {name: len(score.accuracies) for name, score in scores.items()}
+    assert found == {"standard": 20, "paper": 5}
+    for name, score in scores.items():
+        assert (score.protocol, score.epochs, score.width) == (name, 1, 4)
 
 
 def test_number_of_classifiers_can_be_scaled_down(one_per_class, real_test_clouds):
@@ -300,22 +507,29 @@ def test_number_of_classifiers_can_be_scaled_down(one_per_class, real_test_cloud
 
 
 def test_standard_score_is_the_same_with_and_without_the_paper_s(one_per_class, real_test_clouds):
-    alone = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1, protocols=("standard",)), 0)
-    both = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
+    once = settings(networks=None, epochs=1)
+    both = evaluate(one_per_class, real_test_clouds, once, 0)
+    alone = evaluate(one_per_class, real_test_clouds, replace(once, protocols=("standard",)), 0)
     assert list(alone) == ["standard"] and alone["standard"] == both["standard"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_each_score_is_the_same_alone_where_the_number_of_classifiers_is_set(protocol, one_per_class, real_test_clouds):
+def test_each_score_is_the_same_alone_where_the_number_of_classifiers_is_set(
+    protocol, one_per_class, real_test_clouds
+):
     alone = evaluate(one_per_class, real_test_clouds, settings(protocols=(protocol,)), 0)
     assert alone[protocol] == evaluate(one_per_class, real_test_clouds, settings(), 0)[protocol]
 
 
-def test_only_the_paper_s_protocol_augments_test_images(one_per_class, real_test_clouds, monkeypatch):
+def test_only_the_paper_s_protocol_augments_test_images(
+    one_per_class, real_test_clouds, monkeypatch
+):
     shapes = []
     real_augment = evaluation.augment
     monkeypatch.setattr(
-        evaluation, "augment", lambda images, draws: shapes.append(images.shape[:2]) or real_augment(images, draws)
+        evaluation,
+        "augment",
+        lambda images, draws: shapes.append(images.shape[:2]) or real_augment(images, draws),
     )
     evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
     assert set(shapes) == {(2, 10)}  # 2 networks, 10 training images: nothing else
@@ -324,31 +538,136 @@ def test_only_the_paper_s_protocol_augments_test_images(one_per_class, real_test
     assert set(shapes) == {(2, 10), (2, 60)}
 
 
+@pytest.mark.parametrize("batch", [256, 100])
+def test_paper_protocol_augments_test_images_in_batches_in_their_order(
+    batch, one_per_class, monkeypatch
+):
+    test, drawn, seen = tiny.digits().test, [], []
+    draw, forward = evaluation.draw_augmentation, evaluation.Ensemble.forward
+
+    def spied_draw(*given):
+        drawn.append(draw(*given))
+        return drawn[-1]
+
+    def spied_forward(ensemble, inputs):
+        if not torch.is_grad_enabled():  # testing
+            seen.append(inputs)
+        return forward(ensemble, inputs)
+
+    monkeypatch.setattr(evaluation, "draw_augmentation", spied_draw)
+    monkeypatch.setattr(evaluation.Ensemble, "forward", spied_forward)
+    changes = {} if batch == 256 else {"batch": batch}  # 256 is the default
+    evaluate(one_per_class, test, settings(epochs=1, width=1, protocols=("paper",), **changes), 0)
+    batches = project(test).split(batch)
+    assert len(batches) > 1 and len(batches[-1]) < batch
+    expected = []
+    for images, both in zip(batches, drawn[1:], strict=True):  # the first draws are for training
+        for rows in (slice(len(images)), slice(len(images), 2 * len(images))):
+            own = AugmentationDraws(*(part[rows] for part in vars(both).values()))
+            expected.append(literal(images, own))
+    seen, expected = torch.cat(seen, 1), [torch.cat(expected[number::2]) for number in range(2)]
+    torch.testing.assert_close(seen, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stages"),
+    [(1001, [502, 499]), (1000, [501, 499]), (10, [6, 4]), (5, [4, 1]), (4, [3, 1]), (1, [1])],
+)
+def test_training_has_the_published_step_sizes_in_two_stages(
+    epochs, stages, one_per_class, monkeypatch
+):
+    optimisers = []
+
+    class Spied(torch.optim.SGD):
+        def __init__(self, *given, **settings):
+            super().__init__(*given, **settings)
+            self.steps = 0
+            optimisers.append(self)
+
+        def step(self):
+            self.steps += 1
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "SGD", Spied)
+    monkeypatch.setattr(evaluation, "augment", lambda images, draws: images)
+    few = settings(classifier="mlp", networks=1, epochs=epochs, protocols=("standard",))
+    evaluate(one_per_class, one_per_class, few, 0)
+    assert [optimiser.steps for optimiser in optimisers] == stages
+    assert [optimiser.defaults["lr"] for optimiser in optimisers] == [0.01, 0.001][: len(stages)]
+    assert {optimiser.defaults["momentum"] for optimiser in optimisers} == {0.9}
+    assert {optimiser.defaults["weight_decay"] for optimiser in optimisers} == {5e-4}
+
+
+@pytest.mark.parametrize("classifier", ["convnet", "mlp"])
+def test_fast_augmentation_of_images_is_refused_on_the_test_split(
+    classifier, one_per_class, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "_train", None)  # nothing is trained
+    wrong = settings(classifier=classifier, augmentation="fast", split="test")
+    with pytest.raises(InputError) as error:
+        evaluate(one_per_class, one_per_class, wrong, 0)
+    assert str(error.value) == (
+        "setting evaluation.augmentation = 'fast': allowed for evaluation.split = 'validation' "
+        "only; use 'published' to score on the test split"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"split": "test"}, {"augment"}),
+        ({"split": "validation"}, {"augment"}),
+        ({"split": "validation", "augmentation": "published"}, {"augment"}),
+        ({"split": "validation", "augmentation": "fast"}, {"augment_fast"}),
+        ({"split": "validation", "augmentation": "fast", "projection": "soft"}, {"augment_fast"}),
+        ({"projection": "soft"}, {"augment"}),
+        ({"split": "test", "augmentation": "fast", "classifier": "pointnet"}, {"augment_points"}),
+        ({"split": "test", "classifier": "pointnet"}, {"augment_points"}),
+    ],
+)
+def test_inputs_are_augmented_as_the_setting_says(changes, expected, one_per_class, monkeypatch):
+    called = set()
+    for name in ("augment", "augment_fast", "augment_points"):
+
+        def spied(*given, name=name, inner=getattr(evaluation, name)):
+            called.add(name)
+            return inner(*given)
+
+        monkeypatch.setattr(evaluation, name, spied)
+    evaluate(one_per_class, one_per_class, settings(epochs=1, **changes), 0)
+    assert called == expected
+
+
 def test_every_test_cloud_counts_once(one_per_class, monkeypatch, real_test_clouds):
-    monkeypatch.setattr(evaluation, "TEST_BATCH", 7)  # 60 is no multiple of it
-    in_parts = evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
+    monkeypatch.setattr(evaluation, "CPU_CHUNK", 7)  # 60 is no multiple of it
+    in_parts = evaluate(one_per_class, real_test_clouds, settings(), 0)
     monkeypatch.undo()
-    assert in_parts == evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
+    assert in_parts == evaluate(one_per_class, real_test_clouds, settings(), 0)
 
 
 def test_accuracies_are_percentages_of_the_test_clouds(one_per_class, real_test_clouds):
-    for accuracy in evaluate(one_per_class, real_test_clouds, settings(networks=5), 0)["standard"].accuracies:
+    scores = evaluate(one_per_class, real_test_clouds, settings(networks=5), 0)
+    for accuracy in scores["standard"].accuracies:
         assert accuracy * 60 / 100 == pytest.approx(round(accuracy * 60 / 100), abs=1e-4)
 
 
 def test_mean_and_standard_deviation_are_over_the_classifiers():
     score = Score("standard", (10.0, 20.0, 60.0), 1, 4)
-    assert score.mean == pytest.approx(30) and score.standard_deviation == pytest.approx((1400 / 3) ** 0.5)
+    assert score.mean == pytest.approx(30)
+    assert score.standard_deviation == pytest.approx((1400 / 3) ** 0.5)
 
 
 def test_progress_reaches_the_end_of_training_and_of_testing(one_per_class, real_test_clouds):
-    told = []
-    evaluate(one_per_class, real_test_clouds, settings(), 0, progress=lambda fraction, text: told.append((text, fraction)))
-    ends = dict(told)  # the last fraction of every stage
+    ends = {}  # the last fraction of every stage
+
+    def progress(fraction, text):
+        ends[text] = fraction
+
+    evaluate(one_per_class, real_test_clouds, settings(), 0, progress=progress)
     assert len(ends) == 3 and set(ends.values()) == {1.0}
 
 
-# --- baselines ----------------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
@@ -366,7 +685,9 @@ def test_baseline_has_so_many_different_training_clouds_of_every_class(name, cou
 
 
 def test_random_picks_differ_by_seed_and_only_by_seed():
-    once, again, other = (random(tiny.digits().train, 2, seed).coordinates.tolist() for seed in (0, 0, 1))
+    once, again, other = (
+        random(tiny.digits().train, 2, seed).coordinates.tolist() for seed in (0, 0, 1)
+    )
     assert once == again and once != other
 
 
@@ -395,14 +716,14 @@ def test_herding_s_later_picks_equal_a_naive_loop():
         for place in range(count):
             left = [n for n in members if n not in chosen]
             means = [sum(images[m] for m in [*chosen, n]) / (place + 1) for n in left]
-            chosen.append(min(zip(means, left, strict=True), key=lambda pair, to=mean: float((pair[0] - to).norm()))[1])
+            distances = [float((own - mean).norm()) for own in means]
+            chosen.append(left[distances.index(min(distances))])
             assert torch.equal(picks[label * count + place], real[chosen[-1]])
 
 
 def test_herding_picks_no_cloud_twice_even_where_that_would_be_nearest():
-    core = torch.tensor(
-        [[0.0, 0.0, column] for column in range(9)]
-    )  # its double is nearer to the mean than any other pair
+    # twice this cloud would be nearer to the mean than any other pair
+    core = torch.tensor([[0.0, 0.0, column] for column in range(9)])
     clouds = [core] + [torch.cat([core, torch.tensor([[0.0, row, 0.0]])]) for row in range(1, 8)]
     picks = herding(from_list(clouds, [0] * 8, (1, 9, 9), ["only"]), 8, 0)
     assert picks.sizes[0] == 9 and len({tuple(picks[n].flatten().tolist()) for n in range(8)}) == 8

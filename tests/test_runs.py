@@ -22,7 +22,7 @@ from pcdd_core.config import from_dict, identity, to_dict
 from pcdd_core.distillation import initial_clouds
 from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.objectives import DISTANCES
-from pcdd_core.records import read_record, read_trajectory, table
+from pcdd_core.records import LOGGED, averages, curve_table, read_record, read_trajectory, table
 from pcdd_core.runs import RUN_FILES
 from pcdd_core.second_order import sentence
 
@@ -211,6 +211,18 @@ def test_record_s_averages_are_those_of_the_steps(finished):
     assert record["matching_loss"]["last"] == pytest.approx(sum(rows[-1]["matching_loss"]))
 
 
+def test_long_runs_also_have_the_gradient_as_the_paper_logs_it(tmp_path):
+    rows = [
+        {"iteration": i, "matching_loss": [1.0], "mean_absolute_gradient": float(i), "mean_absolute_displacement": 0.1}
+        for i in range(1300)
+    ]
+    path = tmp_path / "steps.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert averages(path)["mean_absolute_gradient_as_logged"] == np.mean(range(0, 1250, 100)) == 600
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[: LOGGED.stop - 1]))
+    assert "mean_absolute_gradient_as_logged" not in averages(path)
+
+
 def test_checkpoint_loads_without_unpickling_code(finished):
     checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
     assert checkpoint["configuration"] == identity(tiny.config(**SCHEDULE))
@@ -325,6 +337,97 @@ def test_run_stopped_while_it_was_scored_is_scored_on_resume(copy, finished):
     assert distill(copy, "--resume") == 0
     assert_same_result(copy, finished)
     assert read_record(copy)["scores"] == read_record(finished)["scores"]
+
+
+# --- scores along a run -----------------------------------------------------------------------------------------------
+
+ALONG = {"evaluation__iteration": 5, "evaluation__curve": [0, 3, 7]}
+
+
+@pytest.fixture(scope="module")
+def along(tmp_path_factory) -> Path:
+    """A run whose result is its clouds before iteration 5, and which is scored at three more."""
+    folder = tmp_path_factory.mktemp("along") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
+        assert distill(folder, **ALONG) == 0
+    return folder
+
+
+def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
+    steps = read_trajectory(along)
+    place = {update: number for number, update in enumerate(steps["updates"])}
+    assert {0, 3, 5, 7, 8} <= set(place)
+    result = clouds.load(along / "clouds.npz")
+    assert np.array_equal(result.coordinates, steps["coordinates"][place[5]])
+    assert not np.array_equal(result.coordinates, steps["coordinates"][place[8]])
+    whole = read_trajectory(finished)
+    assert np.array_equal(whole["coordinates"][-1], steps["coordinates"][-1])  # scores change no run
+
+
+def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
+    record = read_record(along)
+    assert list(record["scores_at"]) == ["0", "3", "7"]
+    for scores in record["scores_at"].values():
+        assert set(scores) == {"standard", "paper"}
+        assert {(score["networks"], score["width"]) for score in scores.values()} == {(1, 6)}
+    assert {(score["networks"], score["width"]) for score in record["scores"].values()} == {(2, 4)}
+    assert record["seconds"]["curve"] > 0
+    rows = curve_table([record])
+    assert [row["iteration"] for row in rows] == [0, 3, 7]
+    assert [row["paper"] for row in rows] == [
+        round(record["scores_at"][str(at)]["paper"]["mean"], 2) for at in (0, 3, 7)
+    ]
+
+
+def test_curve_scores_the_clouds_of_its_iteration(tmp_path, monkeypatch):
+    scored = []
+    evaluate = runs.evaluate
+
+    def spy(training, *rest):
+        scored.append(training.coordinates.clone())
+        return evaluate(training, *rest)
+
+    monkeypatch.setattr(runs, "evaluate", spy)
+    monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "width": 4})
+    assert distill(tmp_path / "run", **ALONG) == 0
+    steps = read_trajectory(tmp_path / "run")
+    place = {update: number for number, update in enumerate(steps["updates"])}
+    for coordinates, iteration in zip(scored, (5, 0, 3, 7), strict=True):
+        assert np.array_equal(coordinates, steps["coordinates"][place[iteration]])
+
+
+def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path, monkeypatch):
+    folder = shutil.copytree(along, tmp_path / "copy")
+    record = read_record(folder)
+    (folder / "record.json").unlink()
+    made = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps({name: made[name] for name in ("result", "0")}))
+    scored = []
+    evaluate = runs.evaluate
+    monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
+    monkeypatch.setattr(runs, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
+    assert distill(folder, "--resume", **ALONG) == 0
+    assert len(scored) == 2
+    assert read_record(folder)["scores_at"] == record["scores_at"]
+    assert read_record(folder)["scores"] == record["scores"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluation__iteration": 9}, "evaluation.iteration has 9, but the run has schedule.iterations = 8"),
+        ({"evaluation__curve": [0, 12]}, "evaluation.curve has 12, but the run has schedule.iterations = 8"),
+        (
+            {"evaluation__curve": [2], "objective__name": "unrolled_training", "objective__learned_labels": True},
+            "evaluation.curve has 2: learned labels",
+        ),
+    ],
+)
+def test_iteration_that_cannot_be_scored_is_refused_before_the_run(changes, said, tmp_path, capsys):
+    assert distill(tmp_path / "run", **changes) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 LONG = {**SCHEDULE, "schedule__iterations": 40, "evaluation__protocols": ["standard"]}

@@ -20,7 +20,7 @@ from pcdd_core.clouds import load, released
 from pcdd_core.config import override, to_dict
 from pcdd_core.coresets import BASELINES
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
-from pcdd_core.experiments import INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
+from pcdd_core.experiments import COLUMNS, INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
 from pcdd_core.files import sole_user
 from pcdd_core.presets import PRESETS, preset
 from pcdd_core.sweeps import Sweep, obtain, run_cell
@@ -44,11 +44,13 @@ def cells(seeds=2, **more):
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("table1", 9), ("table2", 6), ("ablation", 12), ("step-size", 12), ("initialisation", 1)]
+    ("name", "kinds"),
+    [("table1", 9), ("table2", 6), ("ablation", 12), ("step-size", 12), ("initialisation", 2), ("why", 16), ("pool", 4)],
 )
 def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
     found = experiment(name, scale, seeds=3)
-    assert len({cell.identity for cell in found}) == len(found) == 3 * kinds + 3 * 2 + 1  # herding draws nothing
+    beside = 0 if name in ("initialisation", "why", "pool") else 3 * 2 + 1  # herding draws nothing
+    assert len({cell.identity for cell in found}) == len(found) == 3 * kinds + beside
     ours = [cell for cell in found if cell.preset.startswith("paper-")]
     assert len(ours) == 3 * kinds and {cell.config.seed for cell in found} == {0, 1, 2}
     assert all(cell.preset.endswith("-small") == (scale == "small") for cell in found)
@@ -93,7 +95,7 @@ def test_the_best_start_from_scatter_within_the_budget_and_see_the_test_images_a
     for cell in experiment("best", scale, seeds=1):
         config = cell.config
         assert config.evaluation.split == split and set(config.evaluation.protocols) == protocols
-        assert (config.evaluation.width, config.evaluation.epochs) == ((128, 1000) if scale == "paper" else (64, 500))
+        assert (config.evaluation.width, config.evaluation.epochs) == ((128, 1001) if scale == "paper" else (64, 500))
         assert config.clouds.initialisation == "scatter" and config.clouds.points_per_cloud <= 250
         if cell.name.startswith("mnist-1-split"):
             assert config.clouds.points_per_cloud * config.clouds.clouds_per_class <= 250
@@ -149,8 +151,9 @@ def test_table2_holds_every_cell_of_the_papers_table_2():
 
 def test_ablation_compares_the_poolings_and_nothing_else():
     found = {cell.preset: cell.config for cell in experiment("ablation", seeds=1, beside=False)}
+    assert any(name.endswith("average-pooling") for name in found)
     for name, config in found.items():
-        if name.endswith("average-pooling-small"):
+        if name.endswith("average-pooling"):
             twin = found[name.replace("average-pooling", "sum-of-squares")]
             assert config.network.pooling == "average" and twin.network.pooling == "max"
             assert records.label(name.replace("average-pooling", "sum-of-squares"), config).split()[1:] == [
@@ -158,9 +161,34 @@ def test_ablation_compares_the_poolings_and_nothing_else():
             ]
 
 
+def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks():
+    found = experiment("why", seeds=1)
+    rows = [{name: column(cell.config) for name, column in COLUMNS["why"].items()} for cell in found]
+    assert len({tuple(row.values()) for row in rows}) == 16
+    assert {cell.preset for cell in found} == {f"paper-{backend}-2-sum-of-squares" for backend in ("minkowski", "sparse")}
+    as_in_table1 = {cell.identity for cell in experiment("table1", seeds=1)}
+    of_paper = [cell for cell, row in zip(found, rows) if row["norm"] == "none" and row["origin shift"] and row["network"] == "fixed"]
+    assert len(of_paper) == 2 and all(cell.identity in as_in_table1 for cell in of_paper)
+    assert {runs.scored_iteration(cell.config) for cell in found} == {1250}
+
+
+def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
+    for seed_cells in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
+        kinds = {(cell.preset, cell.config.objective.real_gradients) for cell in seed_cells}
+        assert len(kinds) == 4 and len({cell.config.seed for cell in seed_cells}) == 1
+        assert {runs.scored_iteration(cell.config) for cell in seed_cells} == {1250}
+
+
+def test_paper_tables_have_the_paper_s_scale_unless_another_is_asked_for():
+    for name in ("table1", "table2", "ablation", "why"):
+        assert experiment(name, seeds=1)[0].config.schedule.iterations == 2500
+        assert experiment(name, "small", seeds=1)[0].config.schedule.iterations == 300
+    assert experiment("ingredients", seeds=1)[0].preset == "ingredients-base-small"
+
+
 def test_step_sizes_multiply_the_presets_own():
     found = experiment("step-size", seeds=1, beside=False)
-    usual = preset("paper-torch-3-sum-of-squares-small").config.optimiser.step_size
+    usual = preset("paper-torch-3-sum-of-squares").config.optimiser.step_size
     assert sorted({cell.config.optimiser.step_size for cell in found}) == [usual * f for f in STEP_SIZES]
 
 
@@ -206,7 +234,7 @@ def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
 
 
 def test_cell_and_its_record_have_the_same_identity(tmp_path):
-    kinds = [*cells(seeds=1), *[cell for cell in experiment("table1", seeds=1, settings=TINY) if cell.baseline]]
+    kinds = [*cells(seeds=1), *[cell for cell in experiment("table1", "small", seeds=1, settings=TINY) if cell.baseline]]
     found = obtain(kinds, tmp_path / "runs")
     assert [records.identity(record) for record in found] == [cell.identity for cell in kinds]
     assert [record["name"] for record in found] == ["quickstart", "random-1", "herding-1"]

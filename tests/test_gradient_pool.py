@@ -1,0 +1,106 @@
+"""`objective.real_gradients`: kept gradients are those of fresh batches, each computed once."""
+
+import pytest
+import tiny
+import torch
+
+from pcdd_core import distillation, objectives
+from pcdd_core.clouds import members_per_class
+from pcdd_core.distillation import GradientPool, batch_at, distill, draw_network, lift_at
+from pcdd_core.errors import InputError
+
+
+def pooled(**changes):
+    lift = {"lift__name": "coordinates", "schedule__iterations_per_network": 0}
+    return tiny.config(**{**lift, "objective__real_gradients": 2, "objective__augmentation": False, **changes})
+
+
+def test_a_pool_holds_the_gradients_of_the_first_fresh_batches():
+    config, real = pooled(), tiny.three_digits()
+    members, network = members_per_class(real), draw_network(config, real, 0)
+    pool = GradientPool(config, network, 0, real, members)
+    expected = {}
+    for number in range(2):
+        for label, batch in enumerate(batch_at(config, real, members, number).split(4)):
+            chosen = real.select(batch)
+            lifted = lift_at(config, 0, real=True)(chosen)
+            expected[label, number] = objectives.real_gradients(network, lifted, chosen.labels)
+    drawn = {label: set() for label in range(3)}
+    for iteration in range(12):
+        for label in range(3):
+            gradients = pool.draw(label, iteration)
+            (number,) = [
+                number
+                for number in range(2)
+                if all(map(torch.equal, gradients, expected[label, number]))
+            ]
+            drawn[label].add(number)
+    assert all(numbers == {0, 1} for numbers in drawn.values())
+
+
+def test_gradients_are_computed_once_and_classes_draw_apart(monkeypatch):
+    config, real = pooled(schedule__iterations=12), tiny.three_digits()
+    computed = []
+    gradients = objectives.real_gradients
+    monkeypatch.setattr(
+        objectives, "real_gradients", lambda *call: computed.append(call) or gradients(*call)
+    )
+    steps = list(distill(config, real))
+    assert len(steps) == 12 and len(computed) == 3 * 2
+    pool = GradientPool(config, draw_network(config, real, 0), 0, real, members_per_class(real))
+    numbers = [
+        tuple(id(pool.draw(label, iteration)) for label in range(3)) for iteration in range(12)
+    ]
+    assert len(set(numbers)) > 2  # with one draw for all classes there would be two
+
+
+def test_without_further_batches_a_pool_of_one_equals_fresh_gradients_of_the_same_batch(monkeypatch):
+    real = tiny.three_digits()
+    whole = {"objective__real_batch": 8, "schedule__iterations": 4}  # all 8 clouds of a class: always the same batch
+    runs = [
+        list(distill(pooled(objective__real_gradients=kind, **whole), real)) for kind in (1, "fresh")
+    ]
+    for kept, fresh in zip(*runs, strict=True):
+        torch.testing.assert_close(kept.clouds.coordinates, fresh.clouds.coordinates, rtol=1e-4, atol=1e-4)
+        assert kept.matching_loss == pytest.approx(fresh.matching_loss, rel=1e-3)
+    assert (runs[0][-1].clouds.coordinates - runs[0][0].clouds.coordinates).abs().max() > 0
+
+
+def test_resume_recomputes_the_same_gradients():
+    config, real = pooled(schedule__iterations=8), tiny.three_digits()
+    steps = list(distill(config, real))
+    for iteration, step in enumerate(distill(config, real)):
+        if iteration == 3:
+            state = step.state()
+            break
+    resumed = list(distill(config, real, state=state))
+    assert torch.equal(resumed[-1].clouds.coordinates, steps[-1].clouds.coordinates)
+
+
+def test_each_network_has_batches_of_its_own(monkeypatch):
+    config, real = pooled(schedule__iterations=6, schedule__iterations_per_network=3), tiny.three_digits()
+    asked = []
+    draw = distillation.batch_at
+
+    def spy(config, real, members, iteration):
+        asked.append(iteration)
+        return draw(config, real, members, iteration)
+
+    monkeypatch.setattr(distillation, "batch_at", spy)
+    list(distill(config, real))
+    assert set(asked[1:]) == {0, 1, 2, 3}  # the first call checks the settings; two batches per network
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"objective__name": "distribution_matching"}, "objective.name=gradient_matching"),
+        ({"objective__augmentation": True, "lift__name": "gaussian"}, "objective.augmentation=false"),
+        ({"lift__name": "gaussian"}, "lift.name=coordinates or points"),
+        ({"schedule__training_steps": 1}, "schedule.training_steps=0"),
+        ({"objective__distribution_matching_until": 0.5}, "objective.distribution_matching_until=0"),
+    ],
+)
+def test_where_the_real_gradient_changes_kept_ones_are_refused(changes, needed):
+    with pytest.raises(InputError, match=f"objective.real_gradients = 2.*{needed}"):
+        distill(pooled(**changes), tiny.three_digits())
