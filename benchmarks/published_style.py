@@ -6,12 +6,12 @@ what is matched differs: clouds of points, shown as Gaussian occupancy. Nothing 
 an independent reference as well (tests/test_benchmarks.py).
 """
 
-import math
 import random
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -50,7 +50,7 @@ class PaperConvNet(nn.Module):
 
 
 class PaperMinkowskiNet(nn.Module):
-    """The paper's MinkowskiEngine network: `layers` x [convolution, instance norm, ReLU, max pooling], put on the grid, linear."""
+    """The paper's MinkowskiEngine network: `layers` x [convolution, ReLU, max pooling], put on the grid, linear."""
 
     def __init__(self, size: int, classes: int, width: int, layers: int):
         super().__init__()
@@ -59,9 +59,10 @@ class PaperMinkowskiNet(nn.Module):
         blocks, channels = [], 3
         for _ in range(layers):
             blocks += [
-                ME.MinkowskiConvolution(channels, width, kernel_size=3, dimension=3), ME.MinkowskiInstanceNorm(width),
-                ME.MinkowskiReLU(), ME.MinkowskiMaxPooling(2, stride=2, dimension=3),
-            ]  # fmt: skip
+                ME.MinkowskiConvolution(channels, width, kernel_size=3, dimension=3),
+                ME.MinkowskiReLU(),
+                ME.MinkowskiMaxPooling(2, stride=2, dimension=3),
+            ]
             channels = width
         self.features, self.classifier, self.size = nn.Sequential(*blocks), nn.Linear(width * size * size, classes), size
 
@@ -69,7 +70,8 @@ class PaperMinkowskiNet(nn.Module):
         """shown: a MinkowskiEngine tensor of clouds; returns (clouds, classes)."""
         seen = self.features(shown)
         clouds = int(seen.C[:, 0].max()) + 1
-        dense, _, _ = seen.dense(torch.Size([clouds, seen.F.shape[1], 1, self.size, self.size]))
+        shape = torch.Size([clouds, seen.F.shape[1], 1, self.size, self.size])
+        dense, _, _ = seen.dense(shape, min_coordinate=seen.C[:, 1:].amin(0).int().cpu())
         return self.classifier(dense.flatten(1))
 
 
@@ -105,10 +107,14 @@ def occupancy_images(clouds: list[Tensor], size: int, bandwidth: float, saturati
 
 
 def coordinate_images(clouds: list[Tensor], size: int) -> Tensor:
-    """The mean coordinates of the points in each cell, of clouds of (points, 3): (clouds, 3, 1, size, size)."""
+    """The mean coordinates of the points in each cell, of clouds of (points, 3): (clouds, 3, 1, size, size).
+
+    The smallest row and column of the batch become row and column 0, as in the paper's code.
+    """
+    first = torch.stack([points.detach().long().amin(0) for points in clouds]).amin(0)
     images = []
     for points in clouds:
-        _, row, column = points.detach().long().unbind(1)
+        _, row, column = (points.detach().long() - first).unbind(1)
         cell, cells = row * size + column, size * size
         total = points.new_zeros(cells, 3).index_add(0, cell, points)
         count = torch.bincount(cell, minlength=cells).clamp(min=1)
@@ -163,7 +169,7 @@ def train_classifier(images: Tensor, labels: Tensor, width: int, epochs: int, fi
     step_size = 0.01
     optimiser = torch.optim.SGD(network.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
-        if epoch == epochs // 2 + 1:
+        if epoch == (epochs - 1) // 2 + 2:
             step_size *= 0.1
             optimiser = torch.optim.SGD(network.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
         for shown, own in loader:
@@ -175,17 +181,29 @@ def train_classifier(images: Tensor, labels: Tensor, width: int, epochs: int, fi
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Each image, one after another, shifted, scaled or turned."""
-    size, moved = images.shape[-1], []
+    """Each image of a batch, one after another, cropped, scaled or rotated."""
+    size, mean, changed = images.shape[-1], images.mean().item(), []
     for image in images:
-        kind = random.choice(["shift", "scale", "turn"])
-        if kind == "shift":
-            down, right = random.randrange(8), random.randrange(8)
-            moved.append(F.pad(image, (4, 4, 4, 4))[:, down : down + size, right : right + size])
-            continue
-        angle = random.uniform(-math.pi / 4, math.pi / 4) if kind == "turn" else 0.0
-        across, along = (random.uniform(0.8, 1.2) if kind == "scale" else 1.0 for _ in range(2))
-        matrix = [[math.cos(angle) / across, -math.sin(angle) / across, 0], [math.sin(angle) / along, math.cos(angle) / along, 0]]
-        grid = F.affine_grid(torch.tensor([matrix], device=image.device), [1, *image.shape], align_corners=False)
-        moved.append(F.grid_sample(image[None], grid, align_corners=False)[0])
-    return torch.stack(moved)
+        kind = random.choice(["crop", "scale", "rotate"])
+        if kind == "crop":
+            frame = F.pad(image, (4, 4, 4, 4), value=mean)
+            top, left = random.randrange(8), random.randrange(8)
+            changed.append(frame[:, top : top + size, left : left + size])
+        elif kind == "scale":
+            height, width = (int(random.uniform(0.8, 1.2) * size) for _ in range(2))
+            scaled = F.interpolate(image[None], [height, width])[0]
+            side = max(height, width, size)
+            frame = image.new_zeros(1, side, side)
+            top, left = (side - height) // 2, (side - width) // 2
+            frame[:, top : top + height, left : left + width] = scaled
+            changed.append(_middle(frame, size))
+        else:
+            angle = random.randrange(-45, 45)
+            rotated = ndimage.rotate(image.cpu().numpy(), angle, axes=(-2, -1), cval=mean)
+            changed.append(_middle(torch.from_numpy(rotated).to(image), size))
+    return torch.stack(changed)
+
+
+def _middle(image: Tensor, size: int) -> Tensor:
+    top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+    return image[:, top : top + size, left : left + size]

@@ -277,7 +277,13 @@ def _config_of(path: Path) -> Config:
     if path.is_dir():
         return _config_of_run(path)
     record = path.with_suffix(".json")
-    return from_dict(read_record(record)["config"]) if record.is_file() else Config()
+    if not record.is_file():
+        return Config()
+    config = from_dict(read_record(record)["config"])
+    if config.evaluation.split == "validation":
+        return config
+    # older records were scored on test images with the fast augmentation, which is refused today
+    return override(config, {"evaluation.augmentation": "published"})
 
 
 def _config_of_run(folder: Path) -> Config:

@@ -302,37 +302,44 @@ def matching_losses(
     return parts
 
 
-@dataclass
 class GradientPool:
     """Real gradients of one network that does not change, on a few batches of each class.
 
     The expectation of the real gradient is then a constant, so a few batches estimate it.
     `objective.real_gradients` says how many. Each gradient is computed when it is first drawn, and
     kept. A resumed run computes the same again.
-
-    number: of the network in the run, counted from 0; real: all training clouds, on the network's
-    device; members: their indices per class
     """
 
-    config: Config
-    network: nn.Module
-    number: int
-    real: PointClouds
-    members: Sequence[torch.Tensor]
-    _kept: dict[tuple[int, int], list[torch.Tensor]] = field(default_factory=dict, repr=False)
+    def __init__(
+        self, config: Config, network: nn.Module, number: int, real: PointClouds, members: Sequence[torch.Tensor]
+    ):
+        """number: of the network in the run, counted from 0; real: all training clouds, on the network's device;
+        members: their indices per class.
+        """
+        self.config, self.network, self.number, self.real, self.members = config, network, number, real, members
+        rows = [objectives.as_rows(parameter) for parameter in network.parameters()]
+        self._shapes = [row.shape for row in rows]
+        # One block for all: gradients kept one by one would split the memory that each batch frees, and grow it.
+        size = sum(row.numel() for row in rows)
+        self._kept = rows[0].new_empty(len(members), config.objective.real_gradients, size)
+        self._filled: set[tuple[int, int]] = set()
 
     def draw(self, label: int, iteration: int) -> list[torch.Tensor]:
         """The real gradients of this class at this iteration: of one of its batches, drawn at random."""
         config, count = self.config, self.config.objective.real_gradients
         draws = generator(config.seed, "real gradients", iteration)
         batch = int(torch.randint(count, (len(self.members),), generator=draws)[label])
-        if (label, batch) not in self._kept:
+        kept = self._kept[label, batch]
+        if (label, batch) not in self._filled:
             batches = batch_at(config, self.real, self.members, self.number * count + batch)
             chosen = batches.split(config.objective.real_batch)[label].to(self.real.device)
             lifted, labels = lift_at(config, 0, real=True)(self.real.select(chosen)), self.real.labels[chosen]
             precision = getattr(torch, config.objective.real_precision)
-            self._kept[label, batch] = objectives.real_gradients(self.network, lifted, labels, precision)
-        return self._kept[label, batch]
+            gradients = objectives.real_gradients(self.network, lifted, labels, precision)
+            kept.copy_(torch.cat([gradient.flatten() for gradient in gradients]))
+            self._filled.add((label, batch))
+        parts = kept.split([shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 
 def _changes_the_real_gradient(config: Config) -> str | None:
