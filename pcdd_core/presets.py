@@ -100,6 +100,8 @@ def _paper_presets() -> dict[str, Preset]:
         presets[name] = Preset(from_dict(settings), text, stated)
         presets[f"{name}-small"] = Preset(from_dict(_merged(settings, SMALL)), f"{text}; minutes on 2 cores", stated)
 
+    # Table 2 and section 4.4 compare runs at one iteration: what comes after it would cost as much again.
+    until_table = {"schedule": {"iterations": TABLE_ITERATION}, "evaluation": {"iteration": None, "curve": ()}}
     for distance in ("sum_of_squares", "layerwise_cosine"):
         for backend in BACKENDS:
             for layers in LAYERS:
@@ -109,15 +111,17 @@ def _paper_presets() -> dict[str, Preset]:
                 if backend == "sparse":
                     where = f"as {table}'s MinkowskiEngine, with all second derivatives"
                 text = f"{where}: {backend}, {layers} layers, {distance.replace('_', ' ')}"
+                settings = _paper_settings(backend, layers, distance)
                 add(
                     f"paper-{backend}-{layers}-{distance.replace('_', '-')}",
-                    _paper_settings(backend, layers, distance),
+                    _merged(settings, until_table) if table == "Table 2" else settings,
                     text,
                     stated,
                 )
     for backend in BACKENDS:
         for layers in LAYERS:
-            settings = _merged(_paper_settings(backend, layers, "sum_of_squares"), {"network": {"pooling": "average"}})
+            average = {"network": {"pooling": "average"}}
+            settings = _merged(_paper_settings(backend, layers, "sum_of_squares"), average, until_table)
             text = f"section 4.4's ablation, in words there: {backend}, {layers} layers, average pooling"
             add(f"paper-{backend}-{layers}-average-pooling", settings, text)
     return presets

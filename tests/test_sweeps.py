@@ -156,9 +156,11 @@ def test_ablation_compares_the_poolings_and_nothing_else():
         if name.endswith("average-pooling"):
             twin = found[name.replace("average-pooling", "sum-of-squares")]
             assert config.network.pooling == "average" and twin.network.pooling == "max"
-            assert records.label(name.replace("average-pooling", "sum-of-squares"), config).split()[1:] == [
-                'network.pooling="average"'
-            ]
+            assert runs.scored_iteration(config) == runs.scored_iteration(twin)
+            same = {"schedule": twin.schedule, "evaluation": twin.evaluation}  # a run that goes on is scored at the same iteration
+            config = dataclasses.replace(config, **same)
+            assert dataclasses.replace(config, network=twin.network) == twin
+            assert dataclasses.replace(config.network, pooling="max") == twin.network
 
 
 def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks():
@@ -176,13 +178,14 @@ def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
     for seed_cells in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
         kinds = {(cell.preset, cell.config.objective.real_gradients) for cell in seed_cells}
         assert len(kinds) == 4 and len({cell.config.seed for cell in seed_cells}) == 1
-        assert {runs.scored_iteration(cell.config) for cell in seed_cells} == {1250}
+        assert len({runs.scored_iteration(cell.config) for cell in seed_cells}) == 1
 
 
 def test_paper_tables_have_the_paper_s_scale_unless_another_is_asked_for():
     for name in ("table1", "table2", "ablation", "why"):
-        assert experiment(name, seeds=1)[0].config.schedule.iterations == 2500
-        assert experiment(name, "small", seeds=1)[0].config.schedule.iterations == 300
+        paper, small = (experiment(name, scale, seeds=1)[0].config for scale in (None, "small"))
+        assert (paper.network.width, runs.scored_iteration(paper)) == (128, 1250)
+        assert (small.network.width, runs.scored_iteration(small)) == (32, 300)
     assert experiment("ingredients", seeds=1)[0].preset == "ingredients-base-small"
 
 
