@@ -33,7 +33,6 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): about 2 minutes and 6 GB, most of it PyTorch ..."
 	$(BIN)/python -m pip install --progress-bar off -q -r requirements.txt $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@
 
 demo: install

@@ -35,6 +35,12 @@ class EvaluationFailed(RunFailed):
     """The training of a classifier diverged, so that there is no score; the message says when."""
 
 
+def extra_missing(package: str, extra: str, otherwise: str = "") -> InputError:
+    """The error for a package of an optional dependency group that is not installed."""
+    hint = f" {otherwise}" if otherwise else ""
+    return InputError(f"the package {package} is not installed: pip install 'pcdd[{extra}]'{hint}")
+
+
 def nearest_names(name: str, valid: Iterable[str]) -> str:
     """A clause for error messages: the valid names closest to `name`, or all of them if none is close."""
     valid = sorted(valid)

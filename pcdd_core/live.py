@@ -15,19 +15,23 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import anywidget
-import ipywidgets
 import torch
-import traitlets
-from IPython import get_ipython
-from IPython.display import DisplayHandle, Image, display
 
 from . import machine, player
 from .clouds import PointClouds
 from .config import Config
 from .distillation import Step, distill, initial_clouds
-from .errors import InputError
+from .errors import InputError, extra_missing
 from .player import Recorder, Recording
+
+try:
+    import anywidget
+    import ipywidgets
+    import traitlets
+    from IPython import get_ipython
+    from IPython.display import DisplayHandle, Image, display
+except ImportError as missing:
+    raise extra_missing(missing.name or "ipywidgets", "notebooks") from None
 
 SENT_PER_SECOND = 15  # frames to the browser, at most
 REST = 0.7  # seconds that a run stands still before the saved view and the picture are renewed; they take a second

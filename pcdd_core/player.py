@@ -27,7 +27,7 @@ from . import clouds as cloud_files
 from . import figures
 from .clouds import Grid, PointClouds
 from .distillation import Step
-from .errors import InputError
+from .errors import InputError, extra_missing
 from .files import atomic_write, atomic_write_text
 from .records import read_trajectory
 
@@ -278,7 +278,7 @@ def _write_mp4(recording: Recording, file: BinaryIO) -> None:
     try:
         import imageio_ffmpeg
     except ImportError:
-        raise InputError("a video needs the package imageio-ffmpeg; install it, or choose a .gif") from None
+        raise extra_missing("imageio-ffmpeg", "notebooks", "(or write a .gif)") from None
     frames = _frames(recording)
     first = next(frames)
     with tempfile.TemporaryDirectory() as folder:  # ffmpeg goes back to the beginning of what it has written

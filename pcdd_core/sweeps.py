@@ -15,7 +15,7 @@ from typing import Any
 from . import records, runs
 from .clouds import released, resampled
 from .coresets import BASELINES
-from .errors import EngineMissing, FolderInUse, InputError, RunFailed
+from .errors import EngineMissing, FolderInUse, InputError, RunFailed, extra_missing
 from .experiments import Cell
 from .randomness import generator
 
@@ -269,7 +269,7 @@ def _ray(address: str | None):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
     except ImportError:
-        raise InputError("sweeps need Ray: pip install ray (or run cells one by one with --cell)") from None
+        raise extra_missing("ray", "sweeps", "(or run cells one by one with --cell)") from None
     if address is not None:
         host, _, port = address.rpartition(":")
         try:  # Ray itself would wait minutes for a cluster that is not there

@@ -108,9 +108,12 @@ def test_clouds_keep_different_numbers_of_points(loaded):
 
 
 def test_max_points_keeps_the_first_in_raster_order(mnist):
-    clouds = datasets.load(DataConfig(max_points=3), mnist).test
-    assert clouds.sizes.max() == 3
-    assert clouds[0b1011].tolist() == [[0, 0, 0], [0, 2, 0], [0, 2, 1]]
+    splits = datasets.load(DataConfig(max_points=3), mnist)
+    whole = datasets.load(DataConfig(), mnist)
+    assert splits.train.sizes.max() == 3 and splits.test.sizes.max() > 3
+    for cut, uncut in zip(splits.train.coordinates.split(splits.train.sizes.tolist())[:50],
+                          whole.train.coordinates.split(whole.train.sizes.tolist()), strict=False):
+        assert torch.equal(cut, uncut[:3])
 
 
 def test_splits_are_disjoint_and_complete(loaded):
