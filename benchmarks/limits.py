@@ -28,7 +28,10 @@ def best_seconds(work: Callable[[], object], device: torch.device, rounds: int =
 def rates(device: torch.device) -> dict[str, float]:
     """`float32`, `bfloat16`: operations per second in matrix products of that precision, the fastest of a plain one and of 1x1 and
     3x3 convolutions (which are matrix products by another library); `bytes`: read and written per second in a copy of 256 MiB."""
-    found = {precision: _operations_per_second(device, getattr(torch, precision)) for precision in ("float32", "bfloat16")}
+    found = {
+        precision: _operations_per_second(device, getattr(torch, precision))
+        for precision in ("float32", "bfloat16")
+    }
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
     return found | {"bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)}

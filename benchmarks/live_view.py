@@ -66,7 +66,9 @@ def measure(live, config, real, device: str, rounds: int) -> dict:
             watched[way].append((begun, time.time()))
             seconds[way].append(time.time() - begun)
             processor[way].append(time.process_time() - spent)
-            time.sleep(4)  # the saved view and the picture are renewed, which is not part of the iterations
+            time.sleep(
+                4
+            )  # the saved view and the picture are renewed, which is not part of the iterations
     kept = {"seconds": seconds, "processor_seconds": processor}
     return {name: {way: times[1:] for way, times in of.items()} for name, of in kept.items()} | {
         "watched": watched["watched"][1:]
@@ -87,12 +89,17 @@ found = live_view.measure(live, config, real, {str(options.device)!r}, {options.
 open("found.json", "w").write(json.dumps(found))"""
     cells = [nbformat.v4.new_code_cell(source) for source in (setup, work)]
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / "notebook.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}),
+        folder / "notebook.ipynb",
+    )
 
 
 def run(case: str, options: argparse.Namespace) -> dict:
     """One case in a JupyterLab of its own."""
-    config = pcdd.override(pcdd.preset("gaussian").config, {**CASES[case], "schedule.iterations": options.iterations})
+    config = pcdd.override(
+        pcdd.preset("gaussian").config, {**CASES[case], "schedule.iterations": options.iterations}
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         notebook(folder, config, options)
@@ -119,7 +126,9 @@ def run(case: str, options: argparse.Namespace) -> dict:
         **found,
         "ratio": ratio("seconds"),
         "processor_ratio": ratio("processor_seconds"),
-        "iterations_per_second": {way: options.iterations / median(found["seconds"][way]) for way in found["seconds"]},
+        "iterations_per_second": {
+            way: options.iterations / median(found["seconds"][way]) for way in found["seconds"]
+        },
         "drawn_frames_per_second": median(drawn),
         "updates_shown_per_second": median(shown),
     }
@@ -127,7 +136,9 @@ def run(case: str, options: argparse.Namespace) -> dict:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--iterations", type=int, default=40, help="of each run (%(default)s)")
@@ -148,8 +159,14 @@ def main() -> None:
         )
     record = {
         "command": "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/live_view.py",
-        "settings": {"preset": "gaussian", "data": "mnist", "rounds": options.rounds, "iterations": options.iterations},
-        "machine": machine.describe(options.device) | {"cores": os.cpu_count(), "load_before": load},
+        "settings": {
+            "preset": "gaussian",
+            "data": "mnist",
+            "rounds": options.rounds,
+            "iterations": options.iterations,
+        },
+        "machine": machine.describe(options.device)
+        | {"cores": os.cpu_count(), "load_before": load},
         "seconds": time.monotonic() - begun,
         "rows": rows,
     }

@@ -30,7 +30,11 @@ class Plain(nn.Module):
         super().__init__()
         layers = []
         for linear, norm in zip(ours.layers, ours.norms):
-            layers += [_at_points(linear), nn.InstanceNorm1d(linear.out_features, affine=True), nn.ReLU()]
+            layers += [
+                _at_points(linear),
+                nn.InstanceNorm1d(linear.out_features, affine=True),
+                nn.ReLU(),
+            ]
             layers[-2].load_state_dict(norm.state_dict())
         self.layers, self.head = nn.Sequential(*layers, _at_points(ours.last)), ours.head
 
@@ -41,7 +45,10 @@ class Plain(nn.Module):
 
 def _at_points(linear: nn.Linear) -> nn.Conv1d:
     convolution = nn.Conv1d(linear.in_features, linear.out_features, 1)
-    convolution.weight.data, convolution.bias.data = linear.weight.data[..., None].clone(), linear.bias.data.clone()
+    convolution.weight.data, convolution.bias.data = (
+        linear.weight.data[..., None].clone(),
+        linear.bias.data.clone(),
+    )
     return convolution
 
 
@@ -66,27 +73,38 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     device = machine.choose_device(options.device)
-    torch.set_num_threads(1)  # as networks run in a distillation and an evaluation: side by side, each in one thread
+    torch.set_num_threads(
+        1
+    )  # as networks run in a distillation and an evaluation: side by side, each in one thread
     machine.keep_freed_memory()
     begun, rows = time.monotonic(), []
     for count in (128, 1024):
         torch.manual_seed(0)
         ours = PointNet(CLASSES)
-        networks, points = {"ours": ours.to(device), "plain": Plain(ours).to(device)}, torch.rand(CLOUDS, count, 3, device=device) * 2 - 1
+        networks, points = (
+            {"ours": ours.to(device), "plain": Plain(ours).to(device)},
+            torch.rand(CLOUDS, count, 3, device=device) * 2 - 1,
+        )
         with torch.no_grad():
-            apart = float((networks["ours"](points) - networks["plain"](points)).abs().max())  # by bfloat16's choice of points
+            apart = float(
+                (networks["ours"](points) - networks["plain"](points)).abs().max()
+            )  # by bfloat16's choice of points
         seconds = {way: [] for way in networks}
         for _ in range(options.rounds + 2):  # the first two warm up and are dropped
             for way, network in networks.items():
                 seconds[way].append(step(network, points))
         kept = {way: found[2:] for way, found in seconds.items()}
         ratio = median(plain / own for own, plain in zip(kept["ours"], kept["plain"]))
-        rows.append({"points": count, **kept, "ratio": ratio, "largest_difference_of_logits": apart})
+        rows.append(
+            {"points": count, **kept, "ratio": ratio, "largest_difference_of_logits": apart}
+        )
     record = {
         "command": "python benchmarks/pointnet.py",
         "settings": {"clouds": CLOUDS, "rounds": options.rounds},
@@ -94,7 +112,10 @@ def main() -> None:
         "seconds": time.monotonic() - begun,
         "rows": rows,
     }
-    atomic_write_text(Path(__file__).parent / "records" / f"pointnet-{device.type}.json", json.dumps(record, indent=1))
+    atomic_write_text(
+        Path(__file__).parent / "records" / f"pointnet-{device.type}.json",
+        json.dumps(record, indent=1),
+    )
     print(markdown(rows))
 
 

@@ -19,14 +19,24 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 class ConvNet(nn.Module):
     """`layers` x [3x3 convolution, instance norm, ReLU, 2x2 average pool], linear."""
 
-    def __init__(self, size: int, classes: int, width: int, layers: int = 3, first_padding: int = 1):
+    def __init__(
+        self, size: int, classes: int, width: int, layers: int = 3, first_padding: int = 1
+    ):
         super().__init__()
         blocks, channels = [], 1
         for layer in range(layers):
             padding = 1 if layer else first_padding
-            blocks += [nn.Conv2d(channels, width, 3, padding=padding), nn.GroupNorm(width, width), nn.ReLU(), nn.AvgPool2d(2)]
+            blocks += [
+                nn.Conv2d(channels, width, 3, padding=padding),
+                nn.GroupNorm(width, width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
             channels, size = width, (size + 2 * padding - 2) // 2
-        self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(width * size * size, classes)
+        self.features, self.classifier = (
+            nn.Sequential(*blocks),
+            nn.Linear(width * size * size, classes),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (images, 1, height, width); returns (images, classes)."""
@@ -42,7 +52,10 @@ class PaperConvNet(nn.Module):
         for _ in range(layers):
             blocks += [nn.Conv3d(channels, width, (1, 3, 3), padding=1), nn.ReLU(), nn.MaxPool3d(2)]
             channels, size = width, size // 2
-        self.features, self.classifier = nn.Sequential(*blocks), nn.Linear(width * size * size, classes)
+        self.features, self.classifier = (
+            nn.Sequential(*blocks),
+            nn.Linear(width * size * size, classes),
+        )
 
     def forward(self, shown: Tensor) -> Tensor:
         """shown: (clouds, 3, 1, height, width); returns (clouds, classes)."""
@@ -64,7 +77,11 @@ class PaperMinkowskiNet(nn.Module):
                 ME.MinkowskiMaxPooling(2, stride=2, dimension=3),
             ]
             channels = width
-        self.features, self.classifier, self.size = nn.Sequential(*blocks), nn.Linear(width * size * size, classes), size
+        self.features, self.classifier, self.size = (
+            nn.Sequential(*blocks),
+            nn.Linear(width * size * size, classes),
+            size,
+        )
 
     def forward(self, shown) -> Tensor:
         """shown: a MinkowskiEngine tensor of clouds; returns (clouds, classes)."""
@@ -95,12 +112,16 @@ def batches(clouds: list[Tensor], batch: int):
         yield from loader
 
 
-def occupancy_images(clouds: list[Tensor], size: int, bandwidth: float, saturation: float) -> Tensor:
+def occupancy_images(
+    clouds: list[Tensor], size: int, bandwidth: float, saturation: float
+) -> Tensor:
     """Gaussian occupancy of clouds of (points, 2), one after another: (clouds, 1, size, size)."""
     edges = torch.arange(size + 1.0, device=clouds[0].device)
     images = []
     for points in clouds:
-        below = torch.special.ndtr(((edges - points[:, :, None]) / bandwidth).clamp(-4, 4))  # (points, 2, size + 1)
+        below = torch.special.ndtr(
+            ((edges - points[:, :, None]) / bandwidth).clamp(-4, 4)
+        )  # (points, 2, size + 1)
         rows, columns = (below[..., 1:] - below[..., :-1]).unbind(1)
         images.append(1 - torch.exp(-saturation * rows.T @ columns))
     return torch.stack(images)[:, None]
@@ -127,7 +148,9 @@ def minkowski_tensor(clouds: list[Tensor]):
     import MinkowskiEngine as ME
 
     mode = ME.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE
-    cells = ME.utils.batched_coordinates([points.detach().floor() for points in clouds], device=clouds[0].device)
+    cells = ME.utils.batched_coordinates(
+        [points.detach().floor() for points in clouds], device=clouds[0].device
+    )
     return ME.SparseTensor(torch.cat(clouds), coordinates=cells.int(), quantization_mode=mode)
 
 
@@ -148,7 +171,11 @@ def cosine_of_weights(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
 
 
 def matching_loss(
-    network: nn.Module, theirs: list[list[Tensor]], points: list[Tensor], show: Callable, distance: Callable
+    network: nn.Module,
+    theirs: list[list[Tensor]],
+    points: list[Tensor],
+    show: Callable,
+    distance: Callable,
 ) -> Tensor:
     """The sum over the classes. theirs: of each a batch of real clouds; points: of each the synthetic one; show: to network input."""
     parameters, loss, device = list(network.parameters()), 0.0, points[0].device
@@ -158,20 +185,28 @@ def matching_loss(
         real_gradients = torch.autograd.grad(F.cross_entropy(network(seen), labels), parameters)
         real_gradients = [gradient.detach().clone() for gradient in real_gradients]
         synthetic_loss = F.cross_entropy(network(show([own])), torch.tensor([label], device=device))
-        loss = loss + distance(real_gradients, torch.autograd.grad(synthetic_loss, parameters, create_graph=True))
+        loss = loss + distance(
+            real_gradients, torch.autograd.grad(synthetic_loss, parameters, create_graph=True)
+        )
     return loss
 
 
-def train_classifier(images: Tensor, labels: Tensor, width: int, epochs: int, first_padding: int = 3) -> nn.Module:
+def train_classifier(
+    images: Tensor, labels: Tensor, width: int, epochs: int, first_padding: int = 3
+) -> nn.Module:
     """A classifier trained from scratch with augmentation, on the device of `images`, (images, 1, size, size)."""
-    network = ConvNet(images.shape[-1], int(labels.max()) + 1, width, first_padding=first_padding).to(images.device)
+    network = ConvNet(
+        images.shape[-1], int(labels.max()) + 1, width, first_padding=first_padding
+    ).to(images.device)
     loader = DataLoader(TensorDataset(images, labels), batch_size=256, shuffle=True)
     step_size = 0.01
     optimiser = torch.optim.SGD(network.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
     for epoch in range(epochs):
         if epoch == (epochs - 1) // 2 + 2:
             step_size *= 0.1
-            optimiser = torch.optim.SGD(network.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
+            optimiser = torch.optim.SGD(
+                network.parameters(), step_size, momentum=0.9, weight_decay=5e-4
+            )
         for shown, own in loader:
             loss = F.cross_entropy(network(augmented(shown)), own)
             optimiser.zero_grad()

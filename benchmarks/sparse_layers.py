@@ -41,7 +41,9 @@ CASES = ("MNIST, 256 clouds on 1 x 28 x 28", "boxes, 64 clouds on 24 x 24 x 24")
 def clouds_of(case: str, data: str | None):
     """The clouds of a case."""
     if case == CASES[0]:
-        return pcdd.load_data(DataConfig(name="mnist", max_points=250), data).train.select(torch.arange(256))
+        return pcdd.load_data(DataConfig(name="mnist", max_points=250), data).train.select(
+            torch.arange(256)
+        )
     draws, occupied = generator(0), torch.zeros(64, 24, 24, 24, dtype=torch.bool)
     for box in occupied:
         low = torch.randint(0, 8, (3,), generator=draws).tolist()
@@ -54,12 +56,26 @@ def clouds_of(case: str, data: str | None):
 class Work:
     """One way through one case; `run` does a stage."""
 
-    def __init__(self, case: str, way: str, width: int, data: str | None, device: torch.device, most: int | None = None):
+    def __init__(
+        self,
+        case: str,
+        way: str,
+        width: int,
+        data: str | None,
+        device: torch.device,
+        most: int | None = None,
+    ):
         clouds = clouds_of(case, data).to(device)
         clouds = clouds.select(torch.arange(len(clouds))[:most])
         description = NetworkConfig(layers=3, width=width, norm="instance", **WAYS[way])
         self.network = build_network(description, 3, clouds.grid, 10, generator(0)).to(device)
-        points = clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid
+        points = (
+            clouds.coordinates,
+            clouds.coordinates,
+            clouds.cloud_index,
+            len(clouds),
+            clouds.grid,
+        )
         self.tensor, self.labels = sparse.from_points(*points), clouds.labels
 
     def run(self, stage: str) -> None:
@@ -68,9 +84,13 @@ class Work:
         loss = F.cross_entropy(self.network(self.tensor.with_features(features)), self.labels)
         if stage != "forward":
             twice = stage == "second derivative"
-            gradients = torch.autograd.grad(loss, list(self.network.parameters()), create_graph=twice)
+            gradients = torch.autograd.grad(
+                loss, list(self.network.parameters()), create_graph=twice
+            )
             if twice:
-                torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), features)
+                torch.autograd.grad(
+                    sum(gradient.square().sum() for gradient in gradients), features
+                )
         if features.is_cuda:
             torch.cuda.synchronize()
 
@@ -87,7 +107,9 @@ def memory(case: str, way: str, stage: str, options: argparse.Namespace) -> int:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _resident("VmRSS")
     work.run(stage)
-    return (torch.cuda.max_memory_allocated() if options.device.type == "cuda" else _resident("VmHWM")) - before
+    return (
+        torch.cuda.max_memory_allocated() if options.device.type == "cuda" else _resident("VmHWM")
+    ) - before
 
 
 def markdown(rows: list[dict]) -> str:
@@ -95,7 +117,9 @@ def markdown(rows: list[dict]) -> str:
     lines = [["", *WAYS], ["---"] * (len(WAYS) + 1)]
     for case in CASES:
         for stage in STAGES:
-            found = {row["way"]: row for row in rows if (row["case"], row["stage"]) == (case, stage)}
+            found = {
+                row["way"]: row for row in rows if (row["case"], row["stage"]) == (case, stage)
+            }
             cells = (
                 f"{1000 * median(row['seconds']):.0f} ms ({row['ratio_to_minkowski']:.2f}), {row['peak_memory_bytes'] / 2**20:.0f} MiB"
                 for row in (found[way] for way in WAYS)
@@ -106,7 +130,9 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -129,7 +155,13 @@ def main() -> None:
                 with spawn.Pool(1) as pool:
                     peak = pool.apply(memory, (case, way, stage, options))
                 kept = sorted(seconds[way][1:])
-                row = {"case": case, "stage": stage, "way": way, "seconds": kept, "peak_memory_bytes": peak}
+                row = {
+                    "case": case,
+                    "stage": stage,
+                    "way": way,
+                    "seconds": kept,
+                    "peak_memory_bytes": peak,
+                }
                 row["ratio_to_minkowski"] = median(kept) / median(seconds["minkowski"][1:])
                 rows.append(row)
                 print(
@@ -139,7 +171,13 @@ def main() -> None:
                 )
     record = {
         "command": "python benchmarks/sparse_layers.py",
-        "settings": {"layers": 3, "width": options.width, "norm": "instance", "pooling": "max", "rounds": options.rounds},
+        "settings": {
+            "layers": 3,
+            "width": options.width,
+            "norm": "instance",
+            "pooling": "max",
+            "rounds": options.rounds,
+        },
         "machine": machine.describe(options.device) | {"cores": os.cpu_count()},
         "seconds": time.monotonic() - begun,
         "rows": rows,

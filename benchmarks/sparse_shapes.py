@@ -34,7 +34,11 @@ from pcdd_core.networks import build_network
 from pcdd_core.presets import PRESETS
 from pcdd_core.randomness import generator
 
-TRAINED = {"dense": ("torch", 1), "sparse": ("sparse", 1), "sparse, twice as wide": ("sparse", 2)}  # backend, times the width
+TRAINED = {
+    "dense": ("torch", 1),
+    "sparse": ("sparse", 1),
+    "sparse, twice as wide": ("sparse", 2),
+}  # backend, times the width
 DISTILLED = {"dense": "torch", "sparse": "sparse"}
 LIFTS = {"coordinates": "coordinates as features", "gaussian": "Gaussian occupancy"}
 DISTILLATION = {  # of shapes-1, whose clouds begin as 1,024 points of uniform scatter
@@ -47,7 +51,13 @@ def shown(clouds: PointClouds, backend: str):
     """Occupied cells as the network's input: a dense grid, or their list with the feature 1."""
     if backend == "torch":
         return lifts.occupancy(clouds)
-    return sparse.from_points(clouds.coordinates, torch.ones_like(clouds.coordinates[:, :1]), clouds.cloud_index, len(clouds), clouds.grid)
+    return sparse.from_points(
+        clouds.coordinates,
+        torch.ones_like(clouds.coordinates[:, :1]),
+        clouds.cloud_index,
+        len(clouds),
+        clouds.grid,
+    )
 
 
 def memory_from_here(device: torch.device) -> int:
@@ -69,7 +79,13 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
     """Some iterations: seconds of one (median of all but the first), bytes at the peak above those with only the data loaded."""
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
-    changed = {"data.cells": cells, "network.backend": DISTILLED[way], "network.layers": layers(cells), "network.width": options.width, "lift.name": lift}
+    changed = {
+        "data.cells": cells,
+        "network.backend": DISTILLED[way],
+        "network.layers": layers(cells),
+        "network.width": options.width,
+        "lift.name": lift,
+    }
     config = override(PRESETS["shapes-1"].config, DISTILLATION | changed)
     real = pcdd.load_data(config.data, options.data).train.to(options.device)
     before, seconds = memory_from_here(options.device), []
@@ -81,7 +97,13 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
         start, begun = time.perf_counter(), start
         seconds.append(start - begun)
     peak = machine.peak_memory(options.device) - before
-    return {"way": way, "lift": lift, "cells": cells, "seconds_of_an_iteration": median(seconds[1:]), "peak_memory_bytes": peak}
+    return {
+        "way": way,
+        "lift": lift,
+        "cells": cells,
+        "seconds_of_an_iteration": median(seconds[1:]),
+        "peak_memory_bytes": peak,
+    }
 
 
 def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
@@ -91,14 +113,30 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     data = pcdd.load_data(DataConfig(name="modelnet10-voxels24", cells=cells), options.data)
     draws, names = generator(seed, "training"), data.train.class_names
     counts = [min(options.shapes, len(members)) for members in members_per_class(data.train)]
-    train, test = (part.to(options.device) for part in (data.train.select(sample(members_per_class(data.train), counts, draws, names)), data.test))
+    train, test = (
+        part.to(options.device)
+        for part in (
+            data.train.select(sample(members_per_class(data.train), counts, draws, names)),
+            data.test,
+        )
+    )
     backend, times = TRAINED[way]
-    description = NetworkConfig(backend=backend, layers=layers(cells), width=times * options.width, norm="instance", pooling="max")
-    network = build_network(description, 1, train.grid, len(names), generator(seed, "network")).to(options.device)
+    description = NetworkConfig(
+        backend=backend,
+        layers=layers(cells),
+        width=times * options.width,
+        norm="instance",
+        pooling="max",
+    )
+    network = build_network(description, 1, train.grid, len(names), generator(seed, "network")).to(
+        options.device
+    )
     optimiser, seconds = torch.optim.Adam(network.parameters(), 1e-3), []
     before = memory_from_here(options.device)
     for _ in range(options.epochs):
-        for batch in torch.randperm(len(train), generator=draws).to(options.device).split(options.batch):
+        for batch in (
+            torch.randperm(len(train), generator=draws).to(options.device).split(options.batch)
+        ):
             start, chosen = time.perf_counter(), train.select(batch)
             optimiser.zero_grad()
             F.cross_entropy(network(shown(chosen, backend)), chosen.labels).backward()
@@ -108,7 +146,10 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
             seconds.append(time.perf_counter() - start)
     peak = machine.peak_memory(options.device) - before
     with torch.no_grad():
-        right = [network(shown(test.select(part), backend)).argmax(1) == test.labels[part] for part in torch.arange(len(test)).split(options.batch)]
+        right = [
+            network(shown(test.select(part), backend)).argmax(1) == test.labels[part]
+            for part in torch.arange(len(test)).split(options.batch)
+        ]
     accuracy = 100 * torch.cat(right).double().mean().item()
     return {
         "way": way, "cells": cells, "seed": seed, "accuracy": accuracy, "steps": len(seconds), "seconds_of_a_step": median(seconds),
@@ -118,7 +159,9 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
 
 def table(lines: list[list[str]]) -> str:
     """A table; its first line is the head."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    )
 
 
 def training_table(rows: list[dict]) -> str:
@@ -128,8 +171,20 @@ def training_table(rows: list[dict]) -> str:
         found = [row for row in rows if (row["cells"], row["way"]) == (cells, way)]
         scores = [row["accuracy"] for row in found]
         spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
-        step, peak = (median(row["seconds_of_a_step"] for row in found), max(row["peak_memory_bytes"] for row in found))
-        lines.append([f"{cells}^3", way, f"{mean(scores):.1f}{spread}", f"{1000 * step:.0f} ms", f"{peak / 2**20:.0f} MiB", str(len(found))])
+        step, peak = (
+            median(row["seconds_of_a_step"] for row in found),
+            max(row["peak_memory_bytes"] for row in found),
+        )
+        lines.append(
+            [
+                f"{cells}^3",
+                way,
+                f"{mean(scores):.1f}{spread}",
+                f"{1000 * step:.0f} ms",
+                f"{peak / 2**20:.0f} MiB",
+                str(len(found)),
+            ]
+        )
     return table(lines)
 
 
@@ -137,7 +192,12 @@ def distillation_table(rows: list[dict]) -> str:
     """A line per grid and lift: an iteration, dense and sparse."""
     lines = [["cells", "lift", "dense", "sparse", "ratio", "memory, dense", "memory, sparse"]]
     for cells, lift in dict.fromkeys((row["cells"], row["lift"]) for row in rows):
-        dense, ours = (next(row for row in rows if (row["cells"], row["lift"], row["way"]) == (cells, lift, way)) for way in DISTILLED)
+        dense, ours = (
+            next(
+                row for row in rows if (row["cells"], row["lift"], row["way"]) == (cells, lift, way)
+            )
+            for way in DISTILLED
+        )
         times = [row["seconds_of_an_iteration"] for row in (dense, ours)]
         lines.append([f"{cells}^3", LIFTS[lift], *(f"{seconds:.1f} s" for seconds in times), f"{times[0] / times[1]:.1f}",
                       *(f"{row['peak_memory_bytes'] / 2**20:.0f} MiB" for row in (dense, ours))])  # fmt: skip
@@ -151,7 +211,9 @@ def markdown(record: dict) -> str:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="folder that holds modelnet10_voxels24 (default: PCDD_DATA)")
     parser.add_argument("--cells", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--seeds", type=int, default=3)
@@ -159,7 +221,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--iterations", type=int, default=3, help="of distillation, after one that is not counted")
+    parser.add_argument(
+        "--iterations", type=int, default=3, help="of distillation, after one that is not counted"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
@@ -169,20 +233,29 @@ def main() -> None:
     def apart(measure: Callable[..., dict], *what: Any) -> dict:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             row = pool.apply(measure, (*what, options))
-        print(" | ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()), flush=True)
+        print(
+            " | ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in row.items()
+            ),
+            flush=True,
+        )
         return row
 
     for cells in options.cells:
         distilled += [apart(distil, way, lift, cells) for lift in LIFTS for way in DISTILLED]
     for seed in range(options.seeds):
         trained += [apart(train, way, cells, seed) for cells in options.cells for way in TRAINED]
-    settings = {key: getattr(options, key) for key in ("shapes", "epochs", "batch", "width", "iterations")}
+    settings = {
+        key: getattr(options, key) for key in ("shapes", "epochs", "batch", "width", "iterations")
+    }
     record = {
         "command": "python benchmarks/sparse_shapes.py",
         "data": "modelnet10-voxels24",
         "settings": settings | {"norm": "instance", "pooling": "max", "optimiser": "Adam, 0.001"},
         "distillation_settings": DISTILLATION,
-        "machine": machine.describe(options.device) | {"cores": os.cpu_count(), "threads": options.threads},
+        "machine": machine.describe(options.device)
+        | {"cores": os.cpu_count(), "threads": options.threads},
         "seconds": time.monotonic() - begun,
         "training": trained,
         "distillation": distilled,

@@ -36,10 +36,14 @@ def of_jupyterlab(page, address: str) -> bytes:
     page.locator(".widget-label", has_text="finished").first.wait_for()
     page.wait_for_timeout(5000)  # the picture below the view is drawn
     view.get_by_label("Colour").select_option("identity")
-    page.locator(".jp-CodeCell", has_text="live = pcdd.watch").first.evaluate("cell => cell.scrollIntoView()")
+    page.locator(".jp-CodeCell", has_text="live = pcdd.watch").first.evaluate(
+        "cell => cell.scrollIntoView()"
+    )
     page.wait_for_timeout(500)
     picture = page.screenshot()
-    page.locator(".jp-CodeCell", has_text="recording = live.recording").locator(".cm-content").click()
+    page.locator(".jp-CodeCell", has_text="recording = live.recording").locator(
+        ".cm-content"
+    ).click()
     page.keyboard.press("Control+Enter")
     page.locator(".jp-OutputArea", has_text="frames, the last after").wait_for()
     return picture
@@ -60,14 +64,23 @@ def of_player(page, path: Path) -> bytes:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
     options = parser.parse_args()
     begun, pictures = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parameters = {"preset": PRESET, "dataset": "mnist", "data_folder": options.data or "", "seed": SEED}
-        headless.notebook_with_parameters(folder, {**parameters, "device": "cpu", "output": str(folder / "out")})
+        parameters = {
+            "preset": PRESET,
+            "dataset": "mnist",
+            "data_folder": options.data or "",
+            "seed": SEED,
+        }
+        headless.notebook_with_parameters(
+            folder, {**parameters, "device": "cpu", "output": str(folder / "out")}
+        )
         with headless.jupyterlab(folder) as address, headless.browser() as chromium:
             context = chromium.new_context(viewport={"width": 1280, "height": 1000})
             context.set_default_timeout(10 * 60_000)
@@ -77,7 +90,9 @@ def main() -> None:
                     break
                 time.sleep(0.1)
             context = chromium.new_context(viewport={"width": 1000, "height": 640})
-            pictures["point-migration-player"] = of_player(context.new_page(), folder / "out" / "points.html")
+            pictures["point-migration-player"] = of_player(
+                context.new_page(), folder / "out" / "points.html"
+            )
     config = override(pcdd.preset(PRESET).config, {"data.name": "mnist", "seed": SEED})
     for name, picture in pictures.items():
         atomic_write(HERE / f"{name}.png", lambda file, picture=picture: file.write(picture))

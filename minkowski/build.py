@@ -63,12 +63,20 @@ class Target:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cuda", choices=("auto", "yes", "no"), default="auto", help="auto: if a GPU is there")
-    parser.add_argument("--jobs", type=int, help="files compiled at once (default: what cores and memory allow)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cuda", choices=("auto", "yes", "no"), default="auto", help="auto: if a GPU is there"
+    )
+    parser.add_argument(
+        "--jobs", type=int, help="files compiled at once (default: what cores and memory allow)"
+    )
     parser.add_argument("--sdist", type=Path, help=f"{ARCHIVE}, if it has been fetched already")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcdd" / "minkowski"
-    parser.add_argument("--cache", type=Path, default=cache, help="where archive and wheels are kept (%(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=cache, help="where archive and wheels are kept (%(default)s)"
+    )
     options = parser.parse_args()
     try:
         install(options)
@@ -104,7 +112,9 @@ def install(options: argparse.Namespace) -> None:
     pip("install", "-q", "--no-deps", "--force-reinstall", str(wheel))
     say(f"installed MinkowskiEngine {target.version}")
     if not self_test():
-        raise CannotBuild(f"it is installed, but its self-test failed (above); remove {wheels} and try again")
+        raise CannotBuild(
+            f"it is installed, but its self-test failed (above); remove {wheels} and try again"
+        )
 
 
 def self_test() -> bool:
@@ -117,38 +127,55 @@ def choose_target(cuda: str) -> Target:
     try:
         import torch
     except ImportError:
-        raise CannotBuild("PyTorch is not installed in this environment; `make install` first") from None
+        raise CannotBuild(
+            "PyTorch is not installed in this environment; `make install` first"
+        ) from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 6):
         raise CannotBuild(f"PyTorch is {torch.__version__}; 2.6 or later is supported")
-    use_cuda = cuda == "yes" or (cuda == "auto" and torch.cuda.is_available() and torch.version.cuda is not None)
-    digest = hashlib.sha256(PATCH.read_bytes() + SHA256.encode() + " ".join(FLAGS).encode()).hexdigest()[:8]
+    use_cuda = cuda == "yes" or (
+        cuda == "auto" and torch.cuda.is_available() and torch.version.cuda is not None
+    )
+    digest = hashlib.sha256(
+        PATCH.read_bytes() + SHA256.encode() + " ".join(FLAGS).encode()
+    ).hexdigest()[:8]
     label = re.sub(r"[^0-9a-zA-Z]+", ".", torch.__version__)
     if not use_cuda:
         return Target(False, "", normal(f"0.5.4+torch{label}.cpu.{digest}"))
 
     toolkit = find_toolkit(torch.version.cuda)
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(
-        sorted({"{}.{}".format(*torch.cuda.get_device_capability(card)) for card in range(torch.cuda.device_count())})
+        sorted(
+            {
+                "{}.{}".format(*torch.cuda.get_device_capability(card))
+                for card in range(torch.cuda.device_count())
+            }
+        )
     )
     if not architectures:
         raise CannotBuild(
             "no GPU is visible to tell the architecture from; set TORCH_CUDA_ARCH_LIST, for instance 9.0 (H100)"
         )
     built_for = re.sub(r"[^0-9a-zA-Z]+", "", architectures)
-    return Target(True, architectures, normal(f"0.5.4+torch{label}.sm{built_for}.{digest}"), toolkit)
+    return Target(
+        True, architectures, normal(f"0.5.4+torch{label}.sm{built_for}.{digest}"), toolkit
+    )
 
 
 def normal(version: str) -> str:
     """As pip will write it: no capitals, no leading zeros (PEP 440)."""
     public, local = version.split("+")
-    return f"{public}+" + ".".join(str(int(part)) if part.isdigit() else part for part in local.lower().split("."))
+    return f"{public}+" + ".".join(
+        str(int(part)) if part.isdigit() else part for part in local.lower().split(".")
+    )
 
 
 def find_toolkit(torch_cuda: str | None) -> str:
     """The CUDA toolkit's folder. Its major version must be that of the CUDA that torch was built with."""
     if torch_cuda is None:
-        raise CannotBuild("this PyTorch is built without CUDA; install one with CUDA, or take CUDA=no")
+        raise CannotBuild(
+            "this PyTorch is built without CUDA; install one with CUDA, or take CUDA=no"
+        )
     from torch.utils.cpp_extension import CUDA_HOME
 
     compiler = Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
@@ -167,7 +194,10 @@ def find_toolkit(torch_cuda: str | None) -> str:
             f"CUDA_HOME to it, {otherwise}"
         )
     home = compiler.parent.parent
-    if not any((home / include / "cuda_runtime.h").exists() for include in ("include", "targets/x86_64-linux/include")):
+    if not any(
+        (home / include / "cuda_runtime.h").exists()
+        for include in ("include", "targets/x86_64-linux/include")
+    ):
         raise CannotBuild(
             f"{home} has no include/cuda_runtime.h; set CUDA_HOME to the folder of the whole toolkit, {otherwise}"
         )
@@ -179,17 +209,30 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX", "c++")
     advice = "Debian, Ubuntu: apt install build-essential python3-dev; Fedora: dnf install gcc-c++ python3-devel"
     if shutil.which(compiler) is None:
-        raise CannotBuild(f"no C++ compiler ({compiler} is not there); install one, or set CXX ({advice})")
+        raise CannotBuild(
+            f"no C++ compiler ({compiler} is not there); install one, or set CXX ({advice})"
+        )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
         source.write_text(
             "#include <Python.h>\n#include <omp.h>\n#include <optional>\nint main() { return !omp_get_num_procs(); }\n"
         )
         headers = sysconfig.get_path("include")
-        command = [compiler, "-std=c++17", "-fopenmp", f"-I{headers}", "-c", str(source), "-o", str(source) + ".o"]
+        command = [
+            compiler,
+            "-std=c++17",
+            "-fopenmp",
+            f"-I{headers}",
+            "-c",
+            str(source),
+            "-o",
+            str(source) + ".o",
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise CannotBuild(f"{compiler} cannot compile C++17 with OpenMP and Python's headers ({advice}):\n{result.stderr}")
+        raise CannotBuild(
+            f"{compiler} cannot compile C++17 with OpenMP and Python's headers ({advice}):\n{result.stderr}"
+        )
 
 
 def choose_jobs(target: Target) -> int:
@@ -206,11 +249,17 @@ def choose_jobs(target: Target) -> int:
 
 def free_memory() -> float:
     """Bytes that can still be had, in a container too."""
-    available = float(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    available = (
+        float(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
+    )
     for folder, limit, used, cached in memory_groups():
         if (folder / limit).exists() and (folder / limit).read_text().strip() != "max":
-            statistics = (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
-            files = re.search(rf"^{cached} (\d+)", statistics, re.MULTILINE)  # cached files make way
+            statistics = (
+                (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
+            )
+            files = re.search(
+                rf"^{cached} (\d+)", statistics, re.MULTILINE
+            )  # cached files make way
             taken = float((folder / used).read_text()) - (float(files[1]) if files else 0)
             available = min(available, float((folder / limit).read_text()) - taken)
     return available
@@ -223,10 +272,20 @@ def memory_groups() -> Iterator[tuple[Path, str, str, str]]:
         _, controllers, name = line.split(":", 2)
         for level in (PurePosixPath(name), *PurePosixPath(name).parents):
             if not controllers:
-                yield Path(f"/sys/fs/cgroup{level}"), "memory.max", "memory.current", "inactive_file"
+                yield (
+                    Path(f"/sys/fs/cgroup{level}"),
+                    "memory.max",
+                    "memory.current",
+                    "inactive_file",
+                )
             elif "memory" in controllers.split(","):
                 folder = Path(f"/sys/fs/cgroup/memory{level}")
-                yield folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                yield (
+                    folder,
+                    "memory.limit_in_bytes",
+                    "memory.usage_in_bytes",
+                    "total_inactive_file",
+                )
 
 
 def fetch(cache: Path, given: Path | None) -> Path:
@@ -244,14 +303,22 @@ def fetch(cache: Path, given: Path | None) -> Path:
         user, _, host = address.netloc.rpartition("@")
         page = address._replace(netloc=host).geturl()
         secret = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        headers = {"Authorization": f"Basic {secret}"} if user else {}  # urllib would take it for a part of the host
+        headers = (
+            {"Authorization": f"Basic {secret}"} if user else {}
+        )  # urllib would take it for a part of the host
         say(f"fetching {ARCHIVE} from {urllib.parse.urlsplit(page).hostname}")
         try:
-            with urllib.request.urlopen(urllib.request.Request(page, headers=headers), timeout=60) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(page, headers=headers), timeout=60
+            ) as answer:
                 links, base = Links(answer.read().decode()), answer.url
             if ARCHIVE not in links.found:
-                raise CannotBuild(f"{page} does not list {ARCHIVE}; get it elsewhere and name it: SDIST=file")
-            with urllib.request.urlopen(urllib.parse.urljoin(base, links.found[ARCHIVE]), timeout=60) as answer:
+                raise CannotBuild(
+                    f"{page} does not list {ARCHIVE}; get it elsewhere and name it: SDIST=file"
+                )
+            with urllib.request.urlopen(
+                urllib.parse.urljoin(base, links.found[ARCHIVE]), timeout=60
+            ) as answer:
                 content = answer.read()
         except (OSError, http.client.HTTPException, ValueError) as problem:
             raise CannotBuild(
@@ -278,7 +345,9 @@ class Links(html.parser.HTMLParser):
         """Note the file that a link leads to."""
         address = dict(attributes).get("href")
         if tag == "a" and address:
-            self.found[urllib.parse.unquote(urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1])] = address
+            self.found[
+                urllib.parse.unquote(urllib.parse.urlsplit(address).path.rsplit("/", 1)[-1])
+            ] = address
 
 
 def check_hash(content: bytes, source: str) -> None:
@@ -294,25 +363,48 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
     """Unpack, patch, compile; returns the wheel, moved to the cache once it is whole."""
     wheels.mkdir(parents=True, exist_ok=True)
     log = wheels / "build.log"
-    kind = f"CUDA {target.architectures}, half an hour or so" if target.cuda else "CPU only, 4 minutes or so on 2 cores"
-    say(f"building for PyTorch's version and this Python ({kind}), {jobs} files at once; log: {log}")
+    kind = (
+        f"CUDA {target.architectures}, half an hour or so"
+        if target.cuda
+        else "CPU only, 4 minutes or so on 2 cores"
+    )
+    say(
+        f"building for PyTorch's version and this Python ({kind}), {jobs} files at once; log: {log}"
+    )
     with tempfile.TemporaryDirectory(prefix="minkowski-build-") as folder:
         with tarfile.open(archive) as packed:
             # older Pythons (3.10.11, 3.11.3) have no filters; the archive is known by its hash
-            packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            packed.extractall(
+                folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+            )
         source = Path(folder) / ARCHIVE.removesuffix(".tar.gz")
         apply_patch(source)
         stamp_version(source, target.version)
-        own = sysconfig.get_config_var("CFLAGS") or ""  # setuptools takes those of the environment in their place
-        flags = {name: " ".join([own, os.environ.get(name, ""), *FLAGS]) for name in ("CFLAGS", "CXXFLAGS")}
+        own = (
+            sysconfig.get_config_var("CFLAGS") or ""
+        )  # setuptools takes those of the environment in their place
+        flags = {
+            name: " ".join([own, os.environ.get(name, ""), *FLAGS])
+            for name in ("CFLAGS", "CXXFLAGS")
+        }
         environment = {**os.environ, **flags, "LC_ALL": "C.UTF-8", "MAX_JOBS": str(jobs)}
         if target.cuda:
-            environment |= {"CUDA_HOME": target.toolkit, "TORCH_CUDA_ARCH_LIST": target.architectures}
+            environment |= {
+                "CUDA_HOME": target.toolkit,
+                "TORCH_CUDA_ARCH_LIST": target.architectures,
+            }
             # from CUDA 13 on Thrust lies one folder deeper, where nvcc looks for it, but not the C++ compiler
             found = [f"{target.toolkit}/include/cccl", os.environ.get("CPLUS_INCLUDE_PATH")]
             environment["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, found))
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # where ninja is
-        command = [sys.executable, "setup.py", "bdist_wheel", "--force_cuda" if target.cuda else "--cpu_only"]
+        environment["PATH"] = (
+            f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # where ninja is
+        )
+        command = [
+            sys.executable,
+            "setup.py",
+            "bdist_wheel",
+            "--force_cuda" if target.cuda else "--cpu_only",
+        ]
         begun = time.monotonic()
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -328,7 +420,9 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
                 for line in process.stdout:
                     file.write(line)
                     if step := re.match(r"\[(\d+)/(\d+)\]", line):
-                        say(f"compiled {step[1]} of {step[2]} files, {time.monotonic() - begun:.0f} s")
+                        say(
+                            f"compiled {step[1]} of {step[2]} files, {time.monotonic() - begun:.0f} s"
+                        )
             except BaseException:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
@@ -336,8 +430,17 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
         made = list((source / "dist").glob("*.whl"))
         if process.wait() or not made:
             last = "".join(log.read_text().splitlines(keepends=True)[-15:])
-            first = next((line for line in log.read_text().splitlines() if re.search(r"\berror\b|Killed", line)), "")
-            raise CannotBuild(f"the build failed: {first}\n{last}All of it: {log}. Out of memory? Try JOBS=1.")
+            first = next(
+                (
+                    line
+                    for line in log.read_text().splitlines()
+                    if re.search(r"\berror\b|Killed", line)
+                ),
+                "",
+            )
+            raise CannotBuild(
+                f"the build failed: {first}\n{last}All of it: {log}. Out of memory? Try JOBS=1."
+            )
         partial = wheels / f".{os.getpid()}"
         shutil.copyfile(made[0], partial)
         return partial.replace(wheels / made[0].name)
@@ -346,7 +449,9 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
 def apply_patch(source: Path) -> None:
     """Apply the project's patch; all of it or nothing counts."""
     program = "import sys, patch_ng; sys.exit(not patch_ng.fromfile(sys.argv[1]).apply(strip=1, root=sys.argv[2]))"
-    result = subprocess.run([sys.executable, "-c", program, str(PATCH), str(source)], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(PATCH), str(source)], capture_output=True, text=True
+    )
     if result.returncode:
         raise CannotBuild(f"{PATCH} does not apply:\n{result.stdout}{result.stderr}")
 

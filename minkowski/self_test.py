@@ -20,7 +20,9 @@ def check(device: str) -> None:
     coordinates = torch.ones(2, 5, 6, 4).nonzero().int().contiguous().to(device)
     features = dense.movedim(1, -1).reshape(-1, 3).clone().requires_grad_()
     dense = dense.requires_grad_()
-    convolution = MinkowskiEngine.MinkowskiConvolution(3, 4, kernel_size=3, dimension=3).double().to(device)
+    convolution = (
+        MinkowskiEngine.MinkowskiConvolution(3, 4, kernel_size=3, dimension=3).double().to(device)
+    )
     pooling = MinkowskiEngine.MinkowskiMaxPooling(kernel_size=2, stride=2, dimension=3)
     result = pooling(convolution(MinkowskiEngine.SparseTensor(features, coordinates=coordinates)))
 
@@ -34,7 +36,9 @@ def check(device: str) -> None:
     torch.testing.assert_close(result.F, expected, rtol=1e-10, atol=1e-10)
     ours = torch.autograd.grad(result.F.square().sum(), [features, convolution.kernel])
     theirs = torch.autograd.grad(expected.square().sum(), [dense, convolution.kernel])
-    torch.testing.assert_close(ours[0], theirs[0].movedim(1, -1).reshape(-1, 3), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        ours[0], theirs[0].movedim(1, -1).reshape(-1, 3), rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-10, atol=1e-10)
 
 

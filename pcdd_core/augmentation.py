@@ -25,7 +25,9 @@ class Move:
 
     def __call__(self, clouds: PointClouds) -> PointClouds:
         """The clouds, each moved by its own move, or all by the only one. Points may leave the grid."""
-        middle = clouds.coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
+        middle = clouds.coordinates.new_tensor(
+            [cells / 2 if cells > 1 else 0.0 for cells in clouds.grid]
+        )
         index = clouds.cloud_index if len(self.shift) > 1 else torch.zeros_like(clouds.cloud_index)
         matrix, shift = (part.to(clouds.coordinates)[index] for part in (self.matrix, self.shift))
         moved = (matrix @ (clouds.coordinates - middle)[..., None])[..., 0] + middle + shift
@@ -39,7 +41,11 @@ def turned(clouds: PointClouds, angles: Tensor) -> PointClouds:
     """
     about_first, about_second, about_third = angles.unbind(1)
     none = torch.zeros_like(about_first)
-    rows = [none, -about_third, about_second], [about_third, none, -about_first], [-about_second, about_first, none]
+    rows = (
+        [none, -about_third, about_second],
+        [about_third, none, -about_first],
+        [-about_second, about_first, none],
+    )
     generators = torch.stack([torch.stack(row, 1) for row in rows], 1)
     return Move(torch.linalg.matrix_exp(generators), torch.zeros_like(angles))(clouds)
 
@@ -60,5 +66,7 @@ def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -
     rotation[:, first, first], rotation[:, first, second] = angle.cos(), -angle.sin()
     rotation[:, second, first], rotation[:, second, second] = angle.sin(), angle.cos()
     is_scale, is_turn = (choice == 1)[:, None, None], (choice == 2)[:, None, None]
-    matrix = torch.where(is_turn, rotation, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3)))
+    matrix = torch.where(
+        is_turn, rotation, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3))
+    )
     return Move(matrix, shift * (choice == 0)[:, None])

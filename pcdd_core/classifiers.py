@@ -9,7 +9,6 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import NetworkConfig
@@ -32,7 +31,9 @@ def build_classifier(
             f"not {height} x {width}"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator.get_state())  # layers draw from torch's own generator when they are made
+        torch.set_rng_state(
+            generator.get_state()
+        )  # layers draw from torch's own generator when they are made
         network = CLASSIFIERS[name](height, width, classes, channels)
     if isinstance(network, (ConvNet, SparseConvNet)):
         network.draw(generator)
@@ -49,7 +50,8 @@ class ConvNet(nn.Module):
     def __init__(self, height: int, width: int, classes: int, channels: int):
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels if layer else 1, channels, 3, padding=1 if layer else 3) for layer in range(3)
+            nn.Conv2d(channels if layer else 1, channels, 3, padding=1 if layer else 3)
+            for layer in range(3)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(channels, channels) for _ in range(3))
         self.head = nn.Linear(channels * ((height + 4) // 8) * ((width + 4) // 8), classes)
@@ -66,7 +68,9 @@ class ConvNet(nn.Module):
         """Draw all weights anew, as torch does by default."""
         for convolution in self.convolutions:
             outputs, inputs, *kernel = convolution.weight.shape
-            draw_convolution(convolution.weight, "default", inputs, outputs, math.prod(kernel), generator)
+            draw_convolution(
+                convolution.weight, "default", inputs, outputs, math.prod(kernel), generator
+            )
             bound = (inputs * math.prod(kernel)) ** -0.5
             convolution.bias.uniform_(-bound, bound, generator=generator)
         draw_linear(self.head, generator)
@@ -76,7 +80,9 @@ class MLP(nn.Sequential):
     """Two hidden layers of 128, as in the code of Zhao et al. 2021."""
 
     def __init__(self, height: int, width: int, classes: int):
-        super().__init__(nn.Flatten(), perceptron(height * width, 128, 128), nn.Linear(128, classes))
+        super().__init__(
+            nn.Flatten(), perceptron(height * width, 128, 128), nn.Linear(128, classes)
+        )
 
 
 class LeNet(nn.Sequential):
@@ -98,7 +104,9 @@ def resnet18(classes: int) -> nn.Module:
     """
     from torchvision import models  # here, because it takes long to import
 
-    network = models.resnet18(num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels))
+    network = models.resnet18(
+        num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels)
+    )
     network.conv1, network.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -111,7 +119,9 @@ class SparseConvNet(nn.Module):
 
     def __init__(self, height: int, width: int, classes: int, channels: int):
         super().__init__()
-        description = NetworkConfig(backend="sparse", layers=3, width=channels, norm="instance", pooling="average")
+        description = NetworkConfig(
+            backend="sparse", layers=3, width=channels, norm="instance", pooling="average"
+        )
         self.network = SparseNetwork(description, 1, (1, height, width), classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,7 +143,10 @@ CLASSIFIERS = {  # name: (height, width, classes, channels) -> network
     "pointnet++": lambda height, width, classes, channels: PointNetPlusPlus(classes),
     "dgcnn": lambda height, width, classes, channels: DGCNN(classes),
 }
-OF_NEIGHBOURHOODS = ("pointnet++", "dgcnn")  # of points, so how dense a cloud is changes what they see
+OF_NEIGHBOURHOODS = (
+    "pointnet++",
+    "dgcnn",
+)  # of points, so how dense a cloud is changes what they see
 OF_POINTS = ("pointnet", *OF_NEIGHBOURHOODS)
 # Pixels along each side, so that after the last pooling one is left, and two in front of ResNet's last instance norms, which
 # would make a single one 0.
@@ -150,10 +163,14 @@ class Ensemble(nn.Module):
 
     def __init__(self, networks: list[nn.Module]):
         super().__init__()
-        self.__dict__["template"] = networks[0]  # the computation only: its own parameters must not be trained
+        self.__dict__["template"] = networks[
+            0
+        ]  # the computation only: its own parameters must not be trained
         self.names = [name for name, _ in networks[0].named_parameters()]
         stacked = zip(*(network.parameters() for network in networks))
-        self.stacked = nn.ParameterList(torch.stack([p.detach() for p in parameters]) for parameters in stacked)
+        self.stacked = nn.ParameterList(
+            torch.stack([p.detach() for p in parameters]) for parameters in stacked
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs: (networks, clouds, ...), to each network its own; returns (networks, clouds, classes).
@@ -162,9 +179,13 @@ class Ensemble(nn.Module):
         """
 
         def one(parameters, seen):
-            return torch.func.functional_call(self.template, dict(zip(self.names, parameters)), (seen,))
+            return torch.func.functional_call(
+                self.template, dict(zip(self.names, parameters)), (seen,)
+            )
 
-        if inputs.is_cuda and not isinstance(self.template, (SparseConvNet, PointNetPlusPlus, DGCNN)):
+        if inputs.is_cuda and not isinstance(
+            self.template, (SparseConvNet, PointNetPlusPlus, DGCNN)
+        ):
             return torch.vmap(one)([parameter[: len(inputs)] for parameter in self.stacked], inputs)
         copies = zip(*(parameter.unbind() for parameter in self.stacked))
         return torch.stack([one(parameters, seen) for parameters, seen in zip(copies, inputs)])
@@ -172,8 +193,14 @@ class Ensemble(nn.Module):
     def split(self, most: int) -> list["Ensemble"]:
         """At most so many ensembles of equally many of these networks, in order, for a thread each; their weights stay these."""
         shares = []
-        for chunks in zip(*(parameter.split(-(-len(parameter) // most)) for parameter in self.stacked)):
-            share = Ensemble([copy.deepcopy(self.template)])  # a template holds a network's weights while that is computed
-            share.stacked = nn.ParameterList(chunk.data for chunk in chunks)  # by `data`, one's steps are no change of another's
+        for chunks in zip(
+            *(parameter.split(-(-len(parameter) // most)) for parameter in self.stacked)
+        ):
+            share = Ensemble(
+                [copy.deepcopy(self.template)]
+            )  # a template holds a network's weights while that is computed
+            share.stacked = nn.ParameterList(
+                chunk.data for chunk in chunks
+            )  # by `data`, one's steps are no change of another's
             shares.append(share)
         return shares

@@ -16,7 +16,9 @@ from .errors import InputError, nearest_names
 from .files import atomic_write
 
 FORMAT_VERSION = 2
-RELEASED = Path(__file__).with_name("released")  # the best sets, each with the record of its making beside it
+RELEASED = Path(__file__).with_name(
+    "released"
+)  # the best sets, each with the record of its making beside it
 Grid = tuple[int, int, int]
 
 
@@ -94,7 +96,9 @@ class PointClouds:
             coordinates=self.coordinates.to(device),
             offsets=self.offsets.to(device),
             labels=self.labels.to(device),
-            label_probabilities=None if self.label_probabilities is None else self.label_probabilities.to(device),
+            label_probabilities=None
+            if self.label_probabilities is None
+            else self.label_probabilities.to(device),
         )
 
 
@@ -103,7 +107,11 @@ def from_list(
 ) -> PointClouds:
     """Clouds from one (points, 3) tensor each."""
     sizes = torch.tensor([len(cloud) for cloud in clouds], dtype=torch.int64)
-    coordinates = torch.cat([cloud.reshape(-1, 3).float() for cloud in clouds]) if len(clouds) else torch.zeros(0, 3)
+    coordinates = (
+        torch.cat([cloud.reshape(-1, 3).float() for cloud in clouds])
+        if len(clouds)
+        else torch.zeros(0, 3)
+    )
     labels = torch.as_tensor(labels, dtype=torch.int64)
     return PointClouds(coordinates, _offsets(sizes), labels, tuple(grid), tuple(class_names))
 
@@ -122,11 +130,17 @@ def from_occupancy(
     if max_points is not None:
         rank = torch.arange(len(cloud), device=cloud.device) - _offsets(sizes)[:-1][cloud]
         coordinates, sizes = coordinates[rank < max_points], sizes.clamp(max=max_points)
-    return PointClouds(coordinates, _offsets(sizes), labels.long(), tuple(occupied.shape[1:]), tuple(class_names))
+    return PointClouds(
+        coordinates, _offsets(sizes), labels.long(), tuple(occupied.shape[1:]), tuple(class_names)
+    )
 
 
 def scatter(
-    sizes: Sequence[int], labels: Sequence[int], grid: Grid, class_names: Sequence[str], generator: torch.Generator
+    sizes: Sequence[int],
+    labels: Sequence[int],
+    grid: Grid,
+    class_names: Sequence[str],
+    generator: torch.Generator,
 ) -> PointClouds:
     """Clouds of the given sizes with points uniform in the grid's box: the paper's initialisation (section 3.1.2)."""
     size = torch.tensor(grid, dtype=torch.float32)
@@ -154,10 +168,16 @@ def cell_centres(clouds: PointClouds) -> PointClouds:
 
 def known_positions(clouds: PointClouds) -> PointClouds:
     """Where points are, as well as the data says: `cell_centres` of data made of occupied cells, which lie at integer coordinates."""
-    return cell_centres(clouds) if bool((clouds.coordinates == clouds.coordinates.floor()).all()) else clouds
+    return (
+        cell_centres(clouds)
+        if bool((clouds.coordinates == clouds.coordinates.floor()).all())
+        else clouds
+    )
 
 
-def from_unit_ball(points: Tensor, labels: Tensor, class_names: Sequence[str], cells: int) -> PointClouds:
+def from_unit_ball(
+    points: Tensor, labels: Tensor, class_names: Sequence[str], cells: int
+) -> PointClouds:
     """Shapes of equally many points within distance 1 of the origin, on a cubic grid of so many cells along each axis.
 
     points: (shapes, points, 3) as x, y and z, z up: x becomes width, y depth and -z height, so that in pictures, where height
@@ -167,7 +187,9 @@ def from_unit_ball(points: Tensor, labels: Tensor, class_names: Sequence[str], c
     x, y, z = points.reshape(-1, 3).float().unbind(1)
     coordinates = cells / 2 + torch.stack([y, -z, x], 1) * (cells / 2 - 1)
     offsets = _offsets(torch.full((shapes,), count, dtype=torch.int64))
-    return PointClouds(coordinates, offsets, labels.long(), (cells, cells, cells), tuple(class_names))
+    return PointClouds(
+        coordinates, offsets, labels.long(), (cells, cells, cells), tuple(class_names)
+    )
 
 
 def into_grid(points: Tensor, grid: Grid) -> Tensor:
@@ -177,20 +199,28 @@ def into_grid(points: Tensor, grid: Grid) -> Tensor:
     are not finite, or none.
     """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not points.isfinite().all():
-        raise InputError(f"points of shape {tuple(points.shape)}: expected one or more rows of 3 finite coordinates")
+        raise InputError(
+            f"points of shape {tuple(points.shape)}: expected one or more rows of 3 finite coordinates"
+        )
     room = torch.tensor(grid, dtype=torch.float64) - 1  # see boundary_check
     low, high = points.double().amin(0), points.double().amax(0)
     extent = high - low
-    scale = min([float(room[axis] / extent[axis]) for axis in range(3) if extent[axis] > 0], default=1.0)
+    scale = min(
+        [float(room[axis] / extent[axis]) for axis in range(3) if extent[axis] > 0], default=1.0
+    )
     return boundary_check(((points - (low + high) / 2) * scale + room / 2).float(), grid)
 
 
 def members_per_class(clouds: PointClouds) -> list[Tensor]:
     """The indices of each class's clouds."""
-    return [(clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))]
+    return [
+        (clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))
+    ]
 
 
-def refuse_too_few(members: Sequence[Tensor], counts: Sequence[int], class_names: Sequence[str]) -> None:
+def refuse_too_few(
+    members: Sequence[Tensor], counts: Sequence[int], class_names: Sequence[str]
+) -> None:
     """Raise InputError if a class has fewer clouds than are asked of it."""
     for indices, count, name in zip(members, counts, class_names):
         if len(indices) < count:
@@ -201,7 +231,10 @@ def refuse_too_few(members: Sequence[Tensor], counts: Sequence[int], class_names
 
 
 def sample(
-    members: Sequence[Tensor], counts: Sequence[int], draws: torch.Generator, class_names: Sequence[str]
+    members: Sequence[Tensor],
+    counts: Sequence[int],
+    draws: torch.Generator,
+    class_names: Sequence[str],
 ) -> Tensor:
     """So many random indices of each class, without repeats, class after class: int64 (sum of counts,)."""
     refuse_too_few(members, counts, class_names)
@@ -237,7 +270,9 @@ def save(clouds: PointClouds, path: Path | str) -> None:
     Raises InputError if a cloud is empty or the folder cannot be written to.
     """
     if (empty := (clouds.sizes == 0).nonzero()).numel():
-        raise InputError(f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point")
+        raise InputError(
+            f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point"
+        )
     learned = clouds.label_probabilities
     arrays = dict(
         coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
@@ -261,8 +296,14 @@ def load(path: Path | str) -> PointClouds:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # numpy, zipfile and zlib raise some ten kinds for damaged files
-        reason = "it holds an object array, which could run code" if "pickle" in str(error).lower() else str(error)
-        raise InputError(f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays") from None
+        reason = (
+            "it holds an object array, which could run code"
+            if "pickle" in str(error).lower()
+            else str(error)
+        )
+        raise InputError(
+            f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays"
+        ) from None
     arrays = _checked(path, arrays)
     learned = arrays.get("label_probabilities")
     return PointClouds(
@@ -288,7 +329,9 @@ def released_names() -> list[str]:
 def released_path(name: str) -> Path:
     """The file of such a set; its record is beside it, with the suffix .json. Raises InputError."""
     if name not in released_names():
-        raise InputError(f"no released set is called {name!r}; {nearest_names(name, released_names())}")
+        raise InputError(
+            f"no released set is called {name!r}; {nearest_names(name, released_names())}"
+        )
     return RELEASED / f"{name}.npz"
 
 
@@ -298,7 +341,14 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     def refuse(field: str, found: object, right: str):
         raise InputError(f"{path}: field '{field}' is {found}; expected {right}")
 
-    kinds = {"format_version": "iu", "coordinates": "f", "offsets": "iu", "labels": "iu", "grid": "iu", "class_names": "U"}
+    kinds = {
+        "format_version": "iu",
+        "coordinates": "f",
+        "offsets": "iu",
+        "labels": "iu",
+        "grid": "iu",
+        "class_names": "U",
+    }
     if "label_probabilities" in arrays:
         kinds["label_probabilities"] = "f"
     types = {"f": (np.float32, "floats"), "iu": (np.int64, "integers"), "U": (np.str_, "text")}
@@ -312,7 +362,11 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
             arrays[field] = arrays[field].astype(kept if kind != "U" else arrays[field].dtype)
     version = arrays["format_version"]
     if version.shape != () or not 1 <= version <= FORMAT_VERSION:
-        refuse("format_version", version.tolist(), f"1 to {FORMAT_VERSION}; a newer pcdd may read this set")
+        refuse(
+            "format_version",
+            version.tolist(),
+            f"1 to {FORMAT_VERSION}; a newer pcdd may read this set",
+        )
     coordinates, offsets, labels = (arrays[field] for field in ("coordinates", "offsets", "labels"))
     grid, names = arrays["grid"], arrays["class_names"]
     if coordinates.ndim != 2 or coordinates.shape[1] != 3:
@@ -320,25 +374,49 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     if labels.ndim != 1 or len(labels) == 0:
         refuse("labels", f"of shape {labels.shape}", "(clouds,) with at least one cloud")
     if offsets.shape != (len(labels) + 1,):
-        refuse("offsets", f"of shape {offsets.shape}", f"({len(labels) + 1},): one more than there are labels")
+        refuse(
+            "offsets",
+            f"of shape {offsets.shape}",
+            f"({len(labels) + 1},): one more than there are labels",
+        )
     if offsets[0] != 0 or offsets[-1] != len(coordinates) or (np.diff(offsets) < 0).any():
-        refuse("offsets", f"{offsets[0]} ... {offsets[-1]}", f"rising from 0 to the {len(coordinates)} points")
+        refuse(
+            "offsets",
+            f"{offsets[0]} ... {offsets[-1]}",
+            f"rising from 0 to the {len(coordinates)} points",
+        )
     if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
-        refuse("offsets", f"equal at cloud {empty[0]}, an empty cloud", "at least one point in every cloud")
+        refuse(
+            "offsets",
+            f"equal at cloud {empty[0]}, an empty cloud",
+            "at least one point in every cloud",
+        )
     if grid.shape != (3,) or (grid < 1).any():
         refuse("grid", grid.tolist(), "three positive numbers of cells: depth, height, width")
     if names.ndim != 1 or len(names) == 0:
         refuse("class_names", f"of shape {names.shape}", "(classes,)")
     if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
-        refuse("labels", f"{labels[wrong[0]]} at cloud {wrong[0]}", f"0 to {len(names) - 1} ({len(names)} classes)")
+        refuse(
+            "labels",
+            f"{labels[wrong[0]]} at cloud {wrong[0]}",
+            f"0 to {len(names) - 1} ({len(names)} classes)",
+        )
     if (learned := arrays.get("label_probabilities")) is not None:
         if learned.shape != (len(labels), len(names)):
-            refuse("label_probabilities", f"of shape {learned.shape}", f"({len(labels)}, {len(names)}): clouds, classes")
+            refuse(
+                "label_probabilities",
+                f"of shape {learned.shape}",
+                f"({len(labels)}, {len(names)}): clouds, classes",
+            )
         if (wrong := np.argwhere(~((learned >= 0) & (learned <= 1)))).size:
             row, column = wrong[0]
             refuse("label_probabilities", f"{learned[row, column]} at [{row}, {column}]", "0 to 1")
         if (wrong := np.flatnonzero(abs(learned.sum(1) - 1) > 1e-3)).size:
-            refuse("label_probabilities", f"of sum {learned[wrong[0]].sum()} at cloud {wrong[0]}", "a sum of 1 per cloud")
+            refuse(
+                "label_probabilities",
+                f"of sum {learned[wrong[0]].sum()} at cloud {wrong[0]}",
+                "a sum of 1 per cloud",
+            )
     if (wrong := np.argwhere(~np.isfinite(coordinates))).size:
         row, axis = wrong[0]
         refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}]", "finite numbers")

@@ -33,7 +33,9 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
     if not ranks.first_of_torchrun():
         return {"text": "pcdd: this process has done its part", "json": {}}
     record = records.read_record(folder)
-    text = f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
+    text = (
+        f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
+    )
     return {"text": text, "json": {"folder": str(folder), **record}}
 
 
@@ -68,7 +70,12 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
     for name, entry in PRESETS.items():
         lines.append(f"{name:42} {entry.paper_accuracy or '-':>7}  {entry.text}")
     listed = [
-        {"name": name, "text": entry.text, "paper_accuracy": entry.paper_accuracy, "config": to_dict(entry.config)}
+        {
+            "name": name,
+            "text": entry.text,
+            "paper_accuracy": entry.paper_accuracy,
+            "config": to_dict(entry.config),
+        }
         for name, entry in PRESETS.items()
     ]
     return {"text": "\n".join(lines), "json": listed}
@@ -102,7 +109,10 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
         f"picture: {picture}",
     ]
     if record:
-        lines += [f"{record['name']}, seed {record['config']['seed']}: {record.get('health', '')}", _scores(record)]
+        lines += [
+            f"{record['name']}, seed {record['config']['seed']}: {record.get('health', '')}",
+            _scores(record),
+        ]
         derivatives = record.get("second_derivatives")
         if derivatives and derivatives["gradients_without_graph"]:
             lines.append(second_order.sentence(derivatives))
@@ -117,7 +127,10 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
     for path in options.files:
         save = save_player if Path(path).suffix.lower() in (".html", ".htm") else save_animation
         save(recording, path)
-    return {"text": "\n".join(options.files), "json": {"frames": len(recording), "files": options.files}}
+    return {
+        "text": "\n".join(options.files),
+        "json": {"frames": len(recording), "files": options.files},
+    }
 
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
@@ -149,9 +162,18 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             }
             for number, state in enumerate(states)
         ]
-        lines = [f"{row['number']:>4}  {row['status']:8}  {row['name']}, seed {row['seed']}  {row['note']}" for row in listed]
-        counts = {status: sum(row["status"] == status for row in listed) for status in dict.fromkeys(row["status"] for row in listed)}
-        lines.append(f"{len(listed)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        lines = [
+            f"{row['number']:>4}  {row['status']:8}  {row['name']}, seed {row['seed']}  {row['note']}"
+            for row in listed
+        ]
+        counts = {
+            status: sum(row["status"] == status for row in listed)
+            for status in dict.fromkeys(row["status"] for row in listed)
+        }
+        lines.append(
+            f"{len(listed)} cells: "
+            + ", ".join(f"{count} {status}" for status, count in counts.items())
+        )
         return {"text": "\n".join(lines), "json": listed}
 
     planned = sweeps.Sweep(
@@ -168,7 +190,9 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         return result(planned.states)
     if options.cell is not None:
         if not 0 <= options.cell < len(cells):
-            raise InputError(f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` shows them")
+            raise InputError(
+                f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` shows them"
+            )
         sweeps.obtain([cells[options.cell]], options.runs, options.data)
         return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
     from .sweep_view import SweepView
@@ -181,7 +205,9 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     ended = result(planned.states)
     left = sum(state.status in ("waiting", "running") for state in planned.states)
     if left:
-        ended["text"] += f"\nstopped after {options.minutes:g} minutes with {left} cells left; the same command goes on"
+        ended["text"] += (
+            f"\nstopped after {options.minutes:g} minutes with {left} cells left; the same command goes on"
+        )
     return ended
 
 
@@ -194,14 +220,22 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     from .files import atomic_write_text
 
     places = sweeps.default_places(options.runs)
-    found = records.find_records(places[::-1] if options.keep else places)  # what is to be kept is taken from the runs
+    found = records.find_records(
+        places[::-1] if options.keep else places
+    )  # what is to be kept is taken from the runs
     there = [cell for cell in cells if cell.identity in found]
     paths = [found[cell.identity] for cell in there]
     if not paths:
-        raise InputError(f"{options.name}: none of its {len(cells)} cells has been run; run them with `pcdd sweep`")
+        raise InputError(
+            f"{options.name}: none of its {len(cells)} cells has been run; run them with `pcdd sweep`"
+        )
     if options.keep:
         for cell, path in zip(there, paths, strict=True):
-            records.keep(path, options.keep, with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON)
+            records.keep(
+                path,
+                options.keep,
+                with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON,
+            )
     found_records = [records.read_record(path) for path in paths]
     rows = records.table(found_records, COLUMNS.get(options.name))
     title = options.name
@@ -251,7 +285,9 @@ def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> di
 def _base(options: argparse.Namespace, otherwise: Config) -> Config:
     from .presets import preset
 
-    return override(preset(options.preset).config if options.preset else otherwise, _settings(options))
+    return override(
+        preset(options.preset).config if options.preset else otherwise, _settings(options)
+    )
 
 
 def _scores(record: dict[str, Any]) -> str:
@@ -304,7 +340,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     for argument in options.settings:
         name, equals, value = argument.partition("=")
         if not equals:
-            raise InputError(f"argument {argument!r}: expected setting=value, for instance network.layers=2")
+            raise InputError(
+                f"argument {argument!r}: expected setting=value, for instance network.layers=2"
+            )
         settings[name] = _value(value)
     if options.seed is not None:
         settings["seed"] = options.seed

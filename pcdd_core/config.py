@@ -40,14 +40,20 @@ class DataConfig:
         "images: mnist; digits: scikit-learn's embedded handwritten ones. Shapes: solids, made of nothing; folder, your own, at "
         "`folder`; or a published set, see pcdd_core/shapes.py; modelnet10-voxels24 is ModelNet10 as far as 24^3 grids keep it",
     )  # fmt: skip
-    threshold: Fraction = setting(75 / 255, "images: a cell is occupied above this fraction of full brightness")
+    threshold: Fraction = setting(
+        75 / 255, "images: a cell is occupied above this fraction of full brightness"
+    )
     max_points: Count | None = setting(
         None, "images: keep the first so many points of a training cloud in raster order; null: all"
     )
     points: Count = setting(1024, "shapes: points of each, drawn on its surface")
     cells: Annotated[int, Field(ge=4)] = setting(24, "shapes: of the grid along each axis")
-    folder: str | None = setting(None, "name=folder: a folder of classes of .off, .ply, .xyz, .txt, .npy or .npz files")
-    validation_fraction: Fraction = setting(0.1, "part of the training set held out; every choice is made on it")
+    folder: str | None = setting(
+        None, "name=folder: a folder of classes of .off, .ply, .xyz, .txt, .npy or .npz files"
+    )
+    validation_fraction: Fraction = setting(
+        0.1, "part of the training set held out; every choice is made on it"
+    )
 
 
 @checked
@@ -55,13 +61,19 @@ class CloudsConfig:
     """Which synthetic clouds to start from."""
 
     initialisation: Literal["scatter", "real", "file"] = setting(
-        "scatter", "scatter: uniform in the grid; real: random training clouds; file: the set at `file`"
+        "scatter",
+        "scatter: uniform in the grid; real: random training clouds; file: the set at `file`",
     )
-    clouds_per_class: Count | tuple[Count, ...] = setting(1, "clouds of every class, or a list with one number per class")
+    clouds_per_class: Count | tuple[Count, ...] = setting(
+        1, "clouds of every class, or a list with one number per class"
+    )
     points_per_cloud: Count | tuple[Count, ...] | None = setting(
-        250, "points of every cloud, or a list with one number per cloud; null: as many as the real cloud has"
+        250,
+        "points of every cloud, or a list with one number per cloud; null: as many as the real cloud has",
     )
-    file: str | None = setting(None, "a distilled set (.npz) to start from, with initialisation=file")
+    file: str | None = setting(
+        None, "a distilled set (.npz) to start from, with initialisation=file"
+    )
 
 
 @checked
@@ -73,19 +85,27 @@ class LiftConfig:
         "coordinates: raw coordinates as features of cells (the paper); gaussian: differentiable occupancy; points: themselves, "
         "for network.backend=pointnet",
     )
-    bandwidth_start: Positive = setting(2.5, "gaussian: standard deviation in cells at the first iteration")
-    bandwidth_end: Positive = setting(0.5, "gaussian: standard deviation in cells at the last iteration")
-    real_bandwidth_end: Positive | None = setting(
-        None, "gaussian: the same for real clouds, where they shall be sharper than synthetic ones; null: as these"
+    bandwidth_start: Positive = setting(
+        2.5, "gaussian: standard deviation in cells at the first iteration"
     )
-    saturation: Positive = setting(3.0, "gaussian: a cell with mass m shows 1 - exp(-saturation m), at the last iteration")
+    bandwidth_end: Positive = setting(
+        0.5, "gaussian: standard deviation in cells at the last iteration"
+    )
+    real_bandwidth_end: Positive | None = setting(
+        None,
+        "gaussian: the same for real clouds, where they shall be sharper than synthetic ones; null: as these",
+    )
+    saturation: Positive = setting(
+        3.0, "gaussian: a cell with mass m shows 1 - exp(-saturation m), at the last iteration"
+    )
     saturation_start: Positive | None = setting(
         None,
         "gaussian: the same at the first iteration; null: as at the last. Near 1 a wide point shows about as much as one "
         "cell; at 6 several times as much, which is lost when points become narrow, and leaves holes",
     )
     closed: bool = setting(
-        False, "gaussian: what of a point would lie beyond the grid is in its outermost cells; else it is lost, and points that are "
+        False,
+        "gaussian: what of a point would lie beyond the grid is in its outermost cells; else it is lost, and points that are "
         "not wanted hide at the grid's edge, above all in the corners of three dimensions",
     )
     hard_from: Annotated[float, Field(ge=0, le=1)] = setting(
@@ -108,13 +128,17 @@ class NetworkConfig:
     layers: Count = setting(3, "how many layers; each halves the grid")
     width: Count = setting(128, "channels of every layer")
     pooling: Literal["max", "average"] = setting("max", "pooling over blocks of 2 cells per axis")
-    norm: Literal["none", "instance", "batch"] = setting("none", "normalisation after each convolution")
+    norm: Literal["none", "instance", "batch"] = setting(
+        "none", "normalisation after each convolution"
+    )
     padding: Count = setting(
-        1, "torch: empty cells put around the grid before the first convolution; 3 makes 28 x 28 into 32 x 32, which halves "
-        "evenly, as the classifiers do"
+        1,
+        "torch: empty cells put around the grid before the first convolution; 3 makes 28 x 28 into 32 x 32, which halves "
+        "evenly, as the classifiers do",
     )
     weights: Literal["default", "kaiming_normal"] = setting(
-        "default", "initial weights: the layer library's default, or Kaiming normal with fan out for convolutions"
+        "default",
+        "initial weights: the layer library's default, or Kaiming normal with fan out for convolutions",
     )
     paper_layout: bool = setting(
         False,
@@ -127,7 +151,8 @@ class NetworkConfig:
         "the first convolution, sparse and minkowski before the linear head; needs lift.name=coordinates",
     )
     kernel_maps: Literal["torch", "minkowski"] = setting(
-        "torch", "who looks up neighbouring cells for backend sparse: torch (the faster), or minkowski"
+        "torch",
+        "who looks up neighbouring cells for backend sparse: torch (the faster), or minkowski",
     )
 
 
@@ -136,8 +161,12 @@ class ObjectiveConfig:
     """What is minimised."""
 
     name: Literal[
-        "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "sorted_feature_matching",
-        "feature_regression", "unrolled_training",
+        "gradient_matching",
+        "distribution_matching",
+        "maximum_mean_discrepancy",
+        "sorted_feature_matching",
+        "feature_regression",
+        "unrolled_training",
     ] = setting(
         "gradient_matching",
         "gradient_matching: distance between gradients (the paper); distribution_matching: distance between mean features; "
@@ -147,25 +176,38 @@ class ObjectiveConfig:
         "cross-entropy on real clouds after some steps of training on the synthetic ones",
     )
     distribution_matching_until: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0, "until this fraction of the run minimise distribution_matching instead, which is cheap: points find their places "
-        "by it, and the objective proper only finishes; 0: never"
+        0.0,
+        "until this fraction of the run minimise distribution_matching instead, which is cheap: points find their places "
+        "by it, and the objective proper only finishes; 0: never",
     )
     distance: Literal[
-        "sum_of_squares", "layerwise_cosine", "layerwise_cosine_of_weights", "mean_squared_error", "global_cosine"
+        "sum_of_squares",
+        "layerwise_cosine",
+        "layerwise_cosine_of_weights",
+        "mean_squared_error",
+        "global_cosine",
     ] = setting(
-        "sum_of_squares", "gradient_matching: distance between real and synthetic gradients, see pcdd_core.objectives"
+        "sum_of_squares",
+        "gradient_matching: distance between real and synthetic gradients, see pcdd_core.objectives",
     )
-    ridge: Positive = setting(1e-3, "feature_regression: ridge, in units of the features' mean squared length")
+    ridge: Positive = setting(
+        1e-3, "feature_regression: ridge, in units of the features' mean squared length"
+    )
     unrolled_steps: Count = setting(50, "unrolled_training: how many steps; memory grows with them")
     unrolled_steps_before: NonNegative = setting(
-        0, "unrolled_training: a random number of steps up to this comes before, through which nothing is differentiated"
+        0,
+        "unrolled_training: a random number of steps up to this comes before, through which nothing is differentiated",
     )
-    unrolled_step_size: Positive = setting(0.01, "unrolled_training: step size of these (SGD, momentum 0.9, as evaluation's)")
+    unrolled_step_size: Positive = setting(
+        0.01, "unrolled_training: step size of these (SGD, momentum 0.9, as evaluation's)"
+    )
     unrolled_batch: Count | None = setting(
-        None, "unrolled_training: synthetic clouds of each class in a step, drawn anew for each; null: all of them"
+        None,
+        "unrolled_training: synthetic clouds of each class in a step, drawn anew for each; null: all of them",
     )
     learned_labels: bool = setting(
-        False, "unrolled_training: learn each cloud's label too, as probabilities of the classes, beginning at 0.94 for its own"
+        False,
+        "unrolled_training: learn each cloud's label too, as probabilities of the classes, beginning at 0.94 for its own",
     )
     real_batch: Count = setting(256, "real clouds per class and iteration")
     real_gradients: Literal["fresh"] | Count = setting(
@@ -174,8 +216,9 @@ class ObjectiveConfig:
         "batches per class, computed once for each network, one of them drawn in each iteration",
     )
     real_precision: Literal["float32", "bfloat16"] = setting(
-        "float32", "in what the network sees the real clouds (mixed precision): bfloat16 is faster where the processor knows it, "
-        "and its error a fraction of the difference between two batches; for backend torch, matching objectives only"
+        "float32",
+        "in what the network sees the real clouds (mixed precision): bfloat16 is faster where the processor knows it, "
+        "and its error a fraction of the difference between two batches; for backend torch, matching objectives only",
     )
     augmentation: bool = setting(
         False,
@@ -188,11 +231,16 @@ class ObjectiveConfig:
 class OptimiserConfig:
     """How points are moved."""
 
-    name: Literal["sgd", "adam"] = setting("sgd", "sgd moves by step_size x gradient; adam by about step_size")
+    name: Literal["sgd", "adam"] = setting(
+        "sgd", "sgd moves by step_size x gradient; adam by about step_size"
+    )
     step_size: Positive = setting(0.1, "sgd: cells per unit of gradient; adam: cells per iteration")
-    label_step_size: Positive = setting(0.02, "objective.learned_labels: the same for the labels' logits")
+    label_step_size: Positive = setting(
+        0.02, "objective.learned_labels: the same for the labels' logits"
+    )
     turn_step_size: Positive | None = setting(
-        None, "for grids with depth: each cloud is turned as a whole too, radians as step_size is in cells; null: it is not (SADM does)"
+        None,
+        "for grids with depth: each cloud is turned as a whole too, radians as step_size is in cells; null: it is not (SADM does)",
     )
     momentum: Fraction = setting(0.5, "of sgd; of adam's first moment")
     final_step_fraction: Annotated[float, Field(gt=0, le=1)] = setting(
@@ -206,17 +254,21 @@ class ScheduleConfig:
 
     iterations: Count = setting(2500, "updates of the coordinates")
     iterations_per_network: NonNegative = setting(
-        0, "draw a new random network after so many iterations (DC's outer loop); 0: one network for the whole run (paper)"
+        0,
+        "draw a new random network after so many iterations (DC's outer loop); 0: one network for the whole run (paper)",
     )
     training_steps: NonNegative = setting(
-        0, "train the network so many steps after each iteration (DC's inner loop), so that points meet it at many stages"
+        0,
+        "train the network so many steps after each iteration (DC's inner loop), so that points meet it at many stages",
     )
     training_data: Literal["synthetic", "real"] = setting(
         "synthetic", "what on: the synthetic clouds (DC), or `training_batch` real ones (IDC)"
     )
     training_batch: Count = setting(64, "real clouds of such a step, of all classes")
     training_step_size: Positive = setting(0.01, "step size of that training (SGD, momentum 0.5)")
-    snapshots: Count = setting(60, "how many times in the run, evenly spaced, the coordinates are kept for pictures")
+    snapshots: Count = setting(
+        60, "how many times in the run, evenly spaced, the coordinates are kept for pictures"
+    )
 
 
 @checked
@@ -224,21 +276,28 @@ class EvaluationConfig:
     """How the result is scored; the protocols' own numbers unless they are scaled down here."""
 
     protocols: Annotated[tuple[Literal["paper", "standard"], ...], Field(min_length=1)] = setting(
-        ("standard", "paper"), "standard: the field's, 20 networks; paper: 5 networks, test images augmented too"
+        ("standard", "paper"),
+        "standard: the field's, 20 networks; paper: 5 networks, test images augmented too",
     )
     split: Literal["test", "validation"] = setting(
-        "test", "what to score on; choose by `validation`, the held-out part of the training set, never by test"
+        "test",
+        "what to score on; choose by `validation`, the held-out part of the training set, never by test",
     )
-    classifier: Literal["convnet", "mlp", "lenet", "resnet18", "sparse", "pointnet", "pointnet++", "dgcnn"] = setting(
+    classifier: Literal[
+        "convnet", "mlp", "lenet", "resnet18", "sparse", "pointnet", "pointnet++", "dgcnn"
+    ] = setting(
         "convnet",
         "what learns from the set: of images: convnet: ConvNet-3 (the protocols' own), mlp, lenet, resnet18, or sparse: 3 "
         "layers of sparse convolution; of points, at the centres of their cells (soft: where they are): pointnet, pointnet++, dgcnn",
     )
     projection: Literal["hard", "soft"] = setting(
-        "hard", "what classifiers learn from: hard: binary images (paper); soft: every point a spot, grey. Test images are hard"
+        "hard",
+        "what classifiers learn from: hard: binary images (paper); soft: every point a spot, grey. Test images are hard",
     )
     projection_bandwidth: Positive = setting(0.5, "soft: standard deviation of the spots in cells")
-    projection_saturation: Positive = setting(6.0, "soft: as lift.saturation; large: spots become white discs")
+    projection_saturation: Positive = setting(
+        6.0, "soft: as lift.saturation; large: spots become white discs"
+    )
     iteration: NonNegative | None = setting(
         None, "score the clouds as they are before this iteration; null: after the last one"
     )
@@ -263,7 +322,9 @@ class EvaluationConfig:
         "a nearest-neighbour scale and a cubic-spline rotation; fast: one bilinear affine "
         "resampling on an empty background, for split=validation only",
     )
-    width: Count = setting(128, "convnet, sparse: channels of each classifier; the others have their own")
+    width: Count = setting(
+        128, "convnet, sparse: channels of each classifier; the others have their own"
+    )
 
 
 @checked
@@ -290,9 +351,13 @@ def from_dict(settings: dict) -> Config:
     """The configuration with these settings; the rest have their defaults. Raises InputError."""
     _refuse_unknown(settings, Config, "")
     try:
-        return pydantic.TypeAdapter(Config).validate_json(json.dumps(settings, default=_plain), strict=True)
+        return pydantic.TypeAdapter(Config).validate_json(
+            json.dumps(settings, default=_plain), strict=True
+        )
     except pydantic.ValidationError as error:
-        first = max(error.errors(), key=lambda found: len(found["loc"]))  # of a choice of types, the closest
+        first = max(
+            error.errors(), key=lambda found: len(found["loc"])
+        )  # of a choice of types, the closest
         where = [part for part in first["loc"] if part in _all_names()]
         value = functools.reduce(lambda section, name: section[name], where, settings)
         raise InputError(f"setting {'.'.join(where)} = {value!r}: {first['msg']}") from None
@@ -335,7 +400,9 @@ def _plain(value: Any) -> Any:
     """A number of numpy or torch as Python's own."""
     if hasattr(value, "item"):
         return value.item()
-    raise InputError(f"value {value!r} is no setting: expected a number, a word, true, false, null or a list")
+    raise InputError(
+        f"value {value!r} is no setting: expected a number, a word, true, false, null or a list"
+    )
 
 
 def _all_names() -> set[str]:

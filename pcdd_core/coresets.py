@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .classifiers import ConvNet
-from .clouds import PointClouds, from_occupancy, known_positions, members_per_class, refuse_too_few, sample
+from .clouds import (
+    PointClouds,
+    from_occupancy,
+    known_positions,
+    members_per_class,
+    refuse_too_few,
+    sample,
+)
 from .errors import InputError
 from .evaluation import project
 from .lifts import centred_points, occupancy
@@ -25,7 +32,9 @@ BATCH, BATCH_OF_SHAPES = 256, 32  # clouds per step of its training
 def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
     """Clouds drawn at random from each class."""
     counts = [clouds_per_class] * len(real.class_names)
-    return real.select(sample(members_per_class(real), counts, generator(seed, "random coreset"), real.class_names))
+    return real.select(
+        sample(members_per_class(real), counts, generator(seed, "random coreset"), real.class_names)
+    )
 
 
 def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
@@ -38,7 +47,9 @@ def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
         mean, total = described.mean(0), torch.zeros(described.shape[1])
         left = torch.ones(len(members), dtype=torch.bool)
         for count in range(1, clouds_per_class + 1):
-            distance = ((total + described) / count - mean).square().sum(1).masked_fill(~left, torch.inf)
+            distance = (
+                ((total + described) / count - mean).square().sum(1).masked_fill(~left, torch.inf)
+            )
             best = distance.argmin()
             left[best] = False
             total = total + described[best]
@@ -54,7 +65,9 @@ def k_center(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds
     chosen = []
     for members, described in _descriptions(real, clouds_per_class, seed):
         best = (described - described.mean(0)).square().sum(1).argmin()
-        nearest = torch.full((len(members),), torch.inf)  # squared distance to the nearest chosen cloud
+        nearest = torch.full(
+            (len(members),), torch.inf
+        )  # squared distance to the nearest chosen cloud
         for _ in range(clouds_per_class):
             chosen.append(members[best])
             nearest = nearest.minimum((described - described[best]).square().sum(1))
@@ -70,7 +83,9 @@ def class_mean(real: PointClouds, clouds_per_class: int, seed: int) -> PointClou
     them. Nothing is random: the seed is there to match `random`. Raises InputError for more than one cloud per class.
     """
     if clouds_per_class > 1:
-        raise InputError(f"there is one mean per class, {clouds_per_class} clouds per class were asked for; ask for 1")
+        raise InputError(
+            f"there is one mean per class, {clouds_per_class} clouds per class were asked for; ask for 1"
+        )
     classes = _members(real, clouds_per_class)
     means = torch.zeros(len(classes), *real.grid, dtype=torch.bool)
     for mean, members in zip(means, classes, strict=True):
@@ -91,7 +106,9 @@ def forgetting(real: PointClouds, clouds_per_class: int, seed: int) -> PointClou
     draws = generator(seed, "forgetting ties")
     for members in classes:
         shuffled = members[torch.randperm(len(members), generator=draws)]
-        chosen.append(shuffled[events[shuffled].argsort(descending=True, stable=True)[:clouds_per_class]])
+        chosen.append(
+            shuffled[events[shuffled].argsort(descending=True, stable=True)[:clouds_per_class]]
+        )
     return real.select(torch.cat(chosen))
 
 
@@ -117,7 +134,9 @@ def craig(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
     gradients = _learning(real, seed)[-1].softmax(1)
     for members in classes:
         # by differences: gradients of well learnt clouds are too close for the matrix product that cdist takes otherwise
-        distances = torch.cdist(gradients[members], gradients[members], compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            gradients[members], gradients[members], compute_mode="donot_use_mm_for_euclid_dist"
+        )
         nearest = torch.full((len(members), 1), torch.inf)
         left = torch.ones(len(members), dtype=torch.bool)
         for _ in range(clouds_per_class):
@@ -151,7 +170,9 @@ def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
     return classes
 
 
-def _descriptions(real: PointClouds, clouds_per_class: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _descriptions(
+    real: PointClouds, clouds_per_class: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each class the indices of its clouds, and what tells these clouds apart: (clouds, features).
 
     That is the occupied cells; for shapes, two of which share few cells even where they are alike, what the head of a PointNet
@@ -195,7 +216,9 @@ def _train(network: nn.Module, seen: Tensor, labels: Tensor, seed: int) -> Tenso
     size, logits = BATCH if seen.ndim == 4 else BATCH_OF_SHAPES, []
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     for epoch in range(EPOCHS):
-        for batch in torch.randperm(len(seen), generator=generator(seed, "coreset epoch", epoch)).split(size):
+        for batch in torch.randperm(
+            len(seen), generator=generator(seed, "coreset epoch", epoch)
+        ).split(size):
             optimiser.zero_grad()
             F.cross_entropy(network(seen[batch]), labels[batch]).backward()
             optimiser.step()

@@ -38,7 +38,12 @@ class Splits:
 
     def to(self, device: torch.device | str) -> "Splits":
         """The same splits on another device."""
-        return replace(self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device))
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
 
 
 def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
@@ -54,7 +59,9 @@ def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
     train, validation = _hold_out(labels, config.validation_fraction)
 
     def clouds(images: Tensor, labels: Tensor, max_points: int | None = None) -> PointClouds:
-        occupied = images[:, None] > config.threshold  # the added axis: depth 1 (paper, section 3.1.1)
+        occupied = (
+            images[:, None] > config.threshold
+        )  # the added axis: depth 1 (paper, section 3.1.1)
         if (empty := (~occupied.flatten(1).any(1)).nonzero()).numel():
             raise InputError(
                 f"setting data.threshold = {config.threshold}: image {int(empty[0])} of {config.name} becomes an empty "
@@ -88,7 +95,10 @@ def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     data = load_digits()
     images = torch.from_numpy(data.images / 16).float()[:, None]
-    images = F.pad(F.interpolate(images, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)[:, 0], (4, 4, 4, 4))
+    images = F.pad(
+        F.interpolate(images, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)[:, 0],
+        (4, 4, 4, 4),
+    )
     labels = torch.from_numpy(data.target).long()
     train, test = _hold_out(labels, 1 / 3)
     return images[train], labels[train], images[test], labels[test]
@@ -98,7 +108,9 @@ def _data_folder(folder: Path | str | None) -> Path:
     given = folder or os.environ.get("PCDD_DATA")
     root = Path(given) if given else Path("~/.cache/pcdd").expanduser()
     if given and not root.is_dir():
-        raise InputError(f"data folder {root}: no such folder; give the folder that holds MNIST/raw, or the shapes' own folder")
+        raise InputError(
+            f"data folder {root}: no such folder; give the folder that holds MNIST/raw, or the shapes' own folder"
+        )
     return root
 
 
@@ -117,7 +129,9 @@ def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
         train, test, names = shapes.read_published(config.name, _data_folder(folder), config.points)
 
     def clouds(kept: shapes.Shapes) -> PointClouds:
-        return from_unit_ball(torch.from_numpy(kept.points), torch.from_numpy(kept.labels), names, config.cells)
+        return from_unit_ball(
+            torch.from_numpy(kept.points), torch.from_numpy(kept.labels), names, config.cells
+        )
 
     whole = clouds(train)
     kept, held_out = _hold_out(whole.labels, config.validation_fraction)
@@ -150,12 +164,17 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     train, test = MNIST(root, train=True), MNIST(root, train=False)
     for name, labels in zip(list(MNIST_FILES)[1::2], (train.targets, test.targets)):
         if labels.max() > 9:
-            raise InputError(f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; put the original file there")
+            raise InputError(
+                f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; put the original file there"
+            )
     return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
 
 
 IMAGES = {"mnist": _mnist, "digits": _digits}
-PASSED_ON = (*IMAGES, "solids")  # data whose licence lets its clouds, and sets made of them, be passed on; ModelNet's does not say so
+PASSED_ON = (
+    *IMAGES,
+    "solids",
+)  # data whose licence lets its clouds, and sets made of them, be passed on; ModelNet's does not say so
 
 
 def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
@@ -167,7 +186,11 @@ def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
     with path.open("rb") as file:
         found = file.read(len(header))
     if found[:4] != header[:4]:
-        raise InputError(f"{path}: not an IDX file of MNIST (it starts with {found[:4].hex()}, not {header[:4].hex()}); {mend}")
+        raise InputError(
+            f"{path}: not an IDX file of MNIST (it starts with {found[:4].hex()}, not {header[:4].hex()}); {mend}"
+        )
     expected = len(header) + int(np.prod(shape))
     if found != header or path.stat().st_size != expected:
-        raise InputError(f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); {mend}")
+        raise InputError(
+            f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); {mend}"
+        )

@@ -17,7 +17,15 @@ from torch import nn
 from . import clouds as cloud_files
 from . import lifts, minkowski, objectives, ranks, sparse
 from .augmentation import Move, draw_moves, turned
-from .clouds import PointClouds, boundary_check, known_positions, members_per_class, resampled, sample, scatter
+from .clouds import (
+    PointClouds,
+    boundary_check,
+    known_positions,
+    members_per_class,
+    resampled,
+    sample,
+    scatter,
+)
 from .config import Config
 from .errors import DistillationFailed, InputError
 from .networks import build_network
@@ -51,7 +59,8 @@ class Step:
         Call it before asking for the next step, which changes the optimiser and the network that it copies.
         """
         return {
-            key: deepcopy(part.state_dict() if hasattr(part, "state_dict") else part) for key, part in self._state.items()
+            key: deepcopy(part.state_dict() if hasattr(part, "state_dict") else part)
+            for key, part in self._state.items()
         }
 
 
@@ -60,7 +69,9 @@ def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
     settings, classes = config.clouds, len(real.class_names)
     if settings.initialisation == "file":
         if settings.file is None:
-            raise InputError("setting clouds.file = None: with clouds.initialisation=file it names a distilled set (.npz)")
+            raise InputError(
+                "setting clouds.file = None: with clouds.initialisation=file it names a distilled set (.npz)"
+            )
         given = cloud_files.load(settings.file)
         if given.grid != real.grid or given.class_names != real.class_names:
             raise InputError(
@@ -68,28 +79,42 @@ def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
                 f"{list(real.class_names)}"
             )
         if missing := set(range(classes)) - set(given.labels.tolist()):
-            raise InputError(f"{settings.file}: no cloud of class '{given.class_names[min(missing)]}'; every class needs one")
+            raise InputError(
+                f"{settings.file}: no cloud of class '{given.class_names[min(missing)]}'; every class needs one"
+            )
         return given
     if settings.file is not None:
-        raise InputError(f"setting clouds.file = {settings.file!r}: needs clouds.initialisation=file")
+        raise InputError(
+            f"setting clouds.file = {settings.file!r}: needs clouds.initialisation=file"
+        )
 
     per_class = _one_per(settings.clouds_per_class, classes, "clouds.clouds_per_class", "class")
     labels = [label for label, count in enumerate(per_class) for _ in range(count)]
     draws = generator(config.seed, "initial clouds")
     if settings.initialisation == "scatter":
         if settings.points_per_cloud is None:
-            raise InputError("setting clouds.points_per_cloud = null: scattered clouds need a number of points")
+            raise InputError(
+                "setting clouds.points_per_cloud = null: scattered clouds need a number of points"
+            )
         sizes = _one_per(settings.points_per_cloud, len(labels), "clouds.points_per_cloud", "cloud")
         return scatter(sizes, labels, real.grid, real.class_names, draws)
 
     chosen = sample(members_per_class(real), per_class, draws, real.class_names)
     sampled = known_positions(real.select(chosen))
-    sizes = _one_per(settings.points_per_cloud or sampled.sizes.tolist(), len(labels), "clouds.points_per_cloud", "cloud")
+    sizes = _one_per(
+        settings.points_per_cloud or sampled.sizes.tolist(),
+        len(labels),
+        "clouds.points_per_cloud",
+        "cloud",
+    )
     return resampled(sampled, sizes, draws)
 
 
 def distill(
-    config: Config, real: PointClouds, device: torch.device | str = "cpu", state: dict[str, Any] | None = None
+    config: Config,
+    real: PointClouds,
+    device: torch.device | str = "cpu",
+    state: dict[str, Any] | None = None,
 ) -> Iterator[Step]:
     """Distil `real` (training clouds, on any device) into synthetic clouds; one `Step` per iteration.
 
@@ -114,8 +139,13 @@ def distill(
             "it needs a grid with depth, or null"
         )
     if config.objective.name == "sorted_feature_matching" and config.network.backend != "pointnet":
-        raise InputError("setting objective.name = 'sorted_feature_matching': compares points' features; it needs network.backend=pointnet")
-    if config.objective.real_precision != "float32" and config.network.backend not in ("torch", "pointnet"):
+        raise InputError(
+            "setting objective.name = 'sorted_feature_matching': compares points' features; it needs network.backend=pointnet"
+        )
+    if config.objective.real_precision != "float32" and config.network.backend not in (
+        "torch",
+        "pointnet",
+    ):
         raise InputError(
             f"setting objective.real_precision = {config.objective.real_precision!r}: network.backend={config.network.backend} "
             "computes in float32; it needs network.backend=torch"
@@ -126,13 +156,17 @@ def distill(
             f"expected one process, or one of {', '.join(ranks.INDEPENDENT_CLASSES)}"
         )
     if ranks.count() > len(real.class_names):
-        raise InputError(f"{ranks.count()} processes for {len(real.class_names)} classes; expected at most one for each class")
+        raise InputError(
+            f"{ranks.count()} processes for {len(real.class_names)} classes; expected at most one for each class"
+        )
     if config.network.origin_shift and config.lift.name != "coordinates":
         raise InputError(
             f"setting network.origin_shift = true with lift.name={config.lift.name}: it shifts occupied cells; it needs "
             "lift.name=coordinates"
         )
-    if config.objective.real_gradients != "fresh" and (needed := _changes_the_real_gradient(config)):
+    if config.objective.real_gradients != "fresh" and (
+        needed := _changes_the_real_gradient(config)
+    ):
         raise InputError(
             f"setting objective.real_gradients = {config.objective.real_gradients}: kept gradients need a target that changes with "
             f"the network only; it needs {needed}"
@@ -148,15 +182,25 @@ def distill(
 
 
 def _steps(
-    config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str, state: dict[str, Any] | None
+    config: Config,
+    real: PointClouds,
+    synthetic: PointClouds,
+    device: torch.device | str,
+    state: dict[str, Any] | None,
 ) -> Iterator[Step]:
     settings, members = config.schedule, members_per_class(real)
     real = (real if config.lift.name == "coordinates" else known_positions(real)).to(device)
     synthetic = synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
-    label_logits = nn.Parameter(_initial_logits(synthetic)) if config.objective.learned_labels else None
-    turns = nn.Parameter(torch.zeros(len(synthetic), 3, device=device)) if config.optimiser.turn_step_size else None
+    label_logits = (
+        nn.Parameter(_initial_logits(synthetic)) if config.objective.learned_labels else None
+    )
+    turns = (
+        nn.Parameter(torch.zeros(len(synthetic), 3, device=device))
+        if config.optimiser.turn_step_size
+        else None
+    )
     own_steps = {coordinates: config.optimiser.step_size}
     if label_logits is not None:
         own_steps[label_logits] = config.optimiser.label_step_size
@@ -175,7 +219,9 @@ def _steps(
         per_network = settings.iterations_per_network or settings.iterations
         if network is None or iteration % per_network == 0:
             network = draw_network(config, real, number=iteration // per_network)
-            network_optimiser = torch.optim.SGD(network.parameters(), settings.training_step_size, momentum=0.5)
+            network_optimiser = torch.optim.SGD(
+                network.parameters(), settings.training_step_size, momentum=0.5
+            )
             if config.objective.real_gradients != "fresh":
                 pool = GradientPool(config, network, iteration // per_network, real, members)
             if iteration % per_network and state is not None:
@@ -185,7 +231,11 @@ def _steps(
         coordinates.data = boundary_check(coordinates.data, real.grid)
         optimiser.zero_grad()
         own = ranks.own_classes(len(members))
-        batch = torch.empty(0, dtype=torch.int64) if pool else batch_at(config, real, members, iteration)
+        batch = (
+            torch.empty(0, dtype=torch.int64)
+            if pool
+            else batch_at(config, real, members, iteration)
+        )
         theirs = real.select(batch.to(device))
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
@@ -194,17 +244,27 @@ def _steps(
             shown = turned(shown, turns)
         parts = matching_losses(config, network, theirs, shown, iteration, own, pool)
 
-        def descend(part: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        def descend(
+            part: Callable[[], torch.Tensor],
+        ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             losses = part()
             kept = turns is not None  # the turning is a part of all graphs
-            return losses.detach(), torch.autograd.grad(losses.sum(), learned, allow_unused=True, retain_graph=kept)
+            return losses.detach(), torch.autograd.grad(
+                losses.sum(), learned, allow_unused=True, retain_graph=kept
+            )
 
         with side_by_side(_threads(config, real.device, len(parts))) as calls:
             losses, gradients = zip(*calls(descend, parts))
         for values, each in zip(learned, zip(*gradients)):
-            values.grad = None if each[0] is None else sum(each)  # each class moves its own points only, so the sum is exact in any order
-        losses = torch.zeros(len(members), device=device).index_add(0, torch.tensor(own, device=device), torch.cat(losses))
-        ranks.sum_over_ranks(losses, *(values.grad for values in learned if values.grad is not None))
+            values.grad = (
+                None if each[0] is None else sum(each)
+            )  # each class moves its own points only, so the sum is exact in any order
+        losses = torch.zeros(len(members), device=device).index_add(
+            0, torch.tensor(own, device=device), torch.cat(losses)
+        )
+        ranks.sum_over_ranks(
+            losses, *(values.grad for values in learned if values.grad is not None)
+        )
         losses, gradient = losses.tolist(), coordinates.grad.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
@@ -214,7 +274,9 @@ def _steps(
         optimiser.step()
         if turns is not None:  # what was turned is where the points are from now on
             with torch.no_grad():
-                coordinates.copy_(turned(synthetic.with_coordinates(coordinates), turns).coordinates)
+                coordinates.copy_(
+                    turned(synthetic.with_coordinates(coordinates), turns).coordinates
+                )
                 turns.zero_()
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
@@ -225,9 +287,13 @@ def _steps(
             ours = settings.training_data == "synthetic"
             shown = moved if ours else training_batch_at(config, real, iteration, number)
             if config.objective.augmentation:
-                shown = draw_moves(len(shown), real.grid, generator(config.seed, "training", iteration, number))(shown)
+                shown = draw_moves(
+                    len(shown), real.grid, generator(config.seed, "training", iteration, number)
+                )(shown)
             network_optimiser.zero_grad()
-            F.cross_entropy(network(lift_at(config, iteration, real=not ours)(shown)), shown.labels).backward()
+            F.cross_entropy(
+                network(lift_at(config, iteration, real=not ours)(shown)), shown.labels
+            ).backward()
             network_optimiser.step()
         live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
         live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
@@ -260,9 +326,17 @@ def matching_losses(
     name = "distribution_matching" if matching_first else settings.name
     if name == "feature_regression":
         if settings.augmentation:
-            real, synthetic = (draw_moves(len(clouds), clouds.grid, draws)(clouds) for clouds in (real, synthetic))
+            real, synthetic = (
+                draw_moves(len(clouds), clouds.grid, draws)(clouds) for clouds in (real, synthetic)
+            )
         shown = lift_real(real), real.labels, lift(synthetic), synthetic.labels
-        return [lambda: objectives.feature_regression(network, *shown, classes, settings.ridge).view(classes, -1).mean(1)]
+        return [
+            lambda: (
+                objectives.feature_regression(network, *shown, classes, settings.ridge)
+                .view(classes, -1)
+                .mean(1)
+            )
+        ]
     if name == "unrolled_training":
         members = members_per_class(synthetic)
         counts = [min(settings.unrolled_batch or len(indices), len(indices)) for indices in members]
@@ -270,7 +344,9 @@ def matching_losses(
         def shown() -> tuple[Any, torch.Tensor]:
             clouds = synthetic
             if settings.unrolled_batch is not None:
-                clouds = synthetic.select(sample(members, counts, draws, synthetic.class_names).to(synthetic.device))
+                clouds = synthetic.select(
+                    sample(members, counts, draws, synthetic.class_names).to(synthetic.device)
+                )
             if settings.augmentation:
                 clouds = draw_moves(len(clouds), real.grid, draws)(clouds)
             return lift(clouds), clouds.targets
@@ -278,16 +354,26 @@ def matching_losses(
         before = int(torch.randint(settings.unrolled_steps_before + 1, (), generator=draws))
         training = settings.unrolled_steps, settings.unrolled_step_size, before
         return [
-            lambda: objectives.unrolled_training(network, lift_real(real), real.labels, shown, *training).view(classes, -1).mean(1)
+            lambda: (
+                objectives.unrolled_training(
+                    network, lift_real(real), real.labels, shown, *training
+                )
+                .view(classes, -1)
+                .mean(1)
+            )
         ]
     precision, parts = getattr(torch, settings.real_precision), []
 
-    def loss_of_class(label: int, theirs: torch.Tensor, ours: torch.Tensor, move: Move | None) -> torch.Tensor:
+    def loss_of_class(
+        label: int, theirs: torch.Tensor, ours: torch.Tensor, move: Move | None
+    ) -> torch.Tensor:
         theirs, ours = real.select(theirs), synthetic.select(ours)
         if move is not None:
             theirs, ours = move(theirs), move(ours)
         if name != "gradient_matching":
-            return getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)[None]
+            return getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)[
+                None
+            ]
         if pool:
             target = pool.draw(label, iteration)
         else:
@@ -311,12 +397,23 @@ class GradientPool:
     """
 
     def __init__(
-        self, config: Config, network: nn.Module, number: int, real: PointClouds, members: Sequence[torch.Tensor]
+        self,
+        config: Config,
+        network: nn.Module,
+        number: int,
+        real: PointClouds,
+        members: Sequence[torch.Tensor],
     ):
         """number: of the network in the run, counted from 0; real: all training clouds, on the network's device;
         members: their indices per class.
         """
-        self.config, self.network, self.number, self.real, self.members = config, network, number, real, members
+        self.config, self.network, self.number, self.real, self.members = (
+            config,
+            network,
+            number,
+            real,
+            members,
+        )
         rows = [objectives.as_rows(parameter) for parameter in network.parameters()]
         self._shapes = [row.shape for row in rows]
         # One block for all: gradients kept one by one would split the memory that each batch frees, and grow it.
@@ -333,7 +430,10 @@ class GradientPool:
         if (label, batch) not in self._filled:
             batches = batch_at(config, self.real, self.members, self.number * count + batch)
             chosen = batches.split(config.objective.real_batch)[label].to(self.real.device)
-            lifted, labels = lift_at(config, 0, real=True)(self.real.select(chosen)), self.real.labels[chosen]
+            lifted, labels = (
+                lift_at(config, 0, real=True)(self.real.select(chosen)),
+                self.real.labels[chosen],
+            )
             precision = getattr(torch, config.objective.real_precision)
             gradients = objectives.real_gradients(self.network, lifted, labels, precision)
             kept.copy_(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -346,7 +446,8 @@ def _changes_the_real_gradient(config: Config) -> str | None:
     """The setting that kept real gradients need, if this configuration has another."""
     needs = {
         "objective.name=gradient_matching": config.objective.name == "gradient_matching",
-        "objective.distribution_matching_until=0": config.objective.distribution_matching_until == 0,
+        "objective.distribution_matching_until=0": config.objective.distribution_matching_until
+        == 0,
         "objective.augmentation=false": not config.objective.augmentation,
         "lift.name=coordinates or points": config.lift.name != "gaussian",
         "schedule.training_steps=0": config.schedule.training_steps == 0,
@@ -363,7 +464,9 @@ def _threads(config: Config, device: torch.device, parts: int) -> int:
 def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:
     values = [value] * count if isinstance(value, int) else list(value)
     if len(values) != count:
-        raise InputError(f"setting {setting} has {len(values)} numbers; expected one number, or one per {of}: {count}")
+        raise InputError(
+            f"setting {setting} has {len(values)} numbers; expected one number, or one per {of}: {count}"
+        )
     return values
 
 
@@ -377,7 +480,9 @@ def lift_at(config: Config, iteration: int, real: bool = False) -> Callable[[Poi
     progress = iteration / max(config.schedule.iterations - 1, 1)
     end = (real and config.lift.real_bandwidth_end) or config.lift.bandwidth_end
     bandwidth = lifts.annealed(progress, config.lift.bandwidth_start, end)
-    saturation = lifts.annealed(progress, config.lift.saturation_start or config.lift.saturation, config.lift.saturation)
+    saturation = lifts.annealed(
+        progress, config.lift.saturation_start or config.lift.saturation, config.lift.saturation
+    )
     hard = iteration >= config.lift.hard_from * config.schedule.iterations
     occupancy = lifts.straight_through_occupancy if hard else lifts.gaussian_occupancy
     return partial(occupancy, bandwidth=bandwidth, saturation=saturation, closed=config.lift.closed)
@@ -387,19 +492,27 @@ def draw_network(config: Config, real: PointClouds, number: int) -> nn.Module:
     """The `number`-th network of the run, freshly drawn, on the device of `real`."""
     channels = 3 if config.lift.name == "coordinates" else 1
     draws = generator(config.seed, "network", number)
-    return build_network(config.network, channels, real.grid, len(real.class_names), draws).to(real.device)
+    return build_network(config.network, channels, real.grid, len(real.class_names), draws).to(
+        real.device
+    )
 
 
-def batch_at(config: Config, real: PointClouds, members: Sequence[torch.Tensor], iteration: int) -> torch.Tensor:
+def batch_at(
+    config: Config, real: PointClouds, members: Sequence[torch.Tensor], iteration: int
+) -> torch.Tensor:
     """Indices of the real clouds of this iteration, `config.objective.real_batch` of each class in turn."""
     batches = [config.objective.real_batch] * len(members)
     return sample(members, batches, generator(config.seed, "batch", iteration), real.class_names)
 
 
-def training_batch_at(config: Config, real: PointClouds, iteration: int, number: int) -> PointClouds:
+def training_batch_at(
+    config: Config, real: PointClouds, iteration: int, number: int
+) -> PointClouds:
     """The real clouds of the `number`-th training step of the network in this iteration, drawn from all of them."""
     draws = generator(config.seed, "training batch", iteration, number)
-    return real.select(torch.randint(len(real), (config.schedule.training_batch,), generator=draws).to(real.device))
+    return real.select(
+        torch.randint(len(real), (config.schedule.training_batch,), generator=draws).to(real.device)
+    )
 
 
 def _initial_logits(synthetic: PointClouds) -> torch.Tensor:
@@ -425,7 +538,9 @@ def _step_fraction_at(config: Config, iteration: int) -> float:
     return lowest + (1 - lowest) * height
 
 
-def _refuse_non_finite(iteration: int, losses: list[float], gradient: float, displacement: float = 0.0) -> None:
+def _refuse_non_finite(
+    iteration: int, losses: list[float], gradient: float, displacement: float = 0.0
+) -> None:
     if isfinite(sum(losses)) and isfinite(gradient) and isfinite(displacement):
         return
     if not isfinite(sum(losses)):
@@ -436,4 +551,6 @@ def _refuse_non_finite(iteration: int, losses: list[float], gradient: float, dis
     else:
         what = f"the mean absolute displacement is {displacement}"
     cause = "the network's training diverged (lower schedule.training_step_size)"
-    raise DistillationFailed(iteration, what, f"the step size is too large (lower optimiser.step_size), or {cause}")
+    raise DistillationFailed(
+        iteration, what, f"the step size is too large (lower optimiser.step_size), or {cause}"
+    )

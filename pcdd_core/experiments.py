@@ -35,18 +35,28 @@ class Cell:
         kind, _, detail = self.baseline.partition(":")
         if kind == "released":
             return f"released-{detail}"
-        return f"{kind}-{self.config.clouds.clouds_per_class}" + (f"-of-{detail}-points" if detail else "")
+        return f"{kind}-{self.config.clouds.clouds_per_class}" + (
+            f"-of-{detail}-points" if detail else ""
+        )
 
     @property
     def label(self) -> str:
         """The name with the settings that differ from the preset's."""
-        return records.label_of_score(self.name, self.config) if self.baseline else label(self.preset, self.config)
+        return (
+            records.label_of_score(self.name, self.config)
+            if self.baseline
+            else label(self.preset, self.config)
+        )
 
     @property
     def identity(self) -> str:
         """See `records.identity`."""
         config = to_dict(self.config)
-        used = {key: config[key] for key in ("data", "evaluation", "seed")} if self.baseline else config
+        used = (
+            {key: config[key] for key in ("data", "evaluation", "seed")}
+            if self.baseline
+            else config
+        )
         return records.identity({"name": self.name, "config": used})
 
     @property
@@ -59,7 +69,11 @@ Variants = list[tuple[str, dict[str, Any]]]  # presets, each with settings chang
 
 
 def _table1(scale: str) -> Variants:
-    return [(f"paper-{backend}-{layers}-sum-of-squares", {}) for backend in BACKENDS for layers in LAYERS]
+    return [
+        (f"paper-{backend}-{layers}-sum-of-squares", {})
+        for backend in BACKENDS
+        for layers in LAYERS
+    ]
 
 
 def _table2(scale: str) -> Variants:
@@ -96,13 +110,17 @@ UNTIL_TABLE = {
     "evaluation.iteration": None,
     "evaluation.curve": [],
 }
-POOL_ITERATIONS = 250  # by which points have made most of their way; a fresh iteration costs twenty pooled ones
+POOL_ITERATIONS = (
+    250  # by which points have made most of their way; a fresh iteration costs twenty pooled ones
+)
 
 
 def _why(scale: str) -> Variants:
     """Two MinkowskiEngine layers with each cause on and off. The paper's own setting is Table 1's run."""
     variants = []
-    for norm, shift, backend, network in itertools.product(WHY_NORM, WHY_SHIFT, WHY_BACKENDS, WHY_NETWORKS):
+    for norm, shift, backend, network in itertools.product(
+        WHY_NORM, WHY_SHIFT, WHY_BACKENDS, WHY_NETWORKS
+    ):
         changed = dict(network)
         if norm:
             changed["network.norm"] = norm
@@ -125,9 +143,15 @@ def _pool(scale: str) -> Variants:
 def _step_sizes(scale: str) -> Variants:
     """Both distances over four orders of magnitude: what is too little for one is too much for the other."""
     variants = []
-    for name in ("torch-3-sum-of-squares", "torch-3-layerwise-cosine", "minkowski-2-layerwise-cosine"):
+    for name in (
+        "torch-3-sum-of-squares",
+        "torch-3-layerwise-cosine",
+        "minkowski-2-layerwise-cosine",
+    ):
         usual = preset(f"paper-{name}{SCALES[scale]}").config.optimiser.step_size
-        variants += [(f"paper-{name}", {"optimiser.step_size": usual * factor}) for factor in STEP_SIZES]
+        variants += [
+            (f"paper-{name}", {"optimiser.step_size": usual * factor}) for factor in STEP_SIZES
+        ]
     return variants
 
 
@@ -158,8 +182,15 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "networks": (  # random ones, or met while they are trained
         {"schedule.iterations_per_network": 10},
-        {"schedule.iterations_per_network": 10, "schedule.training_steps": 1},  # on the synthetic clouds
-        {"schedule.iterations_per_network": 10, "schedule.training_steps": 1, "schedule.training_data": "real"},
+        {
+            "schedule.iterations_per_network": 10,
+            "schedule.training_steps": 1,
+        },  # on the synthetic clouds
+        {
+            "schedule.iterations_per_network": 10,
+            "schedule.training_steps": 1,
+            "schedule.training_data": "real",
+        },
         {"network.width": 16},
         {"network.layers": 2},
         {"network.padding": 3},
@@ -179,9 +210,15 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
         EIGHT,
     ),
     "several clouds": (  # per class: is it enough that their mean is right?
-        *({**EIGHT, "objective.name": name} for name in ("distribution_matching", "maximum_mean_discrepancy")),
+        *(
+            {**EIGHT, "objective.name": name}
+            for name in ("distribution_matching", "maximum_mean_discrepancy")
+        ),
         TEN,
-        *({**TEN, "objective.name": name} for name in ("distribution_matching", "maximum_mean_discrepancy")),
+        *(
+            {**TEN, "objective.name": name}
+            for name in ("distribution_matching", "maximum_mean_discrepancy")
+        ),
     ),
 }
 
@@ -195,15 +232,23 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"optimiser.turn_step_size": 0.02},
     *(  # by networks on a grid of cells: those that are not empty, and all
         {
-            "clouds.points_per_cloud": 384, "lift.name": "gaussian", "lift.closed": True, "lift.bandwidth_start": 6.0,
-            "lift.saturation_start": 1.0, "network.backend": backend, "network.width": 32, "network.norm": "instance",
-            "network.pooling": "average", "schedule.iterations": 300,
+            "clouds.points_per_cloud": 384,
+            "lift.name": "gaussian",
+            "lift.closed": True,
+            "lift.bandwidth_start": 6.0,
+            "lift.saturation_start": 1.0,
+            "network.backend": backend,
+            "network.width": 32,
+            "network.norm": "instance",
+            "network.pooling": "average",
+            "schedule.iterations": 300,
         }  # fmt: skip
         for backend in ("sparse", "torch")
     ),
 )
 OTHER_POINT_NETWORKS = tuple(  # which take longer than PointNet
-    {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100} for kind in ("pointnet++", "dgcnn")
+    {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100}
+    for kind in ("pointnet++", "dgcnn")
 )
 
 
@@ -226,7 +271,11 @@ def _shapes(scale: str) -> Variants:
     for count in SHAPES_PER_CLASS:
         for name in (f"shapes-{count}", f"shapes-{count}-split"):
             variants += [(name, {}), (name, {"clouds.initialisation": "real"})]
-    variants += [(f"shapes-{count}", {"clouds.points_per_cloud": few}) for count in SHAPES_PER_CLASS for few in FEWER_POINTS]
+    variants += [
+        (f"shapes-{count}", {"clouds.points_per_cloud": few})
+        for count in SHAPES_PER_CLASS
+        for few in FEWER_POINTS
+    ]
     variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
     return variants + [("shapes-1-split", seen_by) for seen_by in OTHER_POINT_NETWORKS]
 
@@ -249,7 +298,9 @@ EXPERIMENTS = {
     "shapes": "shapes in three dimensions: from scatter and from real ones, with real ones as many (small: on the validation split)",
     "initialisation": "section 4.5: the paper's two best networks from many scatters (try --seeds 10)",
 }
-VARIANTS: dict[str, Callable[[str], Variants]] = {  # made for a scale; preset names without their ending
+VARIANTS: dict[
+    str, Callable[[str], Variants]
+] = {  # made for a scale; preset names without their ending
     "table1": _table1,
     "table2": _table2,
     "ablation": _ablation,
@@ -264,7 +315,9 @@ VARIANTS: dict[str, Callable[[str], Variants]] = {  # made for a scale; preset n
 }
 # The scale of an experiment where none is asked for: the paper's own for its tables.
 DEFAULT_SCALE = {"ingredients": "small", "architectures": "small"}
-COLUMNS: dict[str, dict[str, Callable[[Config], Any]]] = {  # of a table, besides those of all tables
+COLUMNS: dict[
+    str, dict[str, Callable[[Config], Any]]
+] = {  # of a table, besides those of all tables
     "why": {
         "norm": lambda config: config.network.norm,
         "origin shift": lambda config: config.network.origin_shift,
@@ -272,9 +325,15 @@ COLUMNS: dict[str, dict[str, Callable[[Config], Any]]] = {  # of a table, beside
         "network": lambda config: "redrawn" if config.schedule.iterations_per_network else "fixed",
     }
 }
-Beside = tuple[tuple[str, dict[str, Any], str | None], ...]  # rows beside a table's own: preset, settings, baseline
+Beside = tuple[
+    tuple[str, dict[str, Any], str | None], ...
+]  # rows beside a table's own: preset, settings, baseline
 FIVE = {"evaluation.networks": 5}
-BESIDE: Beside = (("gaussian", FIVE, None), ("gaussian", FIVE, "random"), ("gaussian", FIVE, "herding"))  # the paper's tables
+BESIDE: Beside = (
+    ("gaussian", FIVE, None),
+    ("gaussian", FIVE, "random"),
+    ("gaussian", FIVE, "herding"),
+)  # the paper's tables
 CORESETS = tuple(baseline for baseline in BASELINES if baseline != "whole")
 FEWER = {"resnet18": 2}  # classifiers of it; of the others 5
 BESIDE_OTHERS: dict[str, Beside] = {
@@ -288,14 +347,32 @@ BESIDE_OTHERS: dict[str, Beside] = {
         ("mnist-10", {}, "herding"),
     ),
     "shapes": (
-        *((f"shapes-{count}", {}, baseline) for count in SHAPES_PER_CLASS for baseline in ("random", "herding", "k_center")),
-        *((f"shapes-{count}", {}, f"herding:{few}") for count in SHAPES_PER_CLASS for few in FEWER_POINTS),
-        *((f"shapes-{count}-split", {}, f"random:{1024 // SPLIT_INTO}") for count in SHAPES_PER_CLASS),
-        *(("shapes-1-split", seen_by, f"random:{1024 // SPLIT_INTO}") for seen_by in OTHER_POINT_NETWORKS),
+        *(
+            (f"shapes-{count}", {}, baseline)
+            for count in SHAPES_PER_CLASS
+            for baseline in ("random", "herding", "k_center")
+        ),
+        *(
+            (f"shapes-{count}", {}, f"herding:{few}")
+            for count in SHAPES_PER_CLASS
+            for few in FEWER_POINTS
+        ),
+        *(
+            (f"shapes-{count}-split", {}, f"random:{1024 // SPLIT_INTO}")
+            for count in SHAPES_PER_CLASS
+        ),
+        *(
+            ("shapes-1-split", seen_by, f"random:{1024 // SPLIT_INTO}")
+            for seen_by in OTHER_POINT_NETWORKS
+        ),
         ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, "whole"),
     ),
     "architectures": tuple(
-        ("mnist-1", {"evaluation.classifier": kind, "evaluation.networks": FEWER.get(kind, 5)}, baseline)
+        (
+            "mnist-1",
+            {"evaluation.classifier": kind, "evaluation.networks": FEWER.get(kind, 5)},
+            baseline,
+        )
         for kind in ("convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse")
         for baseline in ("released:mnist-1", "class_mean", "random")
     ),
@@ -333,9 +410,13 @@ def experiment(
     elif name in EXPERIMENTS:
         variants, suffix = VARIANTS[name](scale), SCALES[scale]
     else:
-        raise InputError(f"no experiment or preset is called {name!r}; {nearest_names(name, [*EXPERIMENTS, *PRESETS])}")
+        raise InputError(
+            f"no experiment or preset is called {name!r}; {nearest_names(name, [*EXPERIMENTS, *PRESETS])}"
+        )
     for setting, values in (vary or {}).items():
-        variants = [(base, {**changed, setting: value}) for base, changed in variants for value in values]
+        variants = [
+            (base, {**changed, setting: value}) for base, changed in variants for value in values
+        ]
     kinds = [(f"{base}{suffix}", changed, None) for base, changed in variants]
     rows = BESIDE_OTHERS.get(name, BESIDE) if beside else ()
     aside = [(f"{base}{suffix}", changed, baseline) for base, changed, baseline in rows]
@@ -344,8 +425,12 @@ def experiment(
     for seed in range(seeds):
         for base, changed, baseline in kinds:
             config = override(preset(base).config, {**(settings or {}), **changed, "seed": seed})
-            chosen_by_network = baseline in ("herding", "k_center") and config.data.name not in IMAGES
-            fixed = baseline in DETERMINISTIC and not chosen_by_network  # nothing is random but the classifiers
+            chosen_by_network = (
+                baseline in ("herding", "k_center") and config.data.name not in IMAGES
+            )
+            fixed = (
+                baseline in DETERMINISTIC and not chosen_by_network
+            )  # nothing is random but the classifiers
             if (base, changed, baseline) in aside and seed >= (1 if fixed else BESIDE_SEEDS):
                 continue
             cell = Cell(base, config, baseline)

@@ -11,12 +11,16 @@ from .clouds import Grid, PointClouds
 from .files import atomic_write
 
 
-def migration(trajectory: dict[str, np.ndarray], clouds: PointClouds, rows: int = 6, columns: int = 10) -> Figure:
+def migration(
+    trajectory: dict[str, np.ndarray], clouds: PointClouds, rows: int = 6, columns: int = 10
+) -> Figure:
     """The clouds over time: a column per cloud (the first of each class, at most `columns`), a row per moment.
 
     trajectory: `updates` (frames,) and `coordinates` (frames, points, 3), see `runs`. clouds: whose points they are.
     """
-    frames = np.linspace(0, 1, rows) ** 2 * (len(trajectory["updates"]) - 1)  # more rows early, where most happens
+    frames = np.linspace(0, 1, rows) ** 2 * (
+        len(trajectory["updates"]) - 1
+    )  # more rows early, where most happens
     frames = sorted(set(frames.round().astype(int)))
     shown = _first_of_each_class(clouds)[:columns]
     figure = _grid_of_axes(len(frames), len(shown))
@@ -81,7 +85,9 @@ def limits(grid: Grid) -> dict[str, tuple[float, float]]:
 def _draw(axes, clouds: PointClouds, cloud: int) -> None:
     """As `seen`; of a solid grid deeper points are paler."""
     x, y, depth = seen(clouds[cloud].detach().cpu().numpy(), clouds.grid).T
-    shade = ((1 if clouds.grid[0] == 1 else 0.65) - 0.7 * depth / max(clouds.grid)).clip(0.25, 1)  # for each point: one for all snaps to pixels
+    shade = ((1 if clouds.grid[0] == 1 else 0.65) - 0.7 * depth / max(clouds.grid)).clip(
+        0.25, 1
+    )  # for each point: one for all snaps to pixels
     axes.scatter(x, y, s=1.2, c="#20508a", alpha=shade, linewidths=0)
     axes.set(**limits(clouds.grid), aspect="equal", xticks=[], yticks=[])
 

@@ -27,7 +27,9 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise InputError(f"{path}: cannot write there ({error.strerror}); choose a folder you can write to") from None
+        raise InputError(
+            f"{path}: cannot write there ({error.strerror}); choose a folder you can write to"
+        ) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -35,7 +37,9 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; a result should be as readable as any other
+        os.chmod(
+            temporary, 0o666 & ~umask
+        )  # mkstemp makes private files; a result should be as readable as any other
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -46,7 +50,9 @@ def refuse_file_in_the_way(folder: Path | str) -> None:
     """Raise InputError if `folder`, or a folder that it lies in, is a file."""
     for part in (Path(folder), *Path(folder).parents):
         if part.exists() and not part.is_dir():
-            raise InputError(f"{folder}: cannot be a folder, because {part} is a file; choose another folder")
+            raise InputError(
+                f"{folder}: cannot be a folder, because {part} is a file; choose another folder"
+            )
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
@@ -70,7 +76,9 @@ def sole_user(folder: Path | str) -> Iterator[None]:
             f"{folder}: another process is running in it; wait for it, or choose another folder"
         ) from None
     except OSError as error:
-        raise InputError(f"{folder}: cannot write there ({error.strerror}); choose a folder you can write to") from None
+        raise InputError(
+            f"{folder}: cannot write there ({error.strerror}); choose a folder you can write to"
+        ) from None
     try:
         yield
     finally:

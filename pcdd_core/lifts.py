@@ -16,7 +16,9 @@ def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.
     a point feels the network's taste for other coordinates, but not that it could change cells.
     from_points makes the sparse tensor that is returned: `sparse.from_points` or `minkowski.from_points`.
     """
-    return from_points(clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid)
+    return from_points(
+        clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid
+    )
 
 
 def occupancy(clouds: PointClouds) -> Tensor:
@@ -30,7 +32,9 @@ def occupancy(clouds: PointClouds) -> Tensor:
     return _filled(cells, clouds.cloud_index, clouds)
 
 
-def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False) -> Tensor:
+def gaussian_occupancy(
+    clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False
+) -> Tensor:
     """Differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1].
 
     Every point is a Gaussian of `bandwidth` cells standard deviation and total mass 1. A cell receives the mass m that
@@ -41,20 +45,28 @@ def gaussian_occupancy(clouds: PointClouds, bandwidth: float, saturation: float,
     The Gaussian is separable: one batched matrix product of per-axis masses, twice differentiable, in 2D and 3D.
     """
     coordinates, present = padded_coordinates(clouds)
-    masses = [_mass_per_cell(coordinates[..., axis], cells, bandwidth, closed) for axis, cells in enumerate(clouds.grid)]
+    masses = [
+        _mass_per_cell(coordinates[..., axis], cells, bandwidth, closed)
+        for axis, cells in enumerate(clouds.grid)
+    ]
     depth_height = torch.einsum("bn,bnd,bnh->bndh", present, masses[0], masses[1]).flatten(2)
     dense = torch.bmm(depth_height.transpose(1, 2), masses[2])  # (clouds, depth x height, width)
     # beyond 50 the cell is full, and exp would make denormal numbers
     return (1 - torch.exp(-(saturation * dense).clamp(max=50))).view(len(clouds), 1, *clouds.grid)
 
 
-def straight_through_occupancy(clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False) -> Tensor:
+def straight_through_occupancy(
+    clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False
+) -> Tensor:
     """`occupancy` with the gradient of `gaussian_occupancy` (a straight-through estimate, Bengio et al. 2013).
 
     The network sees what will be scored, 0 or 1, and points still feel where mass is wanted. Points outside of the grid
     show nothing.
     """
-    soft, cells = gaussian_occupancy(clouds, bandwidth, saturation, closed), clouds.coordinates.detach().floor().long()
+    soft, cells = (
+        gaussian_occupancy(clouds, bandwidth, saturation, closed),
+        clouds.coordinates.detach().floor().long(),
+    )
     inside = _inside(cells, clouds)
     return soft + (_filled(cells[inside], clouds.cloud_index[inside], clouds) - soft).detach()
 
@@ -65,7 +77,9 @@ def centred_points(clouds: PointClouds) -> Tensor:
     The fourth column is 1 where a point is, and where none is all are 0. Coordinates are from the middle of the grid, in units of
     half its longest side: -1 to 1 along that.
     """
-    middle = clouds.coordinates.new_tensor([cells / 2 if cells > 1 else 0.0 for cells in clouds.grid])
+    middle = clouds.coordinates.new_tensor(
+        [cells / 2 if cells > 1 else 0.0 for cells in clouds.grid]
+    )
     centred = clouds.with_coordinates((clouds.coordinates - middle) / (max(clouds.grid) / 2))
     if bool((clouds.sizes == clouds.sizes[0]).all()):
         return centred.coordinates.view(len(clouds), -1, 3)

@@ -37,7 +37,9 @@ SENT_PER_SECOND = 15  # frames to the browser, at most
 REST = 0.7  # seconds that a run stands still before the saved view and the picture are renewed; they take a second
 
 
-def watch(config: Config, real: PointClouds, device: torch.device | str | None = None) -> "LiveDistillation":
+def watch(
+    config: Config, real: PointClouds, device: torch.device | str | None = None
+) -> "LiveDistillation":
     """A distillation of `real` (training clouds) to look on at; the last expression of a cell shows it.
 
     In JupyterLab it stands at its start until it is started. Without a front end it has run to its end when this
@@ -74,8 +76,12 @@ class PlayerWidget(anywidget.AnyWidget):
 class _Run:
     """One run from its start: what makes its steps, what is recorded, and how many more iterations it may make."""
 
-    def __init__(self, config: Config, real: PointClouds, device: torch.device, before: "_Run | None" = None):
-        self.before = before.thread if before else None  # its last iteration ends before this run's first begins
+    def __init__(
+        self, config: Config, real: PointClouds, device: torch.device, before: "_Run | None" = None
+    ):
+        self.before = (
+            before.thread if before else None
+        )  # its last iteration ends before this run's first begins
         self.steps: Iterator[Step] = distill(config, real, device)
         self.recorder = Recorder(initial_clouds(config, real), config.schedule.iterations)
         self.allowed: float = 0  # iterations; infinite to run to the end
@@ -83,7 +89,10 @@ class _Run:
         self.error: Exception | None = None
         self.thread: threading.Thread | None = None
         self.resting = True  # no iteration is in progress and none will begin
-        self.sent, self.due = 0, 0.0  # updates the browser knows the curves of, and when it is to be told of more
+        self.sent, self.due = (
+            0,
+            0.0,
+        )  # updates the browser knows the curves of, and when it is to be told of more
 
 
 class LiveDistillation:
@@ -95,7 +104,9 @@ class LiveDistillation:
     def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
         self._settings = config, real, machine.choose_device(str(device) if device else None)
         machine.keep_freed_memory()
-        self._changed = threading.Condition()  # holds what follows, between the thread and whoever gives orders
+        self._changed = (
+            threading.Condition()
+        )  # holds what follows, between the thread and whoever gives orders
         self._run = _Run(*self._settings)
         self._view: _View | None = None
 
@@ -173,7 +184,13 @@ class LiveDistillation:
             if run.error:
                 return f"failed: {run.error}"
             if not run.resting:
-                doing = "running" if run.allowed or run.ended == "finished" else "stopping" if run.ended else "pausing"
+                doing = (
+                    "running"
+                    if run.allowed or run.ended == "finished"
+                    else "stopping"
+                    if run.ended
+                    else "pausing"
+                )
             else:
                 doing = run.ended or ("paused" if done else "ready")
             return f"{doing}, update {done} of {total}"
@@ -191,11 +208,15 @@ class LiveDistillation:
         with self._changed:
             run = self._run
             if run.ended:
-                raise InputError(f"this run is {self.status}; restart() begins again from the start")
+                raise InputError(
+                    f"this run is {self.status}; restart() begins again from the start"
+                )
             run.allowed, run.resting = iterations, False
             self._changed.notify_all()
             if run.thread is None or not run.thread.is_alive():
-                run.thread = threading.Thread(target=self._work, args=(run,), name="distillation", daemon=True)
+                run.thread = threading.Thread(
+                    target=self._work, args=(run,), name="distillation", daemon=True
+                )
                 run.thread.start()
         self._say()
 
@@ -232,7 +253,9 @@ class LiveDistillation:
         if self._view:
             self._view.send(run)
             with self._changed:
-                self._changed.wait_for(lambda: not run.resting or run is not self._run, timeout=REST)
+                self._changed.wait_for(
+                    lambda: not run.resting or run is not self._run, timeout=REST
+                )
             self._view.keep(run)
         with self._changed:
             if run.resting or run is not self._run:
@@ -307,9 +330,13 @@ class _View:
                 "final": run.resting,
             }
             places = player.quantised(coordinates, recorder.clouds.grid)
-            self.player.send(message, [places.tobytes(), player.gradient_levels(gradients).tobytes()])
+            self.player.send(
+                message, [places.tobytes(), player.gradient_levels(gradients).tobytes()]
+            )
             pause = 1 / SENT_PER_SECOND
-            run.due = max(run.due, time.monotonic() - pause) + pause  # a frame that came late may be followed sooner
+            run.due = (
+                max(run.due, time.monotonic() - pause) + pause
+            )  # a frame that came late may be followed sooner
             run.sent = len(recorder.matching_loss)
         self.say()
 

@@ -24,7 +24,11 @@ def choose_device(name: str | None) -> torch.device:
     there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     try:
         device = torch.device(name)
-        found = f"{device.type}:{device.index or 0}" in there if device.type == "cuda" else device.type == "cpu"
+        found = (
+            f"{device.type}:{device.index or 0}" in there
+            if device.type == "cuda"
+            else device.type == "cpu"
+        )
     except RuntimeError:
         found = False
     if not found:

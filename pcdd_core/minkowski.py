@@ -31,7 +31,9 @@ def engine():
     """The module MinkowskiEngine. Raises EngineMissing saying how to get it where it is missing or does not load."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*CPU_ONLY")  # said when CUDA is asked for, by `_engine_on`
+            warnings.filterwarnings(
+                "ignore", message=".*CPU_ONLY"
+            )  # said when CUDA is asked for, by `_engine_on`
             import MinkowskiEngine
     except ModuleNotFoundError as missing:
         if missing.name != "MinkowskiEngine":
@@ -90,7 +92,9 @@ class MinkowskiTensor:
         return SparseTensor(cells[order], self.features[order], self.clouds, self.grid, self.stride)
 
 
-def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid) -> MinkowskiTensor:
+def from_points(
+    coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid
+) -> MinkowskiTensor:
     """As `sparse.from_points`, by MinkowskiEngine's `TensorField(...).sparse()`, which is what the paper's code does.
 
     What comes from there is copied into a tensor of its own: where points share a cell and the batch has several clouds, its
@@ -112,7 +116,9 @@ def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
     """The same cells and features, with a graph back to them."""
     me = _engine_on(tensor.cells.device)
     made = me.SparseTensor(
-        tensor.features.contiguous(), coordinates=tensor.cells.int().contiguous(), tensor_stride=tensor.stride
+        tensor.features.contiguous(),
+        coordinates=tensor.cells.int().contiguous(),
+        tensor_stride=tensor.stride,
     )
     return MinkowskiTensor(made, tensor.clouds, tensor.grid)
 
@@ -139,7 +145,9 @@ def convolution(
     return _apply(layer, tensor, weights)
 
 
-def pool(tensor: MinkowskiTensor, mode: str, kernel_size: int = 2, stride: int = 2) -> MinkowskiTensor:
+def pool(
+    tensor: MinkowskiTensor, mode: str, kernel_size: int = 2, stride: int = 2
+) -> MinkowskiTensor:
     """As `sparse.pool`, by MinkowskiMaxPooling, MinkowskiAvgPooling or MinkowskiSumPooling."""
     sparse.refuse_gaps(kernel_size, stride)
     return _apply(_pooling(mode, kernel_size, stride), tensor, {})
@@ -174,7 +182,9 @@ def relu(tensor: MinkowskiTensor) -> MinkowskiTensor:
 def linear(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor | None = None) -> MinkowskiTensor:
     """As `sparse.linear`, by MinkowskiLinear."""
     layer = _without_drawing(engine().MinkowskiLinear, 1, 1, bias=bias is not None)
-    return _apply(layer, tensor, {"linear.weight": weight} | ({} if bias is None else {"linear.bias": bias}))
+    return _apply(
+        layer, tensor, {"linear.weight": weight} | ({} if bias is None else {"linear.bias": bias})
+    )
 
 
 def instance_norm(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor) -> MinkowskiTensor:
@@ -234,14 +244,19 @@ def _engine_on(device: torch.device):
     return engine()
 
 
-def _apply(layer: nn.Module, tensor: MinkowskiTensor, weights: dict[str, Tensor]) -> MinkowskiTensor:
+def _apply(
+    layer: nn.Module, tensor: MinkowskiTensor, weights: dict[str, Tensor]
+) -> MinkowskiTensor:
     """Call a layer of MinkowskiEngine with weights of ours in the place of its own."""
     result = torch.func.functional_call(layer, weights, (tensor.tensor,))
     return MinkowskiTensor(result, tensor.clouds, tensor.grid)
 
 
 def _with_features(tensor: MinkowskiTensor, features: Tensor) -> MinkowskiTensor:
-    place = {"coordinate_map_key": tensor.tensor.coordinate_map_key, "coordinate_manager": tensor.tensor.coordinate_manager}
+    place = {
+        "coordinate_map_key": tensor.tensor.coordinate_map_key,
+        "coordinate_manager": tensor.tensor.coordinate_manager,
+    }
     return MinkowskiTensor(engine().SparseTensor(features, **place), tensor.clouds, tensor.grid)
 
 
@@ -259,7 +274,9 @@ def _convolution(kernel_size: int, stride: int, dilation: int, bias: bool) -> nn
 
 @functools.cache
 def _pooling(mode: str, kernel_size: int, stride: int) -> nn.Module:
-    return getattr(engine(), f"Minkowski{_name_of(mode)}Pooling")(kernel_size=kernel_size, stride=stride, dimension=3)
+    return getattr(engine(), f"Minkowski{_name_of(mode)}Pooling")(
+        kernel_size=kernel_size, stride=stride, dimension=3
+    )
 
 
 def _name_of(mode: str) -> str:

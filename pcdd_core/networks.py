@@ -66,13 +66,18 @@ class DenseNetwork(nn.Module):
         self.kernel = tuple(3 if cells > 1 else 1 for cells in grid)
         self.padding = tuple(size // 2 for size in self.kernel)
         self.first_padding = tuple(description.padding if cells > 1 else 0 for cells in grid)
-        grid = tuple(cells + 2 * (first - usual) for cells, first, usual in zip(grid, self.first_padding, self.padding))
+        grid = tuple(
+            cells + 2 * (first - usual)
+            for cells, first, usual in zip(grid, self.first_padding, self.padding)
+        )
         self.window = tuple(2 if cells > 1 else 1 for cells in grid)
         width = description.width
         self.convolution_weights, self.convolution_biases = nn.ParameterList(), nn.ParameterList()
         self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
         for layer in range(description.layers):
-            self.convolution_weights.append(torch.empty(width, width if layer else channels, *self.kernel))
+            self.convolution_weights.append(
+                torch.empty(width, width if layer else channels, *self.kernel)
+            )
             self.convolution_biases.append(torch.empty(width))
             if description.norm != "none":
                 self.norm_weights.append(torch.ones(width))
@@ -87,7 +92,9 @@ class DenseNetwork(nn.Module):
         """Draw all weights anew."""
         for weight, bias in zip(self.convolution_weights, self.convolution_biases):
             outputs, inputs, *kernel = weight.shape
-            draw_convolution(weight, self.description.weights, inputs, outputs, math.prod(kernel), generator)
+            draw_convolution(
+                weight, self.description.weights, inputs, outputs, math.prod(kernel), generator
+            )
             bound = (inputs * math.prod(kernel)) ** -0.5
             bias.uniform_(-bound, bound, generator=generator)
         draw_linear(self.head, generator)
@@ -102,10 +109,16 @@ class DenseNetwork(nn.Module):
             features = lifted
         else:
             features = lifted.dense(shift=self.description.origin_shift)
-        for layer, (weight, bias) in enumerate(zip(self.convolution_weights, self.convolution_biases)):
-            features = F.conv3d(features, weight, bias, padding=self.padding if layer else self.first_padding)
+        for layer, (weight, bias) in enumerate(
+            zip(self.convolution_weights, self.convolution_biases)
+        ):
+            features = F.conv3d(
+                features, weight, bias, padding=self.padding if layer else self.first_padding
+            )
             if self.description.norm == "instance":
-                features = F.group_norm(features, len(weight), self.norm_weights[layer], self.norm_biases[layer])
+                features = F.group_norm(
+                    features, len(weight), self.norm_weights[layer], self.norm_biases[layer]
+                )
             if self.description.norm == "batch":
                 norm = self.norm_weights[layer], self.norm_biases[layer]
                 features = F.batch_norm(features, None, None, *norm, training=True)
@@ -116,7 +129,11 @@ class DenseNetwork(nn.Module):
         if self.description.pooling == "max":
             pooled = F.max_pool3d(features, self.window)
             # as in MaxPool3d the first, constant plane wins ties, and NaN wins over everything
-            return torch.where(pooled <= constant_plane, constant_plane, pooled) if self.description.paper_layout else pooled
+            return (
+                torch.where(pooled <= constant_plane, constant_plane, pooled)
+                if self.description.paper_layout
+                else pooled
+            )
         pooled = average_pool(features, self.window)
         return (pooled + constant_plane) / 2 if self.description.paper_layout else pooled
 
@@ -143,7 +160,9 @@ class SparseNetwork(nn.Module):
             if description.norm != "none":
                 self.norm_weights.append(torch.ones(width))
                 self.norm_biases.append(torch.zeros(width))
-        if max(grid) // 2**description.layers < 1:  # along shorter axes a single cell is left, and stays
+        if (
+            max(grid) // 2**description.layers < 1
+        ):  # along shorter axes a single cell is left, and stays
             raise _too_deep(description, grid, shortest=max(grid))
         stride = 1 if description.paper_layout else 2**description.layers
         self.head = nn.Linear(width * math.prod(-(-cells // stride) for cells in grid), classes)
@@ -170,7 +189,9 @@ class SparseNetwork(nn.Module):
             tensor = minkowski.from_sparse(lifted) if layers is minkowski else lifted
         else:
             tensor = lifted if layers is minkowski else lifted.to_sparse()
-        norm = {"none": None, "instance": layers.instance_norm, "batch": layers.batch_norm}[self.description.norm]
+        norm = {"none": None, "instance": layers.instance_norm, "batch": layers.batch_norm}[
+            self.description.norm
+        ]
         for layer, weight in enumerate(self.convolution_weights):
             tensor = layers.convolution(tensor, weight, **maps)
             if norm:
@@ -188,10 +209,15 @@ def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:
     for axis, cells in enumerate(window, start=-len(window)):
         if cells == 2:
             end, after = features.shape[axis] // 2 * 2, [slice(None)] * (-axis - 1)
-            features = features[(..., slice(0, end, 2), *after)] + features[(..., slice(1, end, 2), *after)]
+            features = (
+                features[(..., slice(0, end, 2), *after)]
+                + features[(..., slice(1, end, 2), *after)]
+            )
     return features / math.prod(window)
 
 
 def _too_deep(description: NetworkConfig, grid: Grid, shortest: int) -> InputError:
     most = int(math.log2(shortest))
-    return InputError(f"setting network.layers = {description.layers}: each halves the grid {grid}; at most {most}")
+    return InputError(
+        f"setting network.layers = {description.layers}: each halves the grid {grid}; at most {most}"
+    )

@@ -15,10 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-KERNEL_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of `maximum_mean_discrepancy`, in units of the real clouds' mean squared distance
+KERNEL_WIDTHS = (
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)  # of `maximum_mean_discrepancy`, in units of the real clouds' mean squared distance
 
 
-def parameter_gradients(network: nn.Module, lifted, labels: Tensor, create_graph: bool = False) -> list[Tensor]:
+def parameter_gradients(
+    network: nn.Module, lifted, labels: Tensor, create_graph: bool = False
+) -> list[Tensor]:
     """Gradients of the mean cross-entropy with respect to every parameter, each as `as_rows` lays it out."""
     loss = F.cross_entropy(network(lifted), labels)
     gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
@@ -28,7 +36,11 @@ def parameter_gradients(network: nn.Module, lifted, labels: Tensor, create_graph
 def gradients_without_graph(network: nn.Module, lifted, labels: Tensor) -> list[str]:
     """Names of the parameters whose gradient is a mere constant to autograd: matching it moves no point."""
     gradients = parameter_gradients(network, lifted, labels, create_graph=True)
-    return [name for (name, _), gradient in zip(network.named_parameters(), gradients) if gradient.grad_fn is None]
+    return [
+        name
+        for (name, _), gradient in zip(network.named_parameters(), gradients)
+        if gradient.grad_fn is None
+    ]
 
 
 def in_precision(network: nn.Module, precision: torch.dtype) -> torch.autocast:
@@ -67,7 +79,13 @@ def match_gradients(
 
 
 def gradient_matching(
-    network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, distance: Distance, precision: torch.dtype = torch.float32
+    network: nn.Module,
+    real,
+    real_labels: Tensor,
+    synthetic,
+    labels: Tensor,
+    distance: Distance,
+    precision: torch.dtype = torch.float32,
 ) -> Tensor:
     """The matching loss of one class (Zhao et al. 2021, equation 9; paper, section 3.2.1): a scalar with a graph.
 
@@ -77,7 +95,9 @@ def gradient_matching(
     return match_gradients(target, network, synthetic, labels, distance)
 
 
-def distribution_matching(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:
+def distribution_matching(
+    network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32
+) -> Tensor:
     """The squared distance between the mean features of one class's clouds (DM: Zhao and Bilen 2023, equation 4).
 
     Features are what the network's head sees. The real mean is a constant target. precision: of the real features, `in_precision`.
@@ -86,7 +106,9 @@ def distribution_matching(network: nn.Module, real, synthetic, precision: torch.
     return (network.features(synthetic).mean(0) - target).square().sum()
 
 
-def maximum_mean_discrepancy(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:
+def maximum_mean_discrepancy(
+    network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32
+) -> Tensor:
     """The squared maximum mean discrepancy of one class's features, with Gaussian kernels (Gretton et al. 2012; M3D: Zhang et al. 2024).
 
     Zero only where the features are distributed alike, not merely their means as in `distribution_matching`: each
@@ -97,7 +119,9 @@ def maximum_mean_discrepancy(network: nn.Module, real, synthetic, precision: tor
     return _discrepancy(constant_features(network, real, precision), network.features(synthetic))
 
 
-def sorted_feature_matching(network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32) -> Tensor:
+def sorted_feature_matching(
+    network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32
+) -> Tensor:
     """`maximum_mean_discrepancy` of what PointNet knows of every point, sorted per channel, and of its maximum (SADM: Yim et al. 2025).
 
     A network that takes a maximum over the points hands their gradient to few of them. Sorted, features of clouds can be compared
@@ -106,8 +130,13 @@ def sorted_feature_matching(network: nn.Module, real, synthetic, precision: torc
     """
     with torch.no_grad(), in_precision(network, precision):
         seen = network.point_features(real)
-    seen, ours = (_sorted(features, synthetic.shape[1]) for features in (seen.to(synthetic.dtype), network.point_features(synthetic)))
-    return _discrepancy(seen.flatten(1), ours.flatten(1)) + _discrepancy(seen[..., -1], ours[..., -1])
+    seen, ours = (
+        _sorted(features, synthetic.shape[1])
+        for features in (seen.to(synthetic.dtype), network.point_features(synthetic))
+    )
+    return _discrepancy(seen.flatten(1), ours.flatten(1)) + _discrepancy(
+        seen[..., -1], ours[..., -1]
+    )
 
 
 def _sorted(features: Tensor, quantiles: int) -> Tensor:
@@ -143,7 +172,13 @@ def _discrepancy(seen: Tensor, ours: Tensor) -> Tensor:
 
 
 def feature_regression(
-    network: nn.Module, real, real_labels: Tensor, synthetic, labels: Tensor, classes: int, ridge: float
+    network: nn.Module,
+    real,
+    real_labels: Tensor,
+    synthetic,
+    labels: Tensor,
+    classes: int,
+    ridge: float,
 ) -> Tensor:
     """Squared errors on real clouds of the ridge regression fitted to the synthetic ones (FRePo: Zhou et al. 2022, eq. 5).
 
@@ -184,12 +219,23 @@ def unrolled_training(
         differentiated = step >= steps_before
         lifted, labels = synthetic()
         loss = F.cross_entropy(torch.func.functional_call(network, parameters, (lifted,)), labels)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=differentiated)
-        velocities = {name: momentum * velocities[name] + gradient for name, gradient in zip(parameters, gradients)}
-        parameters = {name: parameter - step_size * velocities[name] for name, parameter in parameters.items()}
+        gradients = torch.autograd.grad(
+            loss, list(parameters.values()), create_graph=differentiated
+        )
+        velocities = {
+            name: momentum * velocities[name] + gradient
+            for name, gradient in zip(parameters, gradients)
+        }
+        parameters = {
+            name: parameter - step_size * velocities[name] for name, parameter in parameters.items()
+        }
         if not differentiated:
-            parameters = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-    return F.cross_entropy(torch.func.functional_call(network, parameters, (real,)), real_labels, reduction="none")
+            parameters = {
+                name: parameter.detach().requires_grad_() for name, parameter in parameters.items()
+            }
+    return F.cross_entropy(
+        torch.func.functional_call(network, parameters, (real,)), real_labels, reduction="none"
+    )
 
 
 def as_rows(gradient: Tensor) -> Tensor:
@@ -233,7 +279,13 @@ def global_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor
 
 DISTANCES: dict[str, Distance] = {
     distance.__name__: distance
-    for distance in (sum_of_squares, layerwise_cosine, layerwise_cosine_of_weights, mean_squared_error, global_cosine)
+    for distance in (
+        sum_of_squares,
+        layerwise_cosine,
+        layerwise_cosine_of_weights,
+        mean_squared_error,
+        global_cosine,
+    )
 }
 
 

@@ -70,7 +70,9 @@ class Recording:
 
     def picture(self, rows: int = 3) -> Figure:
         """The clouds at so many moments, as `figures.migration` draws them."""
-        return figures.migration({"updates": self.updates, "coordinates": self.coordinates}, self.clouds, rows)
+        return figures.migration(
+            {"updates": self.updates, "coordinates": self.coordinates}, self.clouds, rows
+        )
 
 
 class Recorder:
@@ -81,7 +83,9 @@ class Recorder:
 
     def __init__(self, start: PointClouds, iterations: int):
         self.clouds, self.iterations, self.stride = start.to("cpu"), iterations, 1
-        self.frames = [(0, self.clouds.coordinates.numpy(), np.zeros(len(start.coordinates), np.float32))]
+        self.frames = [
+            (0, self.clouds.coordinates.numpy(), np.zeros(len(start.coordinates), np.float32))
+        ]
         self.matching_loss: list[float] = []
         self.mean_absolute_gradient: list[float] = []
 
@@ -129,7 +133,9 @@ def read_recording(folder: Path | str) -> Recording:
     folder = Path(folder)
     for name in ("trajectory.npz", "steps.jsonl", "clouds.npz"):
         if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: no such file; expected the folder of a finished run")
+            raise InputError(
+                f"{folder / name}: no such file; expected the folder of a finished run"
+            )
     clouds = cloud_files.load(folder / "clouds.npz")
     path = folder / "trajectory.npz"
     try:
@@ -140,7 +146,9 @@ def read_recording(folder: Path | str) -> Recording:
         raise InputError(f"{path}: not a readable trajectory ({error})") from None
     expected = (updates.size, len(clouds.coordinates), 3)
     if coordinates.shape != expected or not updates.size:
-        raise InputError(f"{path}: coordinates of shape {coordinates.shape}; expected {expected}, as clouds.npz has")
+        raise InputError(
+            f"{path}: coordinates of shape {coordinates.shape}; expected {expected}, as clouds.npz has"
+        )
     if not ((coordinates >= 0) & (coordinates < clouds.grid)).all():  # which NaN is not either
         raise InputError(f"{path}: coordinates outside of the grid {clouds.grid}")
     path = folder / "steps.jsonl"
@@ -150,7 +158,9 @@ def read_recording(folder: Path | str) -> Recording:
         gradient = np.array([step["mean_absolute_gradient"] for step in steps], np.float32)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the steps of a run ({error!r})") from None
-    return Recording(clouds, updates, coordinates, loss, gradient, max(len(steps), int(updates[-1])))
+    return Recording(
+        clouds, updates, coordinates, loss, gradient, max(len(steps), int(updates[-1]))
+    )
 
 
 # --- for player.js ------------------------------------------------------------------------------------------------
@@ -169,7 +179,9 @@ def quantised(coordinates: np.ndarray, grid: Grid) -> np.ndarray:
 
     Down, so that a point stays in its cell; what is shown, half a step further, is at most half a step off.
     """
-    return np.floor(coordinates.swapaxes(-1, -2) * np.float32(steps_per_cell(grid))).astype(np.uint16)
+    return np.floor(coordinates.swapaxes(-1, -2) * np.float32(steps_per_cell(grid))).astype(
+        np.uint16
+    )
 
 
 def gradient_levels(gradients: np.ndarray) -> np.ndarray:
@@ -204,7 +216,10 @@ def encode(recording: Recording) -> bytes:
     parts = [struct.pack("<I", len(text)), text, low.tobytes(), high.tobytes()]
     if recording.gradients is not None:
         parts.append(_differences(gradient_levels(recording.gradients)).tobytes())
-    parts += [curve.astype("<f4").tobytes() for curve in (recording.matching_loss, recording.mean_absolute_gradient)]
+    parts += [
+        curve.astype("<f4").tobytes()
+        for curve in (recording.matching_loss, recording.mean_absolute_gradient)
+    ]
     return gzip.compress(b"".join(parts), 6, mtime=0)
 
 
@@ -221,7 +236,9 @@ def save_player(recording: Recording, path: Path | str) -> None:
     title = html.escape("Points on the move: " + ", ".join(dict.fromkeys(_names(recording.clouds))))
     page = PAGE.replace("{script}", SCRIPT.read_text(encoding="utf-8"))
     page = page.replace("{data}", base64.b64encode(encode(recording)).decode())
-    atomic_write_text(path, page.replace("{title}", title))  # last, as a class can be called anything
+    atomic_write_text(
+        path, page.replace("{title}", title)
+    )  # last, as a class can be called anything
 
 
 # The policy forbids the page every request: self-contained is more than a promise. What comes from data is in the
@@ -261,7 +278,9 @@ def save_animation(recording: Recording, path: Path | str) -> None:
     kinds = {".gif": _write_gif, ".mp4": _write_mp4}
     write = kinds.get(path.suffix.lower())
     if write is None:
-        raise InputError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; expected .gif or .mp4")
+        raise InputError(
+            f"{path}: cannot write {path.suffix or 'a file without a suffix'}; expected .gif or .mp4"
+        )
     atomic_write(path, lambda file: write(recording, file))
 
 
@@ -269,7 +288,10 @@ def _write_gif(recording: Recording, file: BinaryIO) -> None:
     frames = list(_frames(recording))
     # The colours of the last frame, where points have all of theirs, for every frame: so that nothing flickers.
     palette = Image.fromarray(frames[-1]).quantize(64)
-    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    images = [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    ]
     duration = [1000 // FRAMES_PER_SECOND] * (len(images) - 1) + [int(1000 * LAST_SECONDS)]
     images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0)
 
@@ -281,17 +303,28 @@ def _write_mp4(recording: Recording, file: BinaryIO) -> None:
         raise extra_missing("imageio-ffmpeg", "notebooks", "(or write a .gif)") from None
     frames = _frames(recording)
     first = next(frames)
-    with tempfile.TemporaryDirectory() as folder:  # ffmpeg goes back to the beginning of what it has written
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # ffmpeg goes back to the beginning of what it has written
         video = Path(folder) / "video.mp4"
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{first.shape[1]}x{first.shape[0]}"]
+        command += [
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{first.shape[1]}x{first.shape[0]}",
+        ]
         command += ["-r", str(FRAMES_PER_SECOND), "-i", "-"]
         command += ["-vf", f"tpad=stop_mode=clone:stop_duration={LAST_SECONDS}", "-c:v", "libx264"]
         command += ["-pix_fmt", "yuv420p", "-crf", "20", "-movflags", "+faststart", str(video)]
         pictures = b"".join(frame.tobytes() for frame in itertools.chain([first], frames))
         done = subprocess.run(command, input=pictures, capture_output=True)
         if done.returncode:
-            raise RuntimeError(f"ffmpeg could not write the video: {done.stderr.decode(errors='replace').strip()}")
+            raise RuntimeError(
+                f"ffmpeg could not write the video: {done.stderr.decode(errors='replace').strip()}"
+            )
         file.write(video.read_bytes())
 
 
@@ -315,9 +348,15 @@ def _frames(recording: Recording) -> Iterator[np.ndarray]:
     drawn = []
     for cloud, axes in zip(shown, figure.axes):
         _prepare_tile(axes, _names(clouds)[cloud], grid)
-        points = axes.scatter([], [], s=5 * wide / 2, c=[], linewidths=0, cmap="plasma", clim=(0, 1.15 * most))
+        points = axes.scatter(
+            [], [], s=5 * wide / 2, c=[], linewidths=0, cmap="plasma", clim=(0, 1.15 * most)
+        )
         drawn.append((points, slice(clouds.offsets[cloud], clouds.offsets[cloud + 1])))
-    for frame in np.linspace(0, len(recording) - 1, min(len(recording), ANIMATION_FRAMES)).round().astype(int):
+    for frame in (
+        np.linspace(0, len(recording) - 1, min(len(recording), ANIMATION_FRAMES))
+        .round()
+        .astype(int)
+    ):
         coordinates = recording.coordinates[frame]
         distance = np.linalg.norm(coordinates - recording.coordinates[0], axis=1).clip(max=most)
         for points, own in drawn:
@@ -337,7 +376,12 @@ def _prepare_tile(axes: Axes, name: str, grid: Grid) -> None:
     corners = [np.array(corner) for corner in np.ndindex(2, 2, 2)]
     for one, other in itertools.combinations(corners, 2):
         if abs(one - other).sum() == 1:  # they share an edge
-            axes.plot(*figures.seen(np.stack([one, other]) * grid, grid)[:, :2].T, color="0.8", linewidth=0.7, zorder=0)
+            axes.plot(
+                *figures.seen(np.stack([one, other]) * grid, grid)[:, :2].T,
+                color="0.8",
+                linewidth=0.7,
+                zorder=0,
+            )
 
 
 def _names(clouds: PointClouds) -> list[str]:

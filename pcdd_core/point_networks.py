@@ -27,7 +27,12 @@ class PointNet(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.norms = nn.ModuleList(PointNorm(channels) for channels in widths[1:])
         self.last = nn.Linear(widths[-1], width)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), perceptron(width, 512, 256, norm=True), nn.Linear(256, classes))
+        self.head = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.ReLU(),
+            perceptron(width, 512, 256, norm=True),
+            nn.Linear(256, classes),
+        )
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
@@ -74,11 +79,16 @@ class PointNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels)),
+            nn.Parameter(torch.zeros(channels)),
+        )
 
     def forward(self, features: Tensor, present: Tensor | None) -> Tensor:
         """features: (clouds, channels, most points); present: (clouds, 1, most points), 0 where no point is. Shape of `features`."""
-        if present is None:  # torch's own is several times faster; not by `functional`, which refuses a cloud of one point
+        if (
+            present is None
+        ):  # torch's own is several times faster; not by `functional`, which refuses a cloud of one point
             return torch.group_norm(features, len(self.weight), self.weight, self.bias)
         count = present.sum(2, keepdim=True).clamp(min=1)
         centred = features - (features * present).sum(2, keepdim=True) / count
@@ -97,12 +107,23 @@ class PointNetPlusPlus(nn.Module):
 
     def __init__(self, classes: int):
         super().__init__()
-        self.groupings = ((2, 0.2, 32), (4, 0.4, 64))  # of the points before: one centre for so many, radius, neighbours
+        self.groupings = (
+            (2, 0.2, 32),
+            (4, 0.4, 64),
+        )  # of the points before: one centre for so many, radius, neighbours
         self.stages = nn.ModuleList(
-            SharedPerceptron(widths) for widths in ((3, 64, 64, 128), (3 + 128, 128, 128, 256), (3 + 256, 256, 512))
+            SharedPerceptron(widths)
+            for widths in ((3, 64, 64, 128), (3 + 128, 128, 128, 256), (3 + 256, 256, 512))
         )
-        self.last = nn.Linear(512, 1024)  # a norm over a cloud's points here would leave the same maximum to all clouds
-        self.head = nn.Sequential(nn.LayerNorm(1024), nn.ReLU(), perceptron(1024, 512, 256, norm=True), nn.Linear(256, classes))
+        self.last = nn.Linear(
+            512, 1024
+        )  # a norm over a cloud's points here would leave the same maximum to all clouds
+        self.head = nn.Sequential(
+            nn.LayerNorm(1024),
+            nn.ReLU(),
+            perceptron(1024, 512, 256, norm=True),
+            nn.Linear(256, classes),
+        )
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
@@ -117,7 +138,9 @@ class PointNetPlusPlus(nn.Module):
             grouped = (_rows(places, neighbours) - around[:, :, None]) / reach[..., None]
             if features is not None:
                 grouped = torch.cat([grouped, _rows(features, neighbours)], -1)
-            features = stage(grouped.flatten(1, 2), chosen.repeat_interleave(neighbours.shape[2], 1))
+            features = stage(
+                grouped.flatten(1, 2), chosen.repeat_interleave(neighbours.shape[2], 1)
+            )
             features = features.unflatten(1, neighbours.shape[1:]).amax(2)
             places, present = around, chosen
         features = self.last(self.stages[-1](torch.cat([places, features], -1), present))
@@ -135,11 +158,20 @@ class DGCNN(nn.Module):
     def __init__(self, classes: int, neighbours: int = 20):
         super().__init__()
         self.neighbours, widths = neighbours, (3, 64, 64, 128, 256)
-        self.of_neighbours = nn.ModuleList(nn.Linear(before, after, bias=False) for before, after in pairwise(widths))
-        self.of_points = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.of_neighbours = nn.ModuleList(
+            nn.Linear(before, after, bias=False) for before, after in pairwise(widths)
+        )
+        self.of_points = nn.ModuleList(
+            nn.Linear(before, after) for before, after in pairwise(widths)
+        )
         self.norms = nn.ModuleList(PointNorm(channels) for channels in widths[1:])
         self.together = nn.Linear(sum(widths[1:]), 1024)
-        self.head = nn.Sequential(nn.LayerNorm(2048), nn.LeakyReLU(0.2), perceptron(2048, 512, 256, norm=True), nn.Linear(256, classes))
+        self.head = nn.Sequential(
+            nn.LayerNorm(2048),
+            nn.LeakyReLU(0.2),
+            perceptron(2048, 512, 256, norm=True),
+            nn.Linear(256, classes),
+        )
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
@@ -148,10 +180,14 @@ class DGCNN(nn.Module):
             with torch.no_grad():
                 neighbours, distances = nearest(features, features, present, self.neighbours)
                 itself = torch.arange(features.shape[1], device=points.device)[:, None]
-                neighbours = torch.where(distances.isfinite(), neighbours, itself)  # of clouds with fewer points
+                neighbours = torch.where(
+                    distances.isfinite(), neighbours, itself
+                )  # of clouds with fewer points
             theirs = of_neighbours(features)
             edges = _rows(theirs, neighbours).amax(2) - theirs + of_points(features)
-            features = F.leaky_relu(norm(edges.transpose(1, 2), present[:, None].to(edges)), 0.2).transpose(1, 2)
+            features = F.leaky_relu(
+                norm(edges.transpose(1, 2), present[:, None].to(edges)), 0.2
+            ).transpose(1, 2)
             all_features.append(features)
         features, absent = self.together(torch.cat(all_features, -1)), ~present[..., None]
         mean = features.masked_fill(absent, 0).sum(1) / present.sum(1, keepdim=True)
@@ -182,7 +218,9 @@ def nearest(centres: Tensor, points: Tensor, present: Tensor, count: int) -> tup
     points the distance is infinite; with fewer places for points than `count` there are as many as places.
     """
     lengths = centres.square().sum(2)[:, :, None] + points.square().sum(2)[:, None]
-    distances = torch.baddbmm(lengths, centres, points.transpose(1, 2), alpha=-2).masked_fill(~present[:, None], torch.inf)
+    distances = torch.baddbmm(lengths, centres, points.transpose(1, 2), alpha=-2).masked_fill(
+        ~present[:, None], torch.inf
+    )
     found = distances.topk(min(count, points.shape[1]), largest=False)
     return found.indices, found.values
 
@@ -209,12 +247,19 @@ def farthest_points(places: Tensor, present: Tensor, count: int) -> tuple[Tensor
 
 def _present(points: Tensor) -> Tensor:
     """Where a point is: (clouds, most points), of points (clouds, most points, 3 or 4)."""
-    return points[..., 3] > 0 if points.shape[2] == 4 else torch.ones_like(points[..., 0], dtype=torch.bool)
+    return (
+        points[..., 3] > 0
+        if points.shape[2] == 4
+        else torch.ones_like(points[..., 0], dtype=torch.bool)
+    )
 
 
 def _rows(features: Tensor, indices: Tensor) -> Tensor:
     """Of each cloud the rows with these indices: (clouds, points, channels), (clouds, ...) to (clouds, ..., channels)."""
-    first = torch.arange(len(features), device=features.device).view(-1, *[1] * (indices.ndim - 1)) * features.shape[1]
+    first = (
+        torch.arange(len(features), device=features.device).view(-1, *[1] * (indices.ndim - 1))
+        * features.shape[1]
+    )
     return features.flatten(0, 1)[first + indices]
 
 
@@ -231,5 +276,9 @@ def _search_precision(hidden: Tensor) -> torch.dtype:
 
     What is found may be a few hundredths of the values' spread below the largest.
     """
-    fast = hidden.is_cuda or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = (
+        hidden.is_cuda
+        or torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return torch.bfloat16 if hidden.dtype == torch.float32 and fast else hidden.dtype

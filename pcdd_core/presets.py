@@ -40,7 +40,14 @@ SMALL = {
     "schedule": {"iterations": 300},
     "evaluation": {"networks": 5, "epochs": 300, "width": 32, "iteration": None, "curve": ()},
 }
-PAPER_ITERATIONS = (0, 250, 625, 1250, 1875, 2499)  # before which the paper's code scores its clouds
+PAPER_ITERATIONS = (
+    0,
+    250,
+    625,
+    1250,
+    1875,
+    2499,
+)  # before which the paper's code scores its clouds
 TABLE_ITERATION = 1250  # of these, the one that tables show: Table 2 averages over 1,250 iterations
 
 
@@ -90,7 +97,11 @@ def _paper_settings(backend: str, layers: int, distance: str) -> dict:
 
 def _merged(*settings: dict) -> dict:
     """Sections put together; where one setting has several values, the last."""
-    return {key: {name: value for part in settings for name, value in part.get(key, {}).items()} for part in settings for key in part}
+    return {
+        key: {name: value for part in settings for name, value in part.get(key, {}).items()}
+        for part in settings
+        for key in part
+    }
 
 
 def _paper_presets() -> dict[str, Preset]:
@@ -98,10 +109,15 @@ def _paper_presets() -> dict[str, Preset]:
 
     def add(name: str, settings: dict, text: str, stated: float | None = None) -> None:
         presets[name] = Preset(from_dict(settings), text, stated)
-        presets[f"{name}-small"] = Preset(from_dict(_merged(settings, SMALL)), f"{text}; minutes on 2 cores", stated)
+        presets[f"{name}-small"] = Preset(
+            from_dict(_merged(settings, SMALL)), f"{text}; minutes on 2 cores", stated
+        )
 
     # Table 2 and section 4.4 compare runs at one iteration: what comes after it would cost as much again.
-    until_table = {"schedule": {"iterations": TABLE_ITERATION}, "evaluation": {"iteration": None, "curve": ()}}
+    until_table = {
+        "schedule": {"iterations": TABLE_ITERATION},
+        "evaluation": {"iteration": None, "curve": ()},
+    }
     for distance in ("sum_of_squares", "layerwise_cosine"):
         for backend in BACKENDS:
             for layers in LAYERS:
@@ -121,7 +137,9 @@ def _paper_presets() -> dict[str, Preset]:
     for backend in BACKENDS:
         for layers in LAYERS:
             average = {"network": {"pooling": "average"}}
-            settings = _merged(_paper_settings(backend, layers, "sum_of_squares"), average, until_table)
+            settings = _merged(
+                _paper_settings(backend, layers, "sum_of_squares"), average, until_table
+            )
             text = f"section 4.4's ablation, in words there: {backend}, {layers} layers, average pooling"
             add(f"paper-{backend}-{layers}-average-pooling", settings, text)
     return presets
@@ -152,11 +170,19 @@ SPLIT = {
     "objective": {"name": "maximum_mean_discrepancy", "real_batch": 64},
     "schedule": {"iterations": 900},
 }
-SEVERAL = _merged(SPLIT, {"clouds": {"points_per_cloud": 150}, "lift": {"saturation": 3.0}})  # about as many cells as a digit has
+SEVERAL = _merged(
+    SPLIT, {"clouds": {"points_per_cloud": 150}, "lift": {"saturation": 3.0}}
+)  # about as many cells as a digit has
 UNROLLED = {
-    "lift": {"bandwidth_end": 0.06},  # narrower than elsewhere: what is scored is 0 or 1, and greys would be of use here
+    "lift": {
+        "bandwidth_end": 0.06
+    },  # narrower than elsewhere: what is scored is 0 or 1, and greys would be of use here
     "network": {"padding": 3},
-    "objective": {"name": "unrolled_training", "real_batch": 26, "distribution_matching_until": 0.5},
+    "objective": {
+        "name": "unrolled_training",
+        "real_batch": 26,
+        "distribution_matching_until": 0.5,
+    },
     "schedule": {"iterations": 1200},
 }
 BEST: dict[str, tuple[dict, str]] = {
@@ -177,7 +203,13 @@ BEST: dict[str, tuple[dict, str]] = {
         "the same, scored as grey images, points as narrow spots",
     ),
     "mnist-1-split": (
-        _merged(SPLIT, {"clouds": {"clouds_per_class": 8, "points_per_cloud": 31}, "evaluation": {"networks": 5}}),
+        _merged(
+            SPLIT,
+            {
+                "clouds": {"clouds_per_class": 8, "points_per_cloud": 31},
+                "evaluation": {"networks": 5},
+            },
+        ),
         "the points of 1 cloud per class in 8 clouds of 31, by maximum mean discrepancy",
     ),
     "mnist-10": (
@@ -213,9 +245,14 @@ SOLIDS = {
     "schedule": {"iterations": 300},
     "evaluation": {"networks": 2, "epochs": 60},
 }
-LARGE = {"network": {"width": 128}, "objective": {"real_batch": 256}, "schedule": {"iterations": 2000}}
+LARGE = {
+    "network": {"width": 128},
+    "objective": {"real_batch": 256},
+    "schedule": {"iterations": 2000},
+}
 QUICKSTART = _merged(
-    GAUSSIAN, {"schedule": {"iterations": 300}, "evaluation": {"networks": 3, "epochs": 200, "width": 32}}
+    GAUSSIAN,
+    {"schedule": {"iterations": 300}, "evaluation": {"networks": 3, "epochs": 200, "width": 32}},
 )
 
 
@@ -224,13 +261,23 @@ def _best_presets() -> dict[str, Preset]:
     presets, in_full = {}, {"evaluation": full}
     for name, (changes, text) in BEST.items():
         small = _merged(INGREDIENTS, changes, SMALL_CHOICE)
-        presets[name] = Preset(from_dict(_merged(INGREDIENTS, in_full, changes)), f"our best: {text}")
-        presets[f"{name}-small"] = Preset(from_dict(small), f"{text}; scored on the validation split by fewer, smaller classifiers")
+        presets[name] = Preset(
+            from_dict(_merged(INGREDIENTS, in_full, changes)), f"our best: {text}"
+        )
+        presets[f"{name}-small"] = Preset(
+            from_dict(small),
+            f"{text}; scored on the validation split by fewer, smaller classifiers",
+        )
     return presets
 
 
 def _shape_presets() -> dict[str, Preset]:
-    presets = {"solids": Preset(from_dict(_merged(SHAPES, SOLIDS)), "simple solids, which need no files; a minute on 2 cores")}
+    presets = {
+        "solids": Preset(
+            from_dict(_merged(SHAPES, SOLIDS)),
+            "simple solids, which need no files; a minute on 2 cores",
+        )
+    }
     for count in (1, 3, 10):
         kinds = {
             f"shapes-{count}": (count, 1024, f"{count} per class"),
@@ -239,13 +286,16 @@ def _shape_presets() -> dict[str, Preset]:
             ),
         }  # fmt: skip
         for name, (clouds, points, words) in kinds.items():
-            settings = _merged(SHAPES, {"clouds": {"clouds_per_class": clouds, "points_per_cloud": points}})
+            settings = _merged(
+                SHAPES, {"clouds": {"clouds_per_class": clouds, "points_per_cloud": points}}
+            )
             if count == 10:
                 settings = _merged(settings, {"evaluation": {"networks": 1}})
             text = f"ModelNet10 as far as 24^3 grids keep it, by PointNets: {words}"
             presets[name] = Preset(from_dict(settings), text)
             presets[f"{name}-small"] = Preset(
-                from_dict(_merged(settings, SHAPES_SMALL)), f"{text}; scored on the validation split by one classifier"
+                from_dict(_merged(settings, SHAPES_SMALL)),
+                f"{text}; scored on the validation split by one classifier",
             )
     return presets
 
@@ -255,19 +305,23 @@ PRESETS: dict[str, Preset] = {
     **_best_presets(),
     **_shape_presets(),
     "gaussian": Preset(
-        from_dict(GAUSSIAN), "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells"
+        from_dict(GAUSSIAN),
+        "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells",
     ),
     "gaussian-small": Preset(
         from_dict({**GAUSSIAN, "evaluation": SMALL["evaluation"]}),
         "`gaussian`, scored as the paper's small presets are",
     ),
     "ingredients-base": Preset(
-        from_dict(_merged(INGREDIENTS, LARGE)), "what the ablation of ingredients starts from, scored on the validation split"
+        from_dict(_merged(INGREDIENTS, LARGE)),
+        "what the ablation of ingredients starts from, scored on the validation split",
     ),
     "ingredients-base-small": Preset(
-        from_dict(_merged(INGREDIENTS, SMALL_CHOICE)), "the same; minutes on 2 cores, scored by fewer, smaller classifiers"
+        from_dict(_merged(INGREDIENTS, SMALL_CHOICE)),
+        "the same; minutes on 2 cores, scored by fewer, smaller classifiers",
     ),
     "quickstart": Preset(
-        from_dict(QUICKSTART), "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers"
+        from_dict(QUICKSTART),
+        "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers",
     ),
 }

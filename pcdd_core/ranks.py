@@ -14,7 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-INDEPENDENT_CLASSES = ("gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "sorted_feature_matching")  # objectives
+INDEPENDENT_CLASSES = (
+    "gradient_matching",
+    "distribution_matching",
+    "maximum_mean_discrepancy",
+    "sorted_feature_matching",
+)  # objectives
 
 
 def rank() -> int:

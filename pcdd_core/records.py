@@ -19,7 +19,9 @@ from .evaluation import Score
 from .files import atomic_write_text
 from .presets import PRESETS, label
 
-COMMITTED = Path(__file__).parents[1] / "figures" / "records"  # in a checkout: the records that the repository keeps
+COMMITTED = (
+    Path(__file__).parents[1] / "figures" / "records"
+)  # in a checkout: the records that the repository keeps
 LONGEST_NAME = 180  # of a kept record, before its seed: file systems end at 255
 LOGGED = slice(0, 1250, 100)  # the iterations whose gradients the paper's Table 2 averages
 WINDOWS = 30  # of a run, over each of which the curves of its record are averaged
@@ -43,14 +45,18 @@ def read_record(path: Path | str) -> dict[str, Any]:
         raise InputError(
             f"{path}: not a record; expected the record.json of a finished run, with {', '.join(sorted(needed))}"
         )
-    clouds = path.with_name("clouds.npz") if path.name == "record.json" else path.with_suffix(".npz")
+    clouds = (
+        path.with_name("clouds.npz") if path.name == "record.json" else path.with_suffix(".npz")
+    )
     return record | {"clouds_file": str(clouds.resolve()) if clouds.is_file() else None}
 
 
 def as_json(record: dict[str, Any]) -> str:
     """A record as text: indented, but a list of numbers on one line."""
     text = json.dumps(record, indent=2)
-    return re.sub(r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    return re.sub(
+        r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text
+    )
 
 
 def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
@@ -90,9 +96,16 @@ def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
     if "curves" not in record and steps.exists() and record["scores"]:
         record |= averages(steps)
     name = re.sub(r"[^\w.-]+", "-", _label(record)).strip("-")
-    seed, digits = f"seed{record['config']['seed']}", hashlib.sha256(identity(record).encode()).hexdigest()[:8]
+    seed, digits = (
+        f"seed{record['config']['seed']}",
+        hashlib.sha256(identity(record).encode()).hexdigest()[:8],
+    )
     kept = Path(folder) / f"{name}-{seed}.json"
-    if len(name) > LONGEST_NAME or kept.is_file() and identity(read_record(kept)) != identity(record):
+    if (
+        len(name) > LONGEST_NAME
+        or kept.is_file()
+        and identity(read_record(kept)) != identity(record)
+    ):
         kept = kept.with_name(f"{name[:LONGEST_NAME]}-{digits}-{seed}.json")
     if path.resolve() != kept.resolve():
         atomic_write_text(kept, as_json(record))
@@ -136,7 +149,10 @@ def averages(path: Path) -> dict[str, Any]:
         **{key: [row[key] for row in rows] for key in means},
     }
     curves = {"iteration": [float(part.mean()) for part in parts]}
-    curves |= {key: [float(f"{np.mean(np.take(found, part)):.4g}") for part in parts] for key, found in values.items()}
+    curves |= {
+        key: [float(f"{np.mean(np.take(found, part)):.4g}") for part in parts]
+        for key, found in values.items()
+    }
     found = {**means, "matching_loss": ends, "iterations": len(rows), "curves": curves}
     if len(rows) >= LOGGED.stop:
         logged = [row["mean_absolute_gradient"] for row in rows[LOGGED]]
@@ -157,19 +173,35 @@ def table(
     for name, group in _by_label(records).items():
         row: dict[str, Any] = {"name": name, "paper's figure": _stated(group[0]["name"])}
         for column, value in (columns or {}).items():
-            row[column] = value(from_dict(group[0]["config"])) if "network" in group[0]["config"] else None
+            row[column] = (
+                value(from_dict(group[0]["config"])) if "network" in group[0]["config"] else None
+            )
         row |= _scores([record["scores"] for record in group])
         row["seeds"] = len({record["config"]["seed"] for record in group})
-        for key in ("mean_absolute_gradient", "mean_absolute_gradient_as_logged", "mean_absolute_displacement"):
+        for key in (
+            "mean_absolute_gradient",
+            "mean_absolute_gradient_as_logged",
+            "mean_absolute_displacement",
+        ):
             if all(key in record for record in group):
-                row[key.replace("_", " ")] = float(f"{np.mean([record[key] for record in group]):.3g}")
-        spent = [record["seconds"] for record in group if "seconds" in record]  # failed runs have none
+                row[key.replace("_", " ")] = float(
+                    f"{np.mean([record[key] for record in group]):.3g}"
+                )
+        spent = [
+            record["seconds"] for record in group if "seconds" in record
+        ]  # failed runs have none
         for stage in spent[0] if spent else ():
-            row[f"{stage} seconds"] = round(float(np.mean([seconds[stage] for seconds in spent])), 1)
+            row[f"{stage} seconds"] = round(
+                float(np.mean([seconds[stage] for seconds in spent])), 1
+            )
         peaks = [record["peak_memory_bytes"] for record in group if "peak_memory_bytes" in record]
         row["peak memory MiB"] = round(max(peaks, default=0) / 2**20)
-        scored = "a released set" if name.startswith("released-") else "real clouds"  # which no run made
-        row["health"] = "; ".join(sorted({record.get("health", scored).split(" at iteration")[0] for record in group}))
+        scored = (
+            "a released set" if name.startswith("released-") else "real clouds"
+        )  # which no run made
+        row["health"] = "; ".join(
+            sorted({record.get("health", scored).split(" at iteration")[0] for record in group})
+        )
         rows.append(row)
     return rows
 
@@ -179,9 +211,17 @@ def curve_table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for name, group in _by_label(record for record in records if "scores_at" in record).items():
         for iteration in group[0]["scores_at"]:
-            row = {"name": name, "paper's figure": _stated(group[0]["name"]), "iteration": int(iteration)}
+            row = {
+                "name": name,
+                "paper's figure": _stated(group[0]["name"]),
+                "iteration": int(iteration),
+            }
             scored = [record["scores_at"][iteration] for record in group]
-            rows.append(row | _scores(scored) | {"seeds": len({record["config"]["seed"] for record in group})})
+            rows.append(
+                row
+                | _scores(scored)
+                | {"seeds": len({record["config"]["seed"] for record in group})}
+            )
     return rows
 
 
@@ -211,15 +251,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def latex(rows: list[dict[str, Any]]) -> str:
     """The same as a LaTeX tabular (package booktabs)."""
-    return tabulate(_as_text(rows), _columns(rows), tablefmt="latex_booktabs", disable_numparse=True).replace(
-        "±", r"$\pm$"
-    )
+    return tabulate(
+        _as_text(rows), _columns(rows), tablefmt="latex_booktabs", disable_numparse=True
+    ).replace("±", r"$\pm$")
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
     """The same as CSV, numbers and standard deviations in columns of their own."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list({column: None for row in rows for column in row}), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list({column: None for row in rows for column in row}), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -228,11 +270,17 @@ def comma_separated(rows: list[dict[str, Any]]) -> str:
 def label_of_score(name: str, config: Config) -> str:
     """The name of what was scored without being distilled, with the classifier if it is not the protocols' own."""
     classifier = config.evaluation.classifier
-    return name if classifier == Config().evaluation.classifier else f"{name} evaluation.classifier={classifier}"
+    return (
+        name
+        if classifier == Config().evaluation.classifier
+        else f"{name} evaluation.classifier={classifier}"
+    )
 
 
 def _label(record: dict[str, Any]) -> str:
-    return (label if "network" in record["config"] else label_of_score)(record["name"], from_dict(record["config"]))
+    return (label if "network" in record["config"] else label_of_score)(
+        record["name"], from_dict(record["config"])
+    )
 
 
 def _stated(name: str) -> float | None:

@@ -49,7 +49,16 @@ RUN_FILES = (
     "config.json",
 )
 CURVE_CLASSIFIERS = {"networks": 5, "epochs": 300, "width": 32}  # of `evaluation.curve`
-CHECKPOINT_KEYS = {"configuration", "state", "frames", "updates", "seconds", "still", "finding", "label_probabilities"}
+CHECKPOINT_KEYS = {
+    "configuration",
+    "state",
+    "frames",
+    "updates",
+    "seconds",
+    "still",
+    "finding",
+    "label_probabilities",
+}
 
 
 def run(
@@ -87,7 +96,16 @@ def run(
             return folder
         with sole_user(folder):
             _run(
-                config, name, folder, splits, steps, checkpoint, place, overwrite, checkpoint_every, progress or Progress()
+                config,
+                name,
+                folder,
+                splits,
+                steps,
+                checkpoint,
+                place,
+                overwrite,
+                checkpoint_every,
+                progress or Progress(),
             )
     return folder
 
@@ -110,19 +128,35 @@ def _run(
     progress: "Progress",
 ) -> None:
     if overwrite:
-        for old in (*RUN_FILES, "clouds.png"):  # the last is `pcdd show`'s; and nothing else that may be in the folder
+        for old in (
+            *RUN_FILES,
+            "clouds.png",
+        ):  # the last is `pcdd show`'s; and nothing else that may be in the folder
             (folder / old).unlink(missing_ok=True)
-    atomic_write_text(folder / "config.json", json.dumps({"name": name, **configuration.to_dict(config)}, indent=2))
+    atomic_write_text(
+        folder / "config.json",
+        json.dumps({"name": name, **configuration.to_dict(config)}, indent=2),
+    )
 
-    record = {"name": name, "config": configuration.to_dict(config), "machine": machine.describe(place)}
-    derivatives = second_order.second_derivatives(config, splits.train, initial_clouds(config, splits.train), place)
+    record = {
+        "name": name,
+        "config": configuration.to_dict(config),
+        "machine": machine.describe(place),
+    }
+    derivatives = second_order.second_derivatives(
+        config, splits.train, initial_clouds(config, splits.train), place
+    )
     record["second_derivatives"] = derivatives
     if derivatives["gradients_without_graph"]:
         progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
-        trajectory, labels, seconds, health = _distill(folder, config, splits, steps, checkpoint, checkpoint_every, progress)
+        trajectory, labels, seconds, health = _distill(
+            folder, config, splits, steps, checkpoint, checkpoint_every, progress
+        )
         distilled = replace(initial_clouds(config, splits.train), label_probabilities=labels)
-        distilled = distilled.with_coordinates(_coordinates_before(trajectory, scored_iteration(config)))
+        distilled = distilled.with_coordinates(
+            _coordinates_before(trajectory, scored_iteration(config))
+        )
         save(distilled, folder / "clouds.npz")
         figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
         scored = _score_run(folder, config, splits, trajectory, distilled, place, progress)
@@ -158,11 +192,17 @@ def _score_run(
 
     Each score is kept in scores.json as soon as it is made, so a run that was stopped goes on with the next.
     """
-    path, small = folder / "scores.json", replace(config, evaluation=replace(config.evaluation, **CURVE_CLASSIFIERS))
+    path, small = (
+        folder / "scores.json",
+        replace(config, evaluation=replace(config.evaluation, **CURVE_CLASSIFIERS)),
+    )
     made = json.loads(path.read_text()) if path.exists() else {}
     wanted = {"result": (distilled, config)}
     for iteration in config.evaluation.curve:
-        wanted[str(iteration)] = distilled.with_coordinates(_coordinates_before(trajectory, iteration)), small
+        wanted[str(iteration)] = (
+            distilled.with_coordinates(_coordinates_before(trajectory, iteration)),
+            small,
+        )
     for name, (clouds, settings) in wanted.items():
         if name not in made:
             made[name] = _score(clouds, splits, settings, place, progress)
@@ -170,8 +210,12 @@ def _score_run(
     if not config.evaluation.curve:
         return made["result"]
     seconds = {"evaluation": made["result"]["seconds"]["evaluation"]}
-    seconds["curve"] = sum(made[str(iteration)]["seconds"]["evaluation"] for iteration in config.evaluation.curve)
-    scores_at = {str(iteration): made[str(iteration)]["scores"] for iteration in config.evaluation.curve}
+    seconds["curve"] = sum(
+        made[str(iteration)]["seconds"]["evaluation"] for iteration in config.evaluation.curve
+    )
+    scores_at = {
+        str(iteration): made[str(iteration)]["scores"] for iteration in config.evaluation.curve
+    }
     return made["result"] | {"scores_at": scores_at, "seconds": seconds}
 
 
@@ -218,7 +262,10 @@ def _refuse_empty_split(splits: Splits, config: Config) -> None:
 def _refuse_scored_iterations(config: Config) -> None:
     """Raise InputError if the clouds cannot be scored before the iterations that the settings name."""
     settings, total = config.evaluation, config.schedule.iterations
-    named = {"evaluation.iteration": settings.iteration or 0, "evaluation.curve": max(settings.curve, default=0)}
+    named = {
+        "evaluation.iteration": settings.iteration or 0,
+        "evaluation.curve": max(settings.curve, default=0),
+    }
     for name, iteration in named.items():
         if iteration > total:
             raise InputError(
@@ -263,8 +310,12 @@ class Progress:
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar, self.stage = quiet, None, None
-        kernel = sys.modules.get("ipykernel.kernelapp")  # imported by other programs than kernels, too
-        self.stream = sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
+        kernel = sys.modules.get(
+            "ipykernel.kernelapp"
+        )  # imported by other programs than kernels, too
+        self.stream = (
+            sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
+        )
 
     def __call__(self, fraction: float, stage: str, note: str = "") -> None:
         """Show that `fraction` (0 to 1) of `stage` is done."""
@@ -274,7 +325,9 @@ class Progress:
             self.close()
             layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
             interval = 0.5 if self.stream.isatty() else 10
-            self.bar = tqdm(total=1.0, desc=stage, bar_format=layout, mininterval=interval, file=self.stream)
+            self.bar = tqdm(
+                total=1.0, desc=stage, bar_format=layout, mininterval=interval, file=self.stream
+            )
             self.stage = stage
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(fraction - self.bar.n)
@@ -291,7 +344,9 @@ class Progress:
             tqdm.write(text, file=self.stream)
 
 
-def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+def _open_folder(
+    folder: Path, config: Config, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
     """The checkpoint to go on from, if any. Refuses to harm a run that is already there."""
     refuse_file_in_the_way(folder)
     if overwrite:
@@ -316,8 +371,12 @@ def _open_folder(folder: Path, config: Config, resume: bool, overwrite: bool) ->
         wrong = checkpoint["configuration"] != configuration.identity(config)
         if missing := CHECKPOINT_KEYS - set(checkpoint):
             raise KeyError(*missing)
-    except Exception:  # torch raises many kinds for a damaged file, and its advice is to load it unsafely
-        raise InputError(f"{path}: not a readable checkpoint; start the run afresh with --overwrite") from None
+    except (
+        Exception
+    ):  # torch raises many kinds for a damaged file, and its advice is to load it unsafely
+        raise InputError(
+            f"{path}: not a readable checkpoint; start the run afresh with --overwrite"
+        ) from None
     if wrong:
         raise InputError(
             f"{path}: checkpoint of another configuration ({checkpoint['configuration']}, this one is "
@@ -338,7 +397,11 @@ def _distill(
     """Run the steps; returns trajectory, learned labels, seconds spent (earlier parts of the run included), the finding."""
     total, health = config.schedule.iterations, Health()
     if checkpoint:
-        frames, updates, seconds = list(checkpoint["frames"]), checkpoint["updates"], checkpoint["seconds"]
+        frames, updates, seconds = (
+            list(checkpoint["frames"]),
+            checkpoint["updates"],
+            checkpoint["seconds"],
+        )
         health.still, health.finding = checkpoint["still"], checkpoint["finding"]
         labels = checkpoint["label_probabilities"]
         _keep_lines(folder / "steps.jsonl", checkpoint["state"]["iteration"] + 1)
@@ -360,11 +423,18 @@ def _distill(
         for step in steps:
             done = step.iteration + 1
             lines.append(_line(step))
-            in_turn = done * config.schedule.snapshots // total > (done - 1) * config.schedule.snapshots // total
+            in_turn = (
+                done * config.schedule.snapshots // total
+                > (done - 1) * config.schedule.snapshots // total
+            )
             if in_turn or done in {scored_iteration(config), *config.evaluation.curve}:
                 frames.append(step.clouds.coordinates.cpu())
                 updates.append(done)
-            labels = None if step.clouds.label_probabilities is None else step.clouds.label_probabilities.cpu()
+            labels = (
+                None
+                if step.clouds.label_probabilities is None
+                else step.clouds.label_probabilities.cpu()
+            )
             well_before = health.finding is None
             health.watch(step)
             if health.finding and well_before:

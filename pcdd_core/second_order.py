@@ -30,7 +30,11 @@ def second_derivatives(
     network, lift = draw_network(config, real.to(device), 0), lift_at(config, 0)
     own = synthetic.select(members_per_class(synthetic)[0]).to(device)
     without = gradients_without_graph(network, lift(own), own.labels)
-    return missed_gradient(config, real, synthetic, device) if without else {"gradients_without_graph": without}
+    return (
+        missed_gradient(config, real, synthetic, device)
+        if without
+        else {"gradients_without_graph": without}
+    )
 
 
 def sentence(found: dict[str, Any]) -> str:
@@ -38,7 +42,11 @@ def sentence(found: dict[str, Any]) -> str:
     names = found["gradients_without_graph"]
     if not names:
         return ""
-    parts = [f"{layer} {part['missed']:.1%}" for layer, part in found["layers"].items() if part["missed"] > 1e-3]
+    parts = [
+        f"{layer} {part['missed']:.1%}"
+        for layer, part in found["layers"].items()
+        if part["missed"] > 1e-3
+    ]
     return (
         f"no second derivatives for the gradients of {', '.join(names)}: at the start the points miss {found['missed']:.1%} of "
         f"the true gradient (cosine {found['cosine']:.4f}; by layer: {', '.join(parts)}); network.backend=sparse has all of it"
@@ -46,7 +54,11 @@ def sentence(found: dict[str, Any]) -> str:
 
 
 def missed_gradient(
-    config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str = "cpu", iteration: int = 0
+    config: Config,
+    real: PointClouds,
+    synthetic: PointClouds,
+    device: torch.device | str = "cpu",
+    iteration: int = 0,
 ) -> dict[str, Any]:
     """Compare the backend of `config` with the twice differentiable `sparse`, at the first network and `iteration`'s batch.
 
@@ -57,7 +69,9 @@ def missed_gradient(
         layers                      for each: `share`, |its true part| / |true gradient|, and `missed`, of its own part
     """
     if config.network.backend == "torch":
-        raise ValueError("network.backend is torch, whose network has no twin in `sparse` to compare with")
+        raise ValueError(
+            "network.backend is torch, whose network has no twin in `sparse` to compare with"
+        )
     twin = replace(config, network=replace(config.network, backend="sparse"))
     real = real.to(device)
     network, true_network = draw_network(config, real, 0), draw_network(twin, real, 0)
@@ -100,16 +114,27 @@ def coordinate_gradients(
     """
     lift = lift_at(config, iteration)
     coordinates = synthetic.coordinates.detach().clone().requires_grad_()
-    target = [gradient.detach() for gradient in parameter_gradients(network, lift_at(config, iteration, real=True)(real), real.labels)]
+    target = [
+        gradient.detach()
+        for gradient in parameter_gradients(
+            network, lift_at(config, iteration, real=True)(real), real.labels
+        )
+    ]
     lifted = lift(synthetic.with_coordinates(coordinates))
     gradients = parameter_gradients(network, lifted, synthetic.labels, create_graph=True)
     leaves = [gradient.detach().requires_grad_() for gradient in gradients]
-    directions = torch.autograd.grad(DISTANCES[config.objective.distance](target, leaves), leaves, allow_unused=True)
+    directions = torch.autograd.grad(
+        DISTANCES[config.objective.distance](target, leaves), leaves, allow_unused=True
+    )
     parts = {}
-    for (name, _), gradient, direction in zip(network.named_parameters(), gradients, directions, strict=True):
+    for (name, _), gradient, direction in zip(
+        network.named_parameters(), gradients, directions, strict=True
+    ):
         part = None
         if direction is not None and gradient.grad_fn is not None:
-            part = torch.autograd.grad(gradient, coordinates, direction, retain_graph=True, allow_unused=True)[0]
+            part = torch.autograd.grad(
+                gradient, coordinates, direction, retain_graph=True, allow_unused=True
+            )[0]
         parts[name] = torch.zeros_like(coordinates) if part is None else part
     return parts
 

@@ -54,20 +54,33 @@ def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarra
     normals for instance, are ignored. Raises InputError naming the file and what is wrong with it.
     """
     if path.stat().st_size > LARGEST_FILE:
-        raise InputError(f"{path}: {path.stat().st_size / 2**20:.0f} MiB; expected at most {LARGEST_FILE / 2**20:.0f}")
+        raise InputError(
+            f"{path}: {path.stat().st_size / 2**20:.0f} MiB; expected at most {LARGEST_FILE / 2**20:.0f}"
+        )
     try:
         found, faces = _reader(path)(path)
     except InputError:
         raise
     except Exception as error:  # libraries raise some ten kinds for damaged files
-        raise InputError(f"{path}: not a readable {path.suffix} file ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(
+            f"{path}: not a readable {path.suffix} file ({' '.join(str(error).split())[:200]})"
+        ) from None
     if found.ndim != 2 or found.shape[1] < 3 or len(found) == 0:
-        raise InputError(f"{path}: an array of shape {found.shape}; expected one or more rows of 3 coordinates")
+        raise InputError(
+            f"{path}: an array of shape {found.shape}; expected one or more rows of 3 coordinates"
+        )
     found = found[:, :3].astype(np.float64)
     if (wrong := np.argwhere(~np.isfinite(found))).size:
         row, axis = wrong[0]
-        raise InputError(f"{path}: coordinate {found[row, axis]} in row {row}; expected finite numbers")
-    return normalised(_on_surface(path, found, faces, points, draws) if faces is not None else _part(found, points, draws), str(path))
+        raise InputError(
+            f"{path}: coordinate {found[row, axis]} in row {row}; expected finite numbers"
+        )
+    return normalised(
+        _on_surface(path, found, faces, points, draws)
+        if faces is not None
+        else _part(found, points, draws),
+        str(path),
+    )
 
 
 def normalised(points: np.ndarray, name: str) -> np.ndarray:
@@ -75,7 +88,9 @@ def normalised(points: np.ndarray, name: str) -> np.ndarray:
     centred = points - points.mean(0)
     radius = np.linalg.norm(centred, axis=1).max()
     if not radius > 1e-9 * max(1.0, np.abs(points).max()):
-        raise InputError(f"{name}: all points are at {points[0].tolist()}; expected a shape with some extent")
+        raise InputError(
+            f"{name}: all points are at {points[0].tolist()}; expected a shape with some extent"
+        )
     return (centred / radius).astype(np.float32)
 
 
@@ -88,7 +103,9 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
         return lambda path: (_read_list(path), None)
     if suffix in ARRAYS:
         return lambda path: (_read_array(path), None)
-    raise InputError(f"{path}: files of this ending are not read; expected one of {', '.join(MESHES + LISTS + ARRAYS)}")
+    raise InputError(
+        f"{path}: files of this ending are not read; expected one of {', '.join(MESHES + LISTS + ARRAYS)}"
+    )
 
 
 def _read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -109,12 +126,18 @@ def _read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _read_list(path: Path) -> np.ndarray:
     text = path.read_text()
-    rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    rows = [
+        line.replace(",", " ").split()
+        for line in text.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     if rows and len(rows[0]) == 1:  # some .xyz files begin with the number of points
         rows = rows[1:]
     for number, row in enumerate(rows):
         if len(row) < 3:
-            raise InputError(f"{path}: {len(row)} numbers in row {number}; expected 3 or more, separated by spaces or commas")
+            raise InputError(
+                f"{path}: {len(row)} numbers in row {number}; expected 3 or more, separated by spaces or commas"
+            )
     return np.array([[float(value) for value in row[:3]] for row in rows])
 
 
@@ -124,23 +147,31 @@ def _read_array(path: Path) -> np.ndarray:
         return loaded
     with loaded:
         if "points" not in loaded.files and len(loaded.files) != 1:
-            raise InputError(f"{path}: arrays {', '.join(loaded.files) or 'none'}; expected one, or one called points")
+            raise InputError(
+                f"{path}: arrays {', '.join(loaded.files) or 'none'}; expected one, or one called points"
+            )
         return loaded["points" if "points" in loaded.files else loaded.files[0]]
 
 
-def _on_surface(path: Path, vertices: np.ndarray, faces: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
+def _on_surface(
+    path: Path, vertices: np.ndarray, faces: np.ndarray, points: int, draws: np.random.Generator
+) -> np.ndarray:
     """Points uniform on the surface: a triangle in proportion to its area, then uniform in it."""
     import trimesh
 
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     if not mesh.area > 0:
-        raise InputError(f"{path}: a mesh without surface ({len(faces)} faces of area 0); expected triangles with some extent")
+        raise InputError(
+            f"{path}: a mesh without surface ({len(faces)} faces of area 0); expected triangles with some extent"
+        )
     return np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
 
 
 def _part(found: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
     order = draws.permutation(len(found))[:points]
-    return found[np.concatenate([order, draws.integers(len(found), size=max(points - len(found), 0))])]
+    return found[
+        np.concatenate([order, draws.integers(len(found), size=max(points - len(found), 0))])
+    ]
 
 
 # --- many files ---------------------------------------------------------------------------------------------------
@@ -161,9 +192,13 @@ def read_all(named: Sequence[Named], points: int, class_names: Sequence[str], se
     if refused:
         listed = "\n  ".join(refused[:20])
         more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
-        warnings.warn(f"{len(refused)} of {len(named)} files are left out:\n  {listed}{more}", stacklevel=2)
+        warnings.warn(
+            f"{len(refused)} of {len(named)} files are left out:\n  {listed}{more}", stacklevel=2
+        )
     for label in sorted({label for _, label in named} - set(labels)):
-        raise InputError(f"class '{class_names[label]}': none of its files can be used; the first: {refused[0]}")
+        raise InputError(
+            f"class '{class_names[label]}': none of its files can be used; the first: {refused[0]}"
+        )
     return Shapes(np.stack(kept), np.array(labels, dtype=np.int64))
 
 
@@ -173,12 +208,17 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
     root/train/CLASS/FILE with root/test/..., or root/CLASS/train/FILE with .../test/..., as ModelNet is published; or
     root/CLASS/FILE, of which every third file in the order of names is for testing. Raises InputError.
     """
+
     def files(folder: Path) -> list[Path]:
         endings = MESHES + LISTS + ARRAYS
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file())
+        return sorted(
+            path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file()
+        )
 
     def folders(folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
 
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; expected one with a folder for each class")
@@ -189,7 +229,12 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
     train, test = [], []
     for label, folder in enumerate(classes):
         if split_first:
-            own = files(folder), files(root / "test" / folder.name) if (root / "test" / folder.name).is_dir() else []
+            own = (
+                files(folder),
+                files(root / "test" / folder.name)
+                if (root / "test" / folder.name).is_dir()
+                else [],
+            )
         elif (folder / "train").is_dir() and (folder / "test").is_dir():
             own = files(folder / "train"), files(folder / "test")
         else:
@@ -197,7 +242,9 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
             own = [path for place, path in enumerate(found) if place % 3 != 2], found[2::3]
         for split, paths, kept in zip(("training", "testing"), own, (train, test)):
             if not paths:
-                raise InputError(f"{folder}: no files for {split}; expected some of {', '.join(MESHES + LISTS + ARRAYS)}")
+                raise InputError(
+                    f"{folder}: no files for {split}; expected some of {', '.join(MESHES + LISTS + ARRAYS)}"
+                )
             kept += [(path, label) for path in paths]
     names = tuple(folder.name for folder in classes)
     return read_all(train, points, names, seed), read_all(test, points, names, seed + 1), names
@@ -218,7 +265,10 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
     for path in paths:
         try:
             with h5py.File(path, "r") as file:
-                arrays = {field: np.asarray(file[field]) if field in file else None for field in ("data", "label")}
+                arrays = {
+                    field: np.asarray(file[field]) if field in file else None
+                    for field in ("data", "label")
+                }
         except OSError as error:
             raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
         data, label = arrays["data"], arrays["label"]
@@ -226,12 +276,18 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
             if array is None:
                 raise InputError(f"{path}: field '{field}' is missing; expected data and label")
         if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
-            raise InputError(f"{path}: field 'data' is of shape {data.shape}; expected (shapes, {points} points or more, 3)")
+            raise InputError(
+                f"{path}: field 'data' is of shape {data.shape}; expected (shapes, {points} points or more, 3)"
+            )
         if label.size != len(data):
-            raise InputError(f"{path}: field 'label' is of shape {label.shape}; expected one for each of {len(data)} shapes")
+            raise InputError(
+                f"{path}: field 'label' is of shape {label.shape}; expected one for each of {len(data)} shapes"
+            )
         label = label.reshape(-1).astype(np.int64)
         if (wrong := np.flatnonzero((label < 0) | (label >= len(class_names)))).size:
-            raise InputError(f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; expected 0 to {len(class_names) - 1}")
+            raise InputError(
+                f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; expected 0 to {len(class_names) - 1}"
+            )
         for number, shape in enumerate(data[:, :points, :3]):
             try:
                 if not np.isfinite(shape).all():
@@ -264,8 +320,13 @@ def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, t
         listed = _lines(root / f"modelnet{classes}_{split}.txt")
         owners = [shape.rpartition("_")[0] for shape in listed]
         if unknown := set(owners) - set(names):
-            raise InputError(f"{root / f'modelnet{classes}_{split}.txt'}: class '{min(unknown)}' is not in the list of names")
-        named = [(root / owner / f"{shape}.txt", names.index(owner)) for shape, owner in zip(listed, owners)]
+            raise InputError(
+                f"{root / f'modelnet{classes}_{split}.txt'}: class '{min(unknown)}' is not in the list of names"
+            )
+        named = [
+            (root / owner / f"{shape}.txt", names.index(owner))
+            for shape, owner in zip(listed, owners)
+        ]
         splits.append(read_all(named, points, names, seed=0))
     return *splits, names
 
@@ -273,14 +334,20 @@ def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, t
 def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """modelnet40_ply_hdf5_2048: train_files.txt and test_files.txt name the HDF5 files, shape_names.txt the classes."""
     names = tuple(_lines(root / "shape_names.txt"))
-    splits = [[root / Path(line).name for line in _lines(root / f"{split}_files.txt")] for split in ("train", "test")]
+    splits = [
+        [root / Path(line).name for line in _lines(root / f"{split}_files.txt")]
+        for split in ("train", "test")
+    ]
     return *(read_hdf5(paths, points, names) for paths in splits), names
 
 
 def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """shapenetcorev2_hdf5_2048: train0.h5 ..., val0.h5, test0.h5 ..., shape_names.txt; training includes the validation part."""
     names = tuple(_lines(root / "shape_names.txt"))
-    splits = [[path for split in parts for path in sorted(root.glob(f"{split}*.h5"))] for parts in (("train", "val"), ("test",))]
+    splits = [
+        [path for split in parts for path in sorted(root.glob(f"{split}*.h5"))]
+        for parts in (("train", "val"), ("test",))
+    ]
     for paths, split in zip(splits, ("train", "test")):
         if not paths:
             raise InputError(f"{root}: no files {split}*.h5")
@@ -303,7 +370,9 @@ def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
             for shape in listed:
                 _, folder, name = shape.rsplit("/", 2)
                 if folder not in folders:
-                    raise InputError(f"{path}: '{shape}' is of no class in {root / 'synsetoffset2category.txt'}")
+                    raise InputError(
+                        f"{path}: '{shape}' is of no class in {root / 'synsetoffset2category.txt'}"
+                    )
                 named.append((root / folder / f"{name}.txt", folders.index(folder)))
         splits.append(read_all(named, points, names, seed=0))
     return *splits, names
@@ -316,7 +385,10 @@ SCANOBJECTNN = (
 
 def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """PB_T50_RS, the hardest variant, with background."""
-    files = [root / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5" for split in ("training", "test")]
+    files = [
+        root / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5"
+        for split in ("training", "test")
+    ]
     return *(read_hdf5([path], points, SCANOBJECTNN) for path in files), SCANOBJECTNN
 
 
@@ -328,33 +400,55 @@ def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]
     path = root / "modelnet10_voxels24_1024.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)}
+            found = {
+                name: arrays[name]
+                for name in ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
+            }
     except Exception as error:  # numpy and zipfile raise some ten kinds for damaged files
         raise InputError(f"{path}: not a readable archive ({error})") from None
     if points > found["x_train"].shape[1]:
-        raise InputError(f"setting data.points = {points}: {path} has {found['x_train'].shape[1]} for each shape")
+        raise InputError(
+            f"setting data.points = {points}: {path} has {found['x_train'].shape[1]} for each shape"
+        )
     splits = []
     for split in ("train", "test"):
-        shapes = [normalised(shape, f"{path}, shape {number}") for number, shape in enumerate(found[f"x_{split}"][:, :points].astype(np.float64))]
+        shapes = [
+            normalised(shape, f"{path}, shape {number}")
+            for number, shape in enumerate(found[f"x_{split}"][:, :points].astype(np.float64))
+        ]
         repeated = int(found[REPEATED].sum()) if split == "test" else 0
         splits.append(Shapes(np.stack(shapes), found[f"y_{split}"].astype(np.int64), repeated))
     return *splits, tuple(found["class_names"].tolist())
 
 
 PUBLISHED = {
-    "modelnet10": Published("ModelNet10", "modelnet.cs.princeton.edu: ModelNet10.zip", lambda root, points: _modelnet(root, points, 10)),
+    "modelnet10": Published(
+        "ModelNet10",
+        "modelnet.cs.princeton.edu: ModelNet10.zip",
+        lambda root, points: _modelnet(root, points, 10),
+    ),
     "modelnet40": Published(
         "ModelNet40",
         "modelnet.cs.princeton.edu: ModelNet40.zip, or its forms modelnet40_normal_resampled and modelnet40_ply_hdf5_2048, unpacked there",
         lambda root, points: _modelnet(root, points, 40),
     ),
-    "shapenetcore": Published("shapenetcorev2_hdf5_2048", "github.com/antao97/PointCloudDatasets", _shapenet_core),
-    "shapenetpart": Published(
-        "shapenetcore_partanno_segmentation_benchmark_v0_normal", "the archive of that name, from shapenet.org after registration", _shapenet_part
+    "shapenetcore": Published(
+        "shapenetcorev2_hdf5_2048", "github.com/antao97/PointCloudDatasets", _shapenet_core
     ),
-    "scanobjectnn": Published("ScanObjectNN", "hkust-vgd.github.io/scanobjectnn, h5_files.zip, after registration", _scanobjectnn),
+    "shapenetpart": Published(
+        "shapenetcore_partanno_segmentation_benchmark_v0_normal",
+        "the archive of that name, from shapenet.org after registration",
+        _shapenet_part,
+    ),
+    "scanobjectnn": Published(
+        "ScanObjectNN",
+        "hkust-vgd.github.io/scanobjectnn, h5_files.zip, after registration",
+        _scanobjectnn,
+    ),
     "modelnet10-voxels24": Published(
-        "modelnet10_voxels24", "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; not comparable with ModelNet10", _voxels24
+        "modelnet10_voxels24",
+        "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; not comparable with ModelNet10",
+        _voxels24,
     ),
 }
 
@@ -364,7 +458,9 @@ def read_published(name: str, data: Path, points: int) -> tuple[Shapes, Shapes, 
     published = PUBLISHED[name]
     root = data / published.folder
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; {name} is expected there, from {published.source}. data.name=solids needs no files")
+        raise InputError(
+            f"{root}: no such folder; {name} is expected there, from {published.source}. data.name=solids needs no files"
+        )
     return published.read(root, points)
 
 
@@ -378,7 +474,9 @@ def _lines(path: Path) -> list[str]:
 # --- solids -------------------------------------------------------------------------------------------------------
 
 
-def solids(points: int, seed: int = 0, train: int = 100, test: int = 50) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+def solids(
+    points: int, seed: int = 0, train: int = 100, test: int = 50
+) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """So many of each of eight simple solids in random proportions, turned about the vertical and a little tilted: a data set without files."""
     names = tuple(SOLIDS)
     splits = []
@@ -388,7 +486,11 @@ def solids(points: int, seed: int = 0, train: int = 100, test: int = 50) -> tupl
             for number in range(count):
                 draws = np.random.default_rng((seed, split, label, number))
                 shape = SOLIDS[name](points, draws) * draws.uniform(0.6, 1.4, 3)
-                made.append(normalised(shape @ _turn(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T, name))
+                made.append(
+                    normalised(
+                        shape @ _turn(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T, name
+                    )
+                )
         splits.append(Shapes(np.stack(made), np.repeat(np.arange(len(names)), count)))
     return *splits, names
 
@@ -426,7 +528,10 @@ def _cross(points: int, draws: np.random.Generator) -> np.ndarray:
     bar, made = draws.integers(3, size=points), np.empty((points, 3))
     for axis in range(3):
         own = bar == axis
-        made[own, axis], made[np.ix_(own, [(axis + 1) % 3, (axis + 2) % 3])] = along[own], across[own]
+        made[own, axis], made[np.ix_(own, [(axis + 1) % 3, (axis + 2) % 3])] = (
+            along[own],
+            across[own],
+        )
     return made
 
 
@@ -435,7 +540,9 @@ def _table(points: int, draws: np.random.Generator) -> np.ndarray:
     made = draws.uniform((-1, -1, 0.7), (1, 1, 0.8), (points, 3))
     legs = draws.random(points) < 0.4
     corner = draws.choice([-0.85, 0.85], (points, 2))
-    made[legs] = np.column_stack([corner + draws.uniform(-0.06, 0.06, (points, 2)), draws.uniform(-1, 0.7, points)])[legs]
+    made[legs] = np.column_stack(
+        [corner + draws.uniform(-0.06, 0.06, (points, 2)), draws.uniform(-1, 0.7, points)]
+    )[legs]
     return made
 
 

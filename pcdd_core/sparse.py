@@ -82,7 +82,9 @@ def dense_sizes(cells: Tensor, grid: Grid, stride: int, corner: bool) -> Grid:
     return sizes
 
 
-def from_points(coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid) -> SparseTensor:
+def from_points(
+    coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid
+) -> SparseTensor:
     """Points to cells: the cell is the floor of the coordinates; the features of points in one cell are averaged.
 
     coordinates (points, 3), features (points, channels), cloud_index (points,). The same as MinkowskiEngine's
@@ -114,7 +116,9 @@ def from_dense(dense: Tensor) -> SparseTensor:
     return SparseTensor(cells, dense[cells.unbind(1)], len(dense), tuple(dense.shape[1:4]))
 
 
-KernelMap = Callable[[SparseTensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]  # as `kernel_map` below
+KernelMap = Callable[
+    [SparseTensor, Tensor, int, int, bool], tuple[Tensor, Tensor]
+]  # as `kernel_map` below
 
 
 def convolution(
@@ -140,7 +144,11 @@ def convolution(
 
 
 def pool(
-    tensor: SparseTensor, mode: str, kernel_size: int = 2, stride: int = 2, find: KernelMap | None = None
+    tensor: SparseTensor,
+    mode: str,
+    kernel_size: int = 2,
+    stride: int = 2,
+    find: KernelMap | None = None,
 ) -> SparseTensor:
     """Pooling, `mode` max, average or sum, over the occupied cells only; the average divides by their number.
 
@@ -167,7 +175,9 @@ def refuse_gaps(kernel_size: int, stride: int) -> None:
     """ValueError if pooling kernels do not cover all cells between them."""
     reach = kernel_size // 2 if kernel_size % 2 else kernel_size - 1
     if kernel_size != stride and reach < stride - 1:
-        raise ValueError(f"pooling with kernel {kernel_size} and stride {stride} leaves cells out; take a larger kernel")
+        raise ValueError(
+            f"pooling with kernel {kernel_size} and stride {stride} leaves cells out; take a larger kernel"
+        )
 
 
 def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
@@ -186,7 +196,10 @@ def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
     refuse_empty_clouds(count, mode)
     if mode == "average":
         return total / count[:, None]
-    rank = torch.arange(len(tensor.cells), device=count.device) - (count.cumsum(0) - count)[tensor.cells[:, 0]]
+    rank = (
+        torch.arange(len(tensor.cells), device=count.device)
+        - (count.cumsum(0) - count)[tensor.cells[:, 0]]
+    )
     rows = count.new_full((tensor.clouds, int(count.max())), len(tensor.cells))
     rows[tensor.cells[:, 0], rank] = torch.arange(len(tensor.cells), device=count.device)
     return _gather(tensor.features, rows, empty=-torch.inf).max(dim=1).values
@@ -195,7 +208,9 @@ def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
 def refuse_empty_clouds(cells_per_cloud: Tensor, mode: str) -> None:
     """ValueError naming the first cloud without any cell."""
     if len(empty := (cells_per_cloud == 0).nonzero()):
-        raise ValueError(f"cloud {int(empty[0])} has no occupied cell, so it has no {mode}; pool by sum, or leave it out")
+        raise ValueError(
+            f"cloud {int(empty[0])} has no occupied cell, so it has no {mode}; pool by sum, or leave it out"
+        )
 
 
 def relu(tensor: SparseTensor) -> SparseTensor:
@@ -214,13 +229,17 @@ def batch_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTens
     weight and bias: (channels,). The statistics are the batch's own; 1e-5 stands beside the variance, torch's default.
     """
     refuse_single_cell(len(tensor.cells))
-    return tensor.with_features(F.batch_norm(tensor.features, None, None, weight, bias, training=True))
+    return tensor.with_features(
+        F.batch_norm(tensor.features, None, None, weight, bias, training=True)
+    )
 
 
 def refuse_single_cell(cells: int) -> None:
     """ValueError if a batch has one cell only."""
     if cells == 1:
-        raise ValueError("batch norm needs more than one occupied cell in the batch: a single one has no variance")
+        raise ValueError(
+            "batch norm needs more than one occupied cell in the batch: a single one has no variance"
+        )
 
 
 def instance_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTensor:
@@ -236,7 +255,9 @@ def instance_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseT
         return (total / count).index_select(0, cloud)
 
     centred = tensor.features - mean_per_cloud(tensor.features)
-    return tensor.with_features(centred * (mean_per_cloud(centred**2) + 1e-8).rsqrt() * weight + bias)
+    return tensor.with_features(
+        centred * (mean_per_cloud(centred**2) + 1e-8).rsqrt() * weight + bias
+    )
 
 
 # --- kernel maps --------------------------------------------------------------------------------------------------
@@ -317,10 +338,14 @@ def _weighted_sum(features: Tensor, neighbours: Tensor, weight: Tensor) -> Tenso
     """
     there = neighbours.T < len(features)
     missing = there.numel() - int(there.sum())
-    if missing <= MISSING_SHARE * there.numel() or missing * weight[0].numel() <= MISSING_PRODUCTS * len(weight):
+    if missing <= MISSING_SHARE * there.numel() or missing * weight[
+        0
+    ].numel() <= MISSING_PRODUCTS * len(weight):
         return _gather(features, neighbours, empty=0.0).flatten(1) @ weight.flatten(0, 1)
     offset, output = there.nonzero().unbind(1)  # in order of offset
-    found = features.index_select(0, neighbours.T[offset, output]).split(torch.bincount(offset, minlength=len(weight)).tolist())
+    found = features.index_select(0, neighbours.T[offset, output]).split(
+        torch.bincount(offset, minlength=len(weight)).tolist()
+    )
     products = torch.cat([rows @ matrix for rows, matrix in zip(found, weight)])
     return products.new_zeros(len(neighbours), weight.shape[2]).index_add(0, output, products)
 
@@ -339,7 +364,9 @@ def _gather(features: Tensor, rows: Tensor, empty: float) -> Tensor:
 def refuse_nothing(cells: Tensor) -> None:
     """ValueError if there is no cell at all."""
     if len(cells) == 0:
-        raise ValueError("there is no occupied cell in any cloud; a sparse tensor needs at least one")
+        raise ValueError(
+            "there is no occupied cell in any cloud; a sparse tensor needs at least one"
+        )
 
 
 def _unique_cells(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:

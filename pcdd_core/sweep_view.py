@@ -18,7 +18,11 @@ class SweepView:
     def __init__(self, quiet: bool = False):
         self.quiet, self.begun, self.said = quiet, time.monotonic(), {}
         self.console = Console(stderr=True)
-        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal and not quiet else None
+        self.live = (
+            Live(console=self.console, auto_refresh=False)
+            if self.console.is_terminal and not quiet
+            else None
+        )
 
     def __enter__(self) -> "SweepView":
         if self.live:
@@ -61,11 +65,20 @@ class SweepView:
             table.add_column(column, no_wrap=True)
         table.add_column("cell", overflow="fold")
         table.add_column("note", overflow="fold")
-        everywhere = set.intersection(*(set(state.cell.label.split()) for state in states))  # settings of every cell
+        everywhere = set.intersection(
+            *(set(state.cell.label.split()) for state in states)
+        )  # settings of every cell
         for state in states:
             if state.status in ("running", "failed") or state.attempts > 1:
                 at = f"{state.stage} {state.fraction:.0%}" if state.status == "running" else ""
                 settings = [word for word in state.cell.label.split()[1:] if word not in everywhere]
                 cell = " ".join([state.cell.name, *settings])
-                table.add_row(state.status, at, str(state.attempts), str(state.cell.config.seed), cell, state.note)
+                table.add_row(
+                    state.status,
+                    at,
+                    str(state.attempts),
+                    str(state.cell.config.seed),
+                    cell,
+                    state.note,
+                )
         return table

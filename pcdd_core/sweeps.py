@@ -44,9 +44,13 @@ def run_cell(
             chosen = BASELINES[kind](real, cell.config.clouds.clouds_per_class, cell.config.seed)
             if not detail:
                 return chosen
-            return resampled(chosen, [int(detail)] * len(chosen), generator(cell.config.seed, "fewer points"))
+            return resampled(
+                chosen, [int(detail)] * len(chosen), generator(cell.config.seed, "fewer points")
+            )
 
-        clouds, record = runs.score(choose, cell.name, cell.config, data=data, device=device, progress=progress)
+        clouds, record = runs.score(
+            choose, cell.name, cell.config, data=data, device=device, progress=progress
+        )
         runs.keep_score(clouds, record, folder)
     else:
         started = folder.is_dir() and any(folder.iterdir())
@@ -63,7 +67,10 @@ def run_cell(
 
 
 def obtain(
-    cells: Sequence[Cell], runs_folder: Path | str = "runs", data: str | None = None, device: str | None = None
+    cells: Sequence[Cell],
+    runs_folder: Path | str = "runs",
+    data: str | None = None,
+    device: str | None = None,
 ) -> list[dict[str, Any]]:
     """The records of the cells, in their order: read where they exist, else made here, one run after another.
 
@@ -141,7 +148,9 @@ class Sweep:
         found = records.find_records(default_places(self.runs_folder))
         folder = Path(self.runs_folder).resolve()
         self.states = [
-            State(cell, found[cell.identity], "found") if cell.identity in found else State(cell, folder / cell.folder)
+            State(cell, found[cell.identity], "found")
+            if cell.identity in found
+            else State(cell, folder / cell.folder)
             for cell in self.cells
         ]
 
@@ -157,10 +166,19 @@ class Sweep:
             if gpus is None:
                 gpus = 0.25 if ray.cluster_resources().get("GPU") else 0
             # A fresh process per run (max_calls), for an honest peak memory; retries are ours, to be counted and reported.
-            options = {"num_cpus": self.cpus_per_run, "num_gpus": gpus, "max_retries": 0, "max_calls": 1}
+            options = {
+                "num_cpus": self.cpus_per_run,
+                "num_gpus": gpus,
+                "max_retries": 0,
+                "max_calls": 1,
+            }
             work = ray.remote(**options)(_work)
             data = self.data or os.environ.get("PCDD_DATA")
-            place = {"data": data, "device": "cuda" if gpus else "cpu", "checkpoint_every": self.checkpoint_every}
+            place = {
+                "data": data,
+                "device": "cuda" if gpus else "cpu",
+                "checkpoint_every": self.checkpoint_every,
+            }
             place["threads"] = max(1, int(self.cpus_per_run))
 
             def start(number: int) -> None:
@@ -190,7 +208,9 @@ class Sweep:
             state = self.states[number]
             if (number, state.attempts) in told:
                 stage, fraction, node = told[number, state.attempts]
-                self.states[number] = replace(state, status="running", stage=stage, fraction=fraction, note=node)
+                self.states[number] = replace(
+                    state, status="running", stage=stage, fraction=fraction, note=node
+                )
 
     def _end(self, ray, number: int, reference) -> bool:
         """Take note of how a try ended; True if there shall be another."""
@@ -208,22 +228,32 @@ class Sweep:
         again = again and state.attempts <= self.retries
         status = "waiting" if again else "failed" if failure else "finished"
         note = f"started again after: {failure}" if again else failure or ""
-        self.states[number] = replace(state, status=status, note=note, stage="", fraction=float(failure is None))
+        self.states[number] = replace(
+            state, status=status, note=note, stage="", fraction=float(failure is None)
+        )
         return again
 
 
-def _work(cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]) -> str | None:
+def _work(
+    cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]
+) -> str | None:
     """What a Ray worker does: returns None, or why this run cannot be made. Anything it raises is worth another try."""
     import ray
     import torch
 
     torch.set_num_threads(place["threads"])
     node = ray.get_runtime_context().get_node_id()[:8]
-    progress = _Telling(lambda stage, fraction: teller.tell.remote(attempt, stage, fraction, f"node {node}"))
-    patience = time.monotonic() + 60  # a worker whose node was lost may live a little longer than the node
+    progress = _Telling(
+        lambda stage, fraction: teller.tell.remote(attempt, stage, fraction, f"node {node}")
+    )
+    patience = (
+        time.monotonic() + 60
+    )  # a worker whose node was lost may live a little longer than the node
     while True:
         try:
-            run_cell(cell, folder, place["data"], place["device"], progress, place["checkpoint_every"])
+            run_cell(
+                cell, folder, place["data"], place["device"], progress, place["checkpoint_every"]
+            )
             return None
         except FolderInUse as error:
             if time.monotonic() > patience:
@@ -275,11 +305,15 @@ def _ray(address: str | None):
         try:  # Ray itself would wait minutes for a cluster that is not there
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError, OverflowError) as error:
-            raise InputError(f"address {address}: no Ray cluster answers there ({error}); expected HOST:PORT") from None
+            raise InputError(
+                f"address {address}: no Ray cluster answers there ({error}); expected HOST:PORT"
+            ) from None
     # "local": never a cluster that happens to be around
     only_ours = {"include_dashboard": False} if address is None else {}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **only_ours)
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level="ERROR", **only_ours
+        )
     except ConnectionError as error:
         raise InputError(
             f"address {address}: Ray does not connect ({error}). If the cluster asks for a token, as those of `ray start` "

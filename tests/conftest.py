@@ -44,7 +44,9 @@ def random_clouds():
         cells = (torch.rand(shape, generator=draws) * torch.tensor(grid)).floor().double()
         coordinates = cells + 0.1 + 0.8 * torch.rand(shape, generator=draws, dtype=torch.float64)
         labels = [cloud % 3 for cloud in range(len(sizes))]
-        return from_list(coordinates.split(list(sizes)), labels, grid, "abc").with_coordinates(coordinates)
+        return from_list(coordinates.split(list(sizes)), labels, grid, "abc").with_coordinates(
+            coordinates
+        )
 
     return make
 
@@ -60,7 +62,9 @@ def check_two_derivatives():
     def check(function, *inputs):
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
         first = torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True)
-        assert all(gradient.grad_fn is not None for gradient in first), "a gradient has lost its graph"
+        assert all(gradient.grad_fn is not None for gradient in first), (
+            "a gradient has lost its graph"
+        )
         assert gradcheck(function, inputs)
         assert gradgradcheck(function, inputs)
 

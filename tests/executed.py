@@ -28,7 +28,9 @@ class Executed:
         shown = [output["data"] for output in outputs if "data" in output]
         self.pictures = sum("image/png" in data for data in shown)
         self.tables = [data["text/html"] for data in shown if "text/html" in data]
-        self.printed = "".join(output["text"] for output in outputs if output.output_type == "stream")
+        self.printed = "".join(
+            output["text"] for output in outputs if output.output_type == "stream"
+        )
 
     def table(self, *words: str) -> str:
         """The one table with all these words in it."""

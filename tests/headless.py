@@ -17,10 +17,14 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "03_point_migration.ipynb"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PATIENCE = 60_000  # milliseconds
 PREFERENCES = {
-    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # cells out of sight are drawn too
+    "@jupyterlab/notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # cells out of sight are drawn too
     "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false"},
 }
@@ -32,7 +36,9 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        chromium = driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield chromium
         chromium.close()
 
@@ -71,11 +77,15 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     try:
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token=token", timeout=5).close()
+                urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api?token=token", timeout=5
+                ).close()
                 break
             except (urllib.error.URLError, OSError):
                 if server.poll() is not None:
-                    raise RuntimeError(f"JupyterLab did not start: {(private / 'log').read_text()}") from None
+                    raise RuntimeError(
+                        f"JupyterLab did not start: {(private / 'log').read_text()}"
+                    ) from None
                 time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/lab/tree/notebook.ipynb?token=token"
     finally:

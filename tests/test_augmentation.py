@@ -59,7 +59,9 @@ def test_clouds_are_moved_about_the_middle_of_the_grid(random_clouds, grid, seed
             matrix, shift = move.matrix[number].double(), move.shift[number].double()
             expected = (clouds[cloud] - middle(grid)) @ matrix.T + middle(grid) + shift
             torch.testing.assert_close(moved[cloud], expected)
-        assert torch.equal(moved.labels, clouds.labels) and torch.equal(moved.offsets, clouds.offsets)
+        assert torch.equal(moved.labels, clouds.labels) and torch.equal(
+            moved.offsets, clouds.offsets
+        )
         if grid[0] == 1:
             assert torch.equal(moved.coordinates[:, 0], clouds.coordinates[:, 0])
 
@@ -72,7 +74,9 @@ def test_a_plane_with_one_axis_of_one_cell_is_not_turned():
 def test_moves_are_differentiable_in_the_coordinates(random_clouds):
     clouds, move = random_clouds([3, 2], SOLID, 0), draw_moves(2, SOLID, generator(1))
     coordinates = clouds.coordinates.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: move(clouds.with_coordinates(x)).coordinates, coordinates)
+    assert torch.autograd.gradcheck(
+        lambda x: move(clouds.with_coordinates(x)).coordinates, coordinates
+    )
     assert torch.autograd.gradgradcheck(
         lambda x: move(clouds.with_coordinates(x)).coordinates.square(), coordinates
     )
@@ -96,12 +100,18 @@ def test_clouds_are_turned_about_the_middle_of_the_grid_by_their_own_angles():
 @given(seed=st.integers(0, 99))
 def test_turning_keeps_distances(random_clouds, seed):
     clouds = random_clouds([4, 3], (8, 8, 8), seed)
-    angles = 3 * torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    for before, after in zip(clouds.coordinates.split([4, 3]), turned(clouds, angles).coordinates.split([4, 3])):
+    angles = 3 * torch.randn(
+        2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    for before, after in zip(
+        clouds.coordinates.split([4, 3]), turned(clouds, angles).coordinates.split([4, 3])
+    ):
         torch.testing.assert_close(torch.cdist(after, after), torch.cdist(before, before))
 
 
 def test_both_derivatives_of_turning(random_clouds, check_two_derivatives):
     clouds = random_clouds([3, 2], (8, 8, 8))
     angles = torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    check_two_derivatives(lambda x, by: turned(clouds.with_coordinates(x), by).coordinates, clouds.coordinates, angles)
+    check_two_derivatives(
+        lambda x, by: turned(clouds.with_coordinates(x), by).coordinates, clouds.coordinates, angles
+    )

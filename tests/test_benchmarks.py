@@ -41,26 +41,47 @@ def plane(clouds):
 
 
 def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style):
-    config = override(tiny.config(lift__bandwidth_start=0.7, lift__bandwidth_end=0.7), {"network.layers": 2, "network.width": 5})
+    config = override(
+        tiny.config(lift__bandwidth_start=0.7, lift__bandwidth_end=0.7),
+        {"network.layers": 2, "network.width": 5},
+    )
     real = tiny.three_digits()
     batch = real.select(batch_at(config, real, members_per_class(real), 0))
     network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
 
     own = synthetic.coordinates.clone().requires_grad_()
-    losses = torch.cat([part() for part in matching_losses(config, network, cell_centres(batch), synthetic.with_coordinates(own), 0)])
+    losses = torch.cat(
+        [
+            part()
+            for part in matching_losses(
+                config, network, cell_centres(batch), synthetic.with_coordinates(own), 0
+            )
+        ]
+    )
     losses.sum().backward()
 
     theirs = published_style.ConvNet(real.grid[1], 3, width=5, layers=2)
-    for mine, parameter in zip(network.state_dict().values(), _in_the_engine_s_order(theirs), strict=True):
+    for mine, parameter in zip(
+        network.state_dict().values(), _in_the_engine_s_order(theirs), strict=True
+    ):
         parameter.data.copy_(mine.view(parameter.shape))
     points = [cloud.clone().requires_grad_() for cloud in plane(synthetic)]
     shown = [plane(cell_centres(batch).select(members)) for members in members_per_class(batch)]
-    show = partial(published_style.occupancy_images, size=real.grid[1], bandwidth=0.7, saturation=config.lift.saturation)
-    loss = published_style.matching_loss(theirs, shown, points, show, published_style.cosine_of_weights)
+    show = partial(
+        published_style.occupancy_images,
+        size=real.grid[1],
+        bandwidth=0.7,
+        saturation=config.lift.saturation,
+    )
+    loss = published_style.matching_loss(
+        theirs, shown, points, show, published_style.cosine_of_weights
+    )
     loss.backward()
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
     expected = torch.cat([point.grad for point in points])
-    torch.testing.assert_close(own.grad[:, 1:], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(
+        own.grad[:, 1:], expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()
+    )
 
 
 def _in_the_engine_s_order(network):
@@ -72,42 +93,80 @@ def _in_the_engine_s_order(network):
     yield from network.classifier.parameters()
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("minkowski", marks=tiny.needs_minkowski)])
+@pytest.mark.parametrize(
+    "backend", ["torch", pytest.param("minkowski", marks=tiny.needs_minkowski)]
+)
 def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, backend):
-    changes = {f"network.{name}": value for name, value in to_dict(preset(f"paper-{backend}-2-sum-of-squares").config)["network"].items()}
-    changes |= {"network.width": 4, "lift.name": "coordinates", "objective.distance": "sum_of_squares"}
+    changes = {
+        f"network.{name}": value
+        for name, value in to_dict(preset(f"paper-{backend}-2-sum-of-squares").config)[
+            "network"
+        ].items()
+    }
+    changes |= {
+        "network.width": 4,
+        "lift.name": "coordinates",
+        "objective.distance": "sum_of_squares",
+    }
     config, real = override(tiny.config(), changes), tiny.three_digits()
     batch = real.select(batch_at(config, real, members_per_class(real), 0))
     network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
     own = synthetic.coordinates.clone().requires_grad_()
-    losses = torch.cat([part() for part in matching_losses(config, network, batch, synthetic.with_coordinates(own), 0)])
+    losses = torch.cat(
+        [
+            part()
+            for part in matching_losses(config, network, batch, synthetic.with_coordinates(own), 0)
+        ]
+    )
     losses.sum().backward()
 
     make, show = {
-        "torch": (published_style.PaperConvNet, partial(published_style.coordinate_images, size=real.grid[1])),
+        "torch": (
+            published_style.PaperConvNet,
+            partial(published_style.coordinate_images, size=real.grid[1]),
+        ),
         "minkowski": (published_style.PaperMinkowskiNet, published_style.minkowski_tensor),
     }[backend]
     theirs = make(real.grid[1], 3, width=4, layers=2)
     by_kind = {"kernel": [], "weight": [], "bias": []}
     for name, parameter in theirs.features.named_parameters():
         by_kind[name.rpartition(".")[2]].append(parameter)
-    in_order = [*by_kind["kernel"], *by_kind["weight"], *by_kind["bias"], *theirs.classifier.parameters()]
+    in_order = [
+        *by_kind["kernel"],
+        *by_kind["weight"],
+        *by_kind["bias"],
+        *theirs.classifier.parameters(),
+    ]
     for mine, parameter in zip(network.state_dict().values(), in_order, strict=True):
         parameter.data.copy_(mine.view(parameter.shape))
-    points = [cloud.clone().requires_grad_() for cloud in synthetic.coordinates.split(synthetic.sizes.tolist())]
-    shown = [list(own.coordinates.split(own.sizes.tolist())) for own in map(batch.select, members_per_class(batch))]
-    loss = published_style.matching_loss(theirs, shown, points, show, published_style.sum_of_squares)
+    points = [
+        cloud.clone().requires_grad_()
+        for cloud in synthetic.coordinates.split(synthetic.sizes.tolist())
+    ]
+    shown = [
+        list(own.coordinates.split(own.sizes.tolist()))
+        for own in map(batch.select, members_per_class(batch))
+    ]
+    loss = published_style.matching_loss(
+        theirs, shown, points, show, published_style.sum_of_squares
+    )
     loss.backward()
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
     expected = torch.cat([point.grad for point in points])
-    torch.testing.assert_close(own.grad, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    torch.testing.assert_close(
+        own.grad, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()
+    )
 
 
 def test_the_published_classifier_is_the_engine_s(published_style):
     ours, images = classifiers.ConvNet(28, 28, 10, channels=4), torch.rand(3, 1, 28, 28)
     theirs = published_style.ConvNet(28, 10, width=4, first_padding=3)
-    by_kind = [p for kind in zip(ours.convolutions, ours.norms) for part in kind for p in part.parameters()]
-    for mine, parameter in zip([*by_kind, *ours.head.parameters()], theirs.parameters(), strict=True):
+    by_kind = [
+        p for kind in zip(ours.convolutions, ours.norms) for part in kind for p in part.parameters()
+    ]
+    for mine, parameter in zip(
+        [*by_kind, *ours.head.parameters()], theirs.parameters(), strict=True
+    ):
         parameter.data.copy_(mine.data)
     torch.testing.assert_close(theirs(images), ours(images), rtol=1e-4, atol=1e-5)
 
@@ -123,7 +182,9 @@ def test_both_ways_move_images_alike_on_average(published_style):
 
 
 @pytest.mark.parametrize(("size", "first_padding"), [(28, 1), (28, 3), (9, 1)])
-def test_the_floor_counts_the_operations_of_the_convolutions(published_style, limits, size, first_padding):
+def test_the_floor_counts_the_operations_of_the_convolutions(
+    published_style, limits, size, first_padding
+):
     network = published_style.ConvNet(size, 10, width=4, first_padding=first_padding)
     network.classifier = torch.nn.Flatten()  # the head is left out of the floor
     with FlopCounterMode(display=False) as counter:
@@ -149,10 +210,26 @@ def test_the_shapes_of_the_sparse_benchmark_are_the_same_cells_in_both_ways(monk
 
     clouds = tiny.three_solids()
     torch.testing.assert_close(shown(clouds, "sparse").dense(), shown(clouds, "torch"))
-    row = {"way": "sparse", "cells": 32, "seed": 0, "accuracy": 50.0, "seconds_of_a_step": 0.1, "peak_memory_bytes": 2**20}
+    row = {
+        "way": "sparse",
+        "cells": 32,
+        "seed": 0,
+        "accuracy": 50.0,
+        "seconds_of_a_step": 0.1,
+        "peak_memory_bytes": 2**20,
+    }
     trained = [row, row | {"seed": 1, "accuracy": 52.0}]
-    row = {"way": "dense", "lift": "gaussian", "cells": 32, "seconds_of_an_iteration": 3.0, "peak_memory_bytes": 2**21}
-    distilled = [row, row | {"way": "sparse", "seconds_of_an_iteration": 1.5, "peak_memory_bytes": 2**20}]
+    row = {
+        "way": "dense",
+        "lift": "gaussian",
+        "cells": 32,
+        "seconds_of_an_iteration": 3.0,
+        "peak_memory_bytes": 2**21,
+    }
+    distilled = [
+        row,
+        row | {"way": "sparse", "seconds_of_an_iteration": 1.5, "peak_memory_bytes": 2**20},
+    ]
     table = markdown({"training": trained, "distillation": distilled})
     assert "| 32^3 | sparse | 51.0 ± 1.4 | 100 ms | 1 MiB | 2 |\n\n" in table
     assert table.endswith("| 32^3 | Gaussian occupancy | 3.0 s | 1.5 s | 2.0 | 2 MiB | 1 MiB |")

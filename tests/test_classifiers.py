@@ -14,14 +14,21 @@ from torch import nn
 
 from pcdd_core import evaluation
 from pcdd_core.augmentation import draw_moves
-from pcdd_core.classifiers import CLASSIFIERS, OF_POINTS, SMALLEST, ConvNet, Ensemble, build_classifier
+from pcdd_core.classifiers import (
+    CLASSIFIERS,
+    OF_POINTS,
+    SMALLEST,
+    ConvNet,
+    Ensemble,
+    build_classifier,
+)
 from pcdd_core.clouds import from_list
 from pcdd_core.config import EvaluationConfig
 from pcdd_core.errors import InputError
 from pcdd_core.evaluation import augment_points, evaluate, project
 from pcdd_core.lifts import centred_points, padded_coordinates
-from pcdd_core.point_networks import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest
 from pcdd_core.networks import build_network
+from pcdd_core.point_networks import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest
 from pcdd_core.randomness import generator
 
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
@@ -60,7 +67,9 @@ def test_a_classifier_maps_what_it_is_shown_to_logits(name):
 @pytest.mark.parametrize("grid", [(1, 14, 30), (12, 12, 13)])
 def test_a_classifier_takes_other_grids(random_clouds, name, grid):
     clouds = random_clouds([9, 5, 30], grid)
-    logits = built(name, *grid[1:], classes=3)(seen(name, clouds.with_coordinates(clouds.coordinates.float())))
+    logits = built(name, *grid[1:], classes=3)(
+        seen(name, clouds.with_coordinates(clouds.coordinates.float()))
+    )
     assert logits.shape == (3, 3) and logits.isfinite().all()
 
 
@@ -71,7 +80,9 @@ def test_the_smallest_images_are_told_apart_and_smaller_ones_refused(name):
     images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
     logits = built(name, side, side)(images)
     assert logits.isfinite().all() and not torch.allclose(logits[0], logits[1])
-    with pytest.raises(InputError, match=f"evaluation.classifier = '{name}'.* {side} pixels.* {side} x {side - 1}"):
+    with pytest.raises(
+        InputError, match=f"evaluation.classifier = '{name}'.* {side} pixels.* {side} x {side - 1}"
+    ):
         built(name, side, side - 1)
 
 
@@ -84,7 +95,9 @@ def test_weights_come_from_the_given_generator_alone_and_torch_s_own_stays_as_it
         weights.append(nn.utils.parameters_to_vector(built(name).parameters()))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*weights)
-    assert not torch.equal(weights[0], nn.utils.parameters_to_vector(built(name, seed=1).parameters()))
+    assert not torch.equal(
+        weights[0], nn.utils.parameters_to_vector(built(name, seed=1).parameters())
+    )
 
 
 @ALL
@@ -92,7 +105,10 @@ def test_weights_start_uniform_within_one_over_root_fan_in_and_norms_as_the_iden
     for layer in built(name).modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             bound = layer.weight[0].numel() ** -0.5
-            assert 0.9 * bound < layer.weight.abs().max() <= bound * (1 + 1e-6) and layer.weight.min() < -0.9 * bound
+            assert (
+                0.9 * bound < layer.weight.abs().max() <= bound * (1 + 1e-6)
+                and layer.weight.min() < -0.9 * bound
+            )
             assert layer.bias is None or layer.bias.abs().max() <= bound
         elif isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
             assert (layer.weight == 1).all() and (layer.bias == 0).all()
@@ -103,7 +119,10 @@ def test_weights_start_uniform_within_one_over_root_fan_in_and_norms_as_the_iden
     [
         ("mlp", 784 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
         ("lenet", 61_706),  # LeNet-5's, with 16 full maps (Zhao et al. 2021)
-        ("resnet18", 11_173_962 - 2 * 64 * 9),  # the usual one for 32 x 32, but of 1 channel instead of 3
+        (
+            "resnet18",
+            11_173_962 - 2 * 64 * 9,
+        ),  # the usual one for 32 x 32, but of 1 channel instead of 3
     ],
 )
 def test_a_classifier_is_as_large_as_the_literature_s(name, expected):
@@ -111,13 +130,17 @@ def test_a_classifier_is_as_large_as_the_literature_s(name, expected):
 
 
 def test_pointnet_is_as_large_as_its_paper_s_without_transformation_networks():
-    assert round(parameters(built("pointnet", classes=40)) / 1e6, 1) == 0.8  # Qi et al. 2017, table 6
+    assert (
+        round(parameters(built("pointnet", classes=40)) / 1e6, 1) == 0.8
+    )  # Qi et al. 2017, table 6
 
 
 def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4():
     sizes, network = {}, built("resnet18")
     for name in ("layer1", "layer4"):
-        network.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: sizes.update({name: out.shape[1:]}))
+        network.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: sizes.update({name: out.shape[1:]})
+        )
     network(torch.rand(2, 1, 28, 28))
     assert sizes == {"layer1": (64, 28, 28), "layer4": (512, 4, 4)}
 
@@ -131,7 +154,9 @@ def test_no_image_or_cloud_changes_what_is_said_of_another():
 
 def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
     network, images = built("sparse"), project(tiny.three_digits())
-    again = build_network(network.network.description, 1, (1, 28, 28), 10, generator(0, "classifier", 0))
+    again = build_network(
+        network.network.description, 1, (1, 28, 28), 10, generator(0, "classifier", 0)
+    )
     assert torch.equal(network(images), again(images[:, :, None]))
 
 
@@ -145,20 +170,38 @@ def test_the_classifiers_are_there_without_torchvision():
 
 @pytest.mark.parametrize("name", OF_POINTS)
 @settings_of_hypothesis(max_examples=25)
-@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), grid=st.sampled_from([FLAT, SOLID]), seed=st.integers(0, 99))
-def test_neither_the_order_of_points_nor_the_padding_matters(random_clouds, name, sizes, grid, seed):
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    grid=st.sampled_from([FLAT, SOLID]),
+    seed=st.integers(0, 99),
+)
+def test_neither_the_order_of_points_nor_the_padding_matters(
+    random_clouds, name, sizes, grid, seed
+):
     clouds, draws = random_clouds(sizes, grid, seed), generator(seed)
     network = built(name, classes=3).double()
     points = centred_points(clouds)
-    points = torch.cat([points, torch.ones_like(points[..., :1])], dim=2) if points.shape[2] == 3 else points
+    points = (
+        torch.cat([points, torch.ones_like(points[..., :1])], dim=2)
+        if points.shape[2] == 3
+        else points
+    )
     expected = network(points)
     order = torch.rand(points.shape[:2], generator=draws).argsort(1)
-    assert_close(network(points.gather(1, order[..., None].expand(points.shape))), expected)  # padding in between too
+    assert_close(
+        network(points.gather(1, order[..., None].expand(points.shape))), expected
+    )  # padding in between too
     if name != "pointnet++":  # which takes a share of the places for points as its centres
-        assert_close(network(torch.cat([points, torch.zeros(len(sizes), 1 + seed % 3, 4)], dim=1)), expected)
+        assert_close(
+            network(torch.cat([points, torch.zeros(len(sizes), 1 + seed % 3, 4)], dim=1)), expected
+        )
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from([FLAT, SOLID]), st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.sampled_from([FLAT, SOLID]),
+    st.integers(0, 99),
+)
 def test_pointnet_equals_a_loop_over_clouds_and_points(random_clouds, sizes, grid, seed):
     clouds = random_clouds(sizes, grid, seed)
     network: PointNet = built("pointnet", classes=3, seed=seed).double()
@@ -181,7 +224,11 @@ def test_farthest_points_equal_a_loop(random_clouds):
     for points, count, indices in zip(places, sizes, chosen.tolist(), strict=True):
         taken = [max(range(count), key=lambda n: float(points[n].norm()))]
         while len(taken) < min(5, count):
-            apart = {n: min(float((points[n] - points[m]).norm()) for m in taken) for n in range(count) if n not in taken}
+            apart = {
+                n: min(float((points[n] - points[m]).norm()) for m in taken)
+                for n in range(count)
+                if n not in taken
+            }
             taken.append(max(apart, key=apart.get))
         assert indices[: len(taken)] == taken
 
@@ -208,16 +255,27 @@ def test_dgcnn_equals_a_loop_over_the_edges_of_its_graphs(random_clouds, sizes):
     middle = torch.tensor([cells / 2 for cells in SOLID])
     for cloud, logits in enumerate(network(centred_points(clouds))):
         features, layers = (clouds[cloud] - middle) / (max(SOLID) / 2), []
-        for of_neighbours, of_points, norm in zip(network.of_neighbours, network.of_points, network.norms, strict=True):
+        for of_neighbours, of_points, norm in zip(
+            network.of_neighbours, network.of_points, network.norms, strict=True
+        ):
             edges = []
             for point in features:
                 near = (features - point).norm(dim=1).argsort()[:4]
-                edges.append(torch.stack([of_neighbours(features[n] - point) + of_points(point) for n in near]).amax(0))
+                edges.append(
+                    torch.stack(
+                        [of_neighbours(features[n] - point) + of_points(point) for n in near]
+                    ).amax(0)
+                )
             rows = nn.functional.instance_norm(torch.stack(edges).T[None])[0].T
             features = nn.functional.leaky_relu(rows * norm.weight + norm.bias, 0.2)
             layers.append(features)
         rows = network.together(torch.cat(layers, 1))
-        torch.testing.assert_close(logits, network.head(torch.cat([rows.amax(0), rows.mean(0)])[None])[0], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            logits,
+            network.head(torch.cat([rows.amax(0), rows.mean(0)])[None])[0],
+            rtol=1e-7,
+            atol=1e-9,
+        )
 
 
 @pytest.mark.parametrize("sizes", [[64, 64], [64, 33, 20], [300, 90]])
@@ -230,12 +288,26 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
         for (share, radius, most), stage in zip(network.groupings, network.stages, strict=False):
             reach, centre_room = radius * (1024 / sizes[cloud]) ** 0.5, -(-room // share)
             everywhere = torch.ones(1, len(where), dtype=torch.bool)
-            centres, groups = farthest_points(where[None], everywhere, min(len(where), centre_room))[0][0], []
+            centres, groups = (
+                farthest_points(where[None], everywhere, min(len(where), centre_room))[0][0],
+                [],
+            )
             for centre in where[centres]:
-                near = [n for n in (where - centre).norm(dim=1).argsort().tolist()[:most] if (where[n] - centre).norm() <= reach]
-                rows = [torch.cat([(where[n] - centre) / reach, *([] if features is None else [features[n]])]) for n in near]
+                near = [
+                    n
+                    for n in (where - centre).norm(dim=1).argsort().tolist()[:most]
+                    if (where[n] - centre).norm() <= reach
+                ]
+                rows = [
+                    torch.cat(
+                        [(where[n] - centre) / reach, *([] if features is None else [features[n]])]
+                    )
+                    for n in near
+                ]
                 alone.append(len(rows) < min(most, len(where)))
-                groups.append(torch.stack(rows + [rows[0]] * (min(most, room) - len(rows))))  # the nearest is the centre itself
+                groups.append(
+                    torch.stack(rows + [rows[0]] * (min(most, room) - len(rows)))
+                )  # the nearest is the centre itself
             room = centre_room
             hidden = torch.stack(groups)
             for layer, norm in zip(stage.layers, stage.norms, strict=True):
@@ -245,8 +317,12 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
             features, where = hidden.amax(1), where[centres]
         hidden = torch.cat([where, features], 1)
         for layer, norm in zip(network.stages[-1].layers, network.stages[-1].norms, strict=True):
-            hidden = nn.functional.instance_norm(layer(hidden).T[None], weight=norm.weight, bias=norm.bias)[0].T.relu()
-        torch.testing.assert_close(logits, network.head(network.last(hidden).amax(0)[None])[0], rtol=1e-5, atol=1e-7)  # norms amplify rounding
+            hidden = nn.functional.instance_norm(
+                layer(hidden).T[None], weight=norm.weight, bias=norm.bias
+            )[0].T.relu()
+        torch.testing.assert_close(
+            logits, network.head(network.last(hidden).amax(0)[None])[0], rtol=1e-5, atol=1e-7
+        )  # norms amplify rounding
     assert any(alone)  # some see fewer than they could
 
 
@@ -268,7 +344,10 @@ def test_augmented_points_are_those_of_the_moved_clouds_with_a_move_for_each(ran
 
 
 def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(monkeypatch):
-    given, seen = from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]), []
+    given, seen = (
+        from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]),
+        [],
+    )
     real = from_list([torch.tensor([[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]])], [0], FLAT, ["only"])
     monkeypatch.setattr(evaluation, "_train", lambda ensemble, points, *rest: seen.append(points))
     for projection in ("hard", "soft"):
@@ -281,7 +360,9 @@ def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(mo
 
 
 def settings(name, **changes):
-    return EvaluationConfig(**{"classifier": name, "networks": 2, "epochs": 2, "width": 4, **changes})
+    return EvaluationConfig(
+        **{"classifier": name, "networks": 2, "epochs": 2, "width": 4, **changes}
+    )
 
 
 @ALL
@@ -289,45 +370,91 @@ def test_every_classifier_is_trained_and_scored(name):
     clouds = tiny.three_digits().select(torch.arange(0, 24, 4))
     scores = [evaluate(clouds, clouds, settings(name), 0) for _ in range(2)]
     assert scores[0] == scores[1] and list(scores[0]) == ["standard", "paper"]
-    assert all(0 <= accuracy <= 100 for score in scores[0].values() for accuracy in score.accuracies)
+    assert all(
+        0 <= accuracy <= 100 for score in scores[0].values() for accuracy in score.accuracies
+    )
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("mlp", 60), ("lenet", 120), ("sparse", 60), ("pointnet", 120), ("pointnet++", 40), ("dgcnn", 20)])
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [
+        ("mlp", 60),
+        ("lenet", 120),
+        ("sparse", 60),
+        ("pointnet", 120),
+        ("pointnet++", 40),
+        ("dgcnn", 20),
+    ],
+)
 def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
     real = tiny.three_digits()
-    clouds = from_list([cloud[::5] for cloud in real] if name in OF_POINTS else list(real), real.labels, real.grid, "012")
+    clouds = from_list(
+        [cloud[::5] for cloud in real] if name in OF_POINTS else list(real),
+        real.labels,
+        real.grid,
+        "012",
+    )
     long = settings(name, epochs=epochs, width=8, protocols=("standard",))
     assert evaluate(clouds, clouds, long, 0)["standard"].mean > 50  # chance is a third
 
 
 @pytest.mark.parametrize("name", ["convnet", "pointnet"])
-def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_in_its_way(name, monkeypatch):
+def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_in_its_way(
+    name, monkeypatch
+):
     clouds, shapes = tiny.three_digits(), {"augment": [], "augment_points": []}
     for kind, calls in shapes.items():
         real = getattr(evaluation, kind)
-        monkeypatch.setattr(evaluation, kind, lambda *all, real=real, calls=calls: calls.append(all[0].shape) or real(*all))
+        monkeypatch.setattr(
+            evaluation,
+            kind,
+            lambda *all, real=real, calls=calls: calls.append(all[0].shape) or real(*all),
+        )
     evaluate(clouds, clouds.select(torch.arange(5)), settings(name, epochs=1), 0)
     sizes = (int(clouds.sizes.max()), int(clouds.sizes[:5].max()))
-    points = [(2, 24, sizes[0], 4), (2, 5, sizes[1], 4)]  # in training, then in the test of protocol paper
+    points = [
+        (2, 24, sizes[0], 4),
+        (2, 5, sizes[1], 4),
+    ]  # in training, then in the test of protocol paper
     images = [(2, 24, 1, 28, 28), (2, 5, 1, 28, 28)]
-    assert shapes == {"augment": images if name == "convnet" else [], "augment_points": points if name == "pointnet" else []}
+    assert shapes == {
+        "augment": images if name == "convnet" else [],
+        "augment_points": points if name == "pointnet" else [],
+    }
 
 
 @pytest.mark.parametrize(("name", "seen"), [("pointnet", 60), ("pointnet++", 20), ("dgcnn", 20)])
-def test_classifiers_of_neighbourhoods_see_test_clouds_as_dense_as_those_they_learnt_from(name, seen, monkeypatch):
-    real = from_list([torch.rand(size, 3) * 7 for size in (60, 50, 12)], [0, 1, 2], (8, 8, 8), "abc")
-    given = from_list([torch.rand(size, 3) * 7 for size in (20, 15, 20)], [0, 1, 2], (8, 8, 8), "abc")
+def test_classifiers_of_neighbourhoods_see_test_clouds_as_dense_as_those_they_learnt_from(
+    name, seen, monkeypatch
+):
+    real = from_list(
+        [torch.rand(size, 3) * 7 for size in (60, 50, 12)], [0, 1, 2], (8, 8, 8), "abc"
+    )
+    given = from_list(
+        [torch.rand(size, 3) * 7 for size in (20, 15, 20)], [0, 1, 2], (8, 8, 8), "abc"
+    )
     shown, convert = [], evaluation.lifts.centred_points
-    monkeypatch.setattr(evaluation.lifts, "centred_points", lambda clouds: shown.append(clouds) or convert(clouds))
+    monkeypatch.setattr(
+        evaluation.lifts, "centred_points", lambda clouds: shown.append(clouds) or convert(clouds)
+    )
     evaluate(given, real, settings(name, projection="soft", networks=1, epochs=1), 0)
-    assert shown[0].sizes.tolist() == [20, 15, 20] and shown[1].sizes.tolist() == [seen, min(50, seen), 12]
+    assert shown[0].sizes.tolist() == [20, 15, 20] and shown[1].sizes.tolist() == [
+        seen,
+        min(50, seen),
+        12,
+    ]
     for thinned, cloud in zip(shown[1], real, strict=True):
-        assert {tuple(point) for point in thinned.tolist()} <= {tuple(point) for point in cloud.tolist()}
+        assert {tuple(point) for point in thinned.tolist()} <= {
+            tuple(point) for point in cloud.tolist()
+        }
 
 
 @ALL
 def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
-    shown, labels = seen(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))), torch.arange(3)
+    shown, labels = (
+        seen(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))),
+        torch.arange(3),
+    )
     alone = [built(name, classes=3, seed=seed).double() for seed in range(2)]
     ensemble = Ensemble(alone)
     inputs = torch.stack([shown, shown.flip(0)]).double()
@@ -335,23 +462,35 @@ def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
     def train(network, inputs, labels):
         optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
         for _ in range(2):
-            loss = nn.functional.cross_entropy(network(inputs).flatten(0, -2), labels, reduction="sum") / 3
+            loss = (
+                nn.functional.cross_entropy(network(inputs).flatten(0, -2), labels, reduction="sum")
+                / 3
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
         return network(inputs)
 
     together = train(ensemble, inputs, labels.repeat(2))
-    apart = torch.stack([train(network, own, labels) for network, own in zip(alone, inputs, strict=True)])
+    apart = torch.stack(
+        [train(network, own, labels) for network, own in zip(alone, inputs, strict=True)]
+    )
     torch.testing.assert_close(together, apart, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name not in ("sparse", "pointnet++", "dgcnn")])
+@pytest.mark.parametrize(
+    "name", [name for name in CLASSIFIERS if name not in ("sparse", "pointnet++", "dgcnn")]
+)
 def test_an_ensemble_of_any_dense_kind_can_run_as_one(name):
     """As on a GPU: `torch.vmap` over the networks."""
-    networks, shown = [built(name, seed=seed).double() for seed in range(2)], seen(name, tiny.three_digits())[::8].double()
+    networks, shown = (
+        [built(name, seed=seed).double() for seed in range(2)],
+        seen(name, tiny.three_digits())[::8].double(),
+    )
     stacked, _ = torch.func.stack_module_state(networks)
-    together = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)), (0, None))(stacked, shown)
+    together = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)), (0, None))(
+        stacked, shown
+    )
     assert_close(together, torch.stack([network(shown) for network in networks]))
 
 
@@ -386,13 +525,18 @@ def test_convnet_takes_images_of_any_size(shape):
 
 def test_an_ensemble_equals_its_networks_one_by_one():
     networks, inputs = classifiers(3), images(3, 4)
-    assert_close(Ensemble(networks)(inputs), torch.stack([network(own) for network, own in zip(networks, inputs)]))
+    assert_close(
+        Ensemble(networks)(inputs),
+        torch.stack([network(own) for network, own in zip(networks, inputs)]),
+    )
 
 
 def test_an_ensemble_equals_vmap_over_its_networks():
     networks, inputs = classifiers(3), images(3, 4)
     parameters, _ = torch.func.stack_module_state(networks)
-    expected = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)))(parameters, inputs)
+    expected = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)))(
+        parameters, inputs
+    )
     assert_close(Ensemble(networks)(inputs), expected)
 
 
@@ -415,26 +559,37 @@ def test_training_an_ensemble_does_not_change_the_networks_it_was_made_of():
     networks = classifiers(2)
     before = [parameter.clone() for parameter in networks[0].parameters()]
     ensemble = Ensemble(networks)
-    assert len(list(ensemble.parameters())) == len(before)  # the template's own parameters are not among them
+    assert len(list(ensemble.parameters())) == len(
+        before
+    )  # the template's own parameters are not among them
     ensemble(images(2, 4)).square().sum().backward()
     torch.optim.SGD(ensemble.parameters(), lr=0.1).step()
-    assert all(torch.equal(old, new) for old, new in zip(before, networks[0].parameters(), strict=True))
+    assert all(
+        torch.equal(old, new) for old, new in zip(before, networks[0].parameters(), strict=True)
+    )
     assert not torch.equal(ensemble.stacked[0][0], before[0])
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 2, 1]), (9, [1] * 5)])
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 2, 1]), (9, [1] * 5)]
+)
 def test_shares_of_an_ensemble_are_its_networks_in_order(most, sizes):
     ensemble, inputs = Ensemble(classifiers(5)), images(5, 2)
     shares = ensemble.split(most)
     assert [len(share.stacked[0]) for share in shares] == sizes
-    assert_close(torch.cat([share(part) for share, part in zip(shares, inputs.split(sizes), strict=True)]), ensemble(inputs))
+    assert_close(
+        torch.cat([share(part) for share, part in zip(shares, inputs.split(sizes), strict=True)]),
+        ensemble(inputs),
+    )
 
 
 def test_training_a_share_trains_these_networks_and_no_others():
     ensemble, inputs = Ensemble(classifiers(3)), images(3, 2)
     before = [parameter.detach().clone() for parameter in ensemble.stacked]
     first, second = ensemble.split(2)
-    waiting = first(inputs[:2]).square().sum()  # a step of one share must not spoil a backward pass of another
+    waiting = (
+        first(inputs[:2]).square().sum()
+    )  # a step of one share must not spoil a backward pass of another
     second(inputs[2:]).square().sum().backward()
     torch.optim.SGD(second.parameters(), lr=0.1).step()
     waiting.backward()

@@ -62,7 +62,9 @@ def json_of(capsys):
 # --- help ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["distill", "--help"], ["evaluate", "--help"], ["presets", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["distill", "--help"], ["evaluate", "--help"], ["presets", "--help"]]
+)
 def test_help_imports_nothing_heavy(words):
     code = f"""
 import sys
@@ -88,7 +90,10 @@ def help_of(capsys, *words: str) -> str:
 
 def test_help_names_every_command(capsys):
     text = help_of(capsys)
-    assert all(f"    {command} " in text for command in ("distill", "evaluate", "baseline", "presets", "show", "table"))
+    assert all(
+        f"    {command} " in text
+        for command in ("distill", "evaluate", "baseline", "presets", "show", "table")
+    )
 
 
 def test_every_setting_is_in_the_help_with_default_and_explanation(capsys):
@@ -111,7 +116,10 @@ def test_distill_says_the_scores_and_where_the_run_is(here, capsys):
     assert pcdd("distill", "--preset", "quickstart", "--output", "run") == 0
     text, progress = capsys.readouterr()
     record = read_record(here / "run")
-    assert f"standard: {record['scores']['standard']['mean']:.2f}" in text and "run: clouds.npz" in text
+    assert (
+        f"standard: {record['scores']['standard']['mean']:.2f}" in text
+        and "run: clouds.npz" in text
+    )
     assert "distilling: 100%" in progress and "left" in progress
 
 
@@ -128,7 +136,9 @@ def test_distill_prints_the_record_as_json(here, capsys):
 
 
 def test_seed_option_is_the_setting(here):
-    assert pcdd("distill", "--preset", "quickstart", "--output", "run", "--quiet", "--seed", "5") == 0
+    assert (
+        pcdd("distill", "--preset", "quickstart", "--output", "run", "--quiet", "--seed", "5") == 0
+    )
     assert read_record(here / "run")["config"]["seed"] == 5
 
 
@@ -145,7 +155,11 @@ def test_settings_may_stand_before_between_and_after_options(here):
     words += ["--preset", "quickstart", "objective.real_batch=2", *tiny.arguments(tiny.EVALUATION)]
     assert main(["distill", *words]) == 0
     config = read_record(here / "run")["config"]
-    assert (config["data"]["name"], config["schedule"]["iterations"], config["network"]["layers"]) == ("digits", 1, 2)
+    assert (
+        config["data"]["name"],
+        config["schedule"]["iterations"],
+        config["network"]["layers"],
+    ) == ("digits", 1, 2)
 
 
 def test_run_of_a_set_starts_from_its_clouds(run, here):
@@ -153,28 +167,43 @@ def test_run_of_a_set_starts_from_its_clouds(run, here):
         "distill", "--preset", "quickstart", "--output", "second", "--quiet",
         clouds__initialisation="file", clouds__file="run/clouds.npz", optimiser__step_size=1e-9,
     ) == 0  # fmt: skip
-    before, after = (clouds.load(here / name / "clouds.npz").coordinates for name in ("run", "second"))
+    before, after = (
+        clouds.load(here / name / "clouds.npz").coordinates for name in ("run", "second")
+    )
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
 
 
 def test_evaluating_a_run_gives_the_scores_of_its_record(run, json_of):
     record, printed = read_record(run), json_of("evaluate", "run", *ON_CPU)
     assert printed["scores"] == record["scores"] and printed["scored_on"] == record["scored_on"]
-    assert printed["config"] == {key: record["config"][key] for key in ("data", "evaluation", "seed")}
+    assert printed["config"] == {
+        key: record["config"][key] for key in ("data", "evaluation", "seed")
+    }
 
 
 def test_evaluating_a_set_gives_the_same_scores_as_its_run(run, json_of):
-    assert json_of("evaluate", "run/clouds.npz", *SCORING, *ON_CPU)["scores"] == read_record(run)["scores"]
+    assert (
+        json_of("evaluate", "run/clouds.npz", *SCORING, *ON_CPU)["scores"]
+        == read_record(run)["scores"]
+    )
 
 
-@pytest.mark.parametrize("words", [["evaluate", "run", *ON_CPU, *SCORING], ["baseline", "random", *ON_CPU, *SCORING]])
+@pytest.mark.parametrize(
+    "words", [["evaluate", "run", *ON_CPU, *SCORING], ["baseline", "random", *ON_CPU, *SCORING]]
+)
 def test_settings_may_follow_the_options_of_scoring(words, run, json_of):
     assert json_of(*words)["config"]["data"]["name"] == "digits"
 
 
 def test_evaluate_scores_on_the_split_asked_for(run, json_of):
-    validation, test = (json_of("evaluate", "run", *ON_CPU, f"evaluation.split={split}") for split in ("validation", "test"))
-    assert validation["scored_on"] == f"digits, validation split, {len(tiny.digits().validation)} clouds"
+    validation, test = (
+        json_of("evaluate", "run", *ON_CPU, f"evaluation.split={split}")
+        for split in ("validation", "test")
+    )
+    assert (
+        validation["scored_on"]
+        == f"digits, validation split, {len(tiny.digits().validation)} clouds"
+    )
     assert validation["scores"] != test["scores"]
 
 
@@ -184,7 +213,9 @@ def test_evaluate_keeps_set_and_record_where_asked(run, here, capsys):
     kept = here / "scored" / "there"
     assert sorted(path.name for path in kept.iterdir()) == ["clouds.npz", "record.json"]
     assert read_record(kept)["scores"] == read_record(run)["scores"]
-    assert torch.equal(clouds.load(kept / "clouds.npz").coordinates, clouds.load(run / "clouds.npz").coordinates)
+    assert torch.equal(
+        clouds.load(kept / "clouds.npz").coordinates, clouds.load(run / "clouds.npz").coordinates
+    )
 
 
 def test_evaluate_leaves_nothing_where_not_asked(run, here):
@@ -197,9 +228,15 @@ def test_evaluate_leaves_nothing_where_not_asked(run, here):
 def test_baseline_scores_the_clouds_it_chooses(name, choose, here, json_of):
     words = [*SCORING, "--seed", "3", "--clouds-per-class", "2", "--output", "chosen", *ON_CPU]
     printed = json_of("baseline", name, *words)
-    assert printed["name"] == f"{name}-2" and printed["clouds"] == 20 and printed["config"]["seed"] == 3
+    assert (
+        printed["name"] == f"{name}-2"
+        and printed["clouds"] == 20
+        and printed["config"]["seed"] == 3
+    )
     kept, expected = clouds.load(here / "chosen" / "clouds.npz"), choose(tiny.digits().train, 2, 3)
-    assert torch.equal(kept.coordinates, expected.coordinates) and torch.equal(kept.labels, expected.labels)
+    assert torch.equal(kept.coordinates, expected.coordinates) and torch.equal(
+        kept.labels, expected.labels
+    )
 
 
 def test_presets_lists_every_preset_with_the_paper_s_figure(capsys):
@@ -219,16 +256,26 @@ def test_presets_prints_configurations_as_json(json_of):
 def test_show_draws_a_run_and_says_what_it_is(run, capsys):
     assert main(["show", "run"]) == 0
     text = capsys.readouterr().out
-    assert "10 clouds of 10 classes" in text and "(1, 28, 28)" in text and "quickstart, seed 0: moving" in text
+    assert (
+        "10 clouds of 10 classes" in text
+        and "(1, 28, 28)" in text
+        and "quickstart, seed 0: moving" in text
+    )
     assert f"{read_record(run)['scores']['paper']['mean']:.2f}" in text
-    picture = next(path for path in run.iterdir() if path.suffix == ".png" and str(path.name) in text)
+    picture = next(
+        path for path in run.iterdir() if path.suffix == ".png" and str(path.name) in text
+    )
     assert picture.read_bytes().startswith(PNG) and len(picture.read_bytes()) > 2000
 
 
 def test_show_draws_a_set_that_has_no_record(run, here, json_of):
     shutil.copy(run / "clouds.npz", here / "lonely.npz")
     about = json_of("show", "lonely.npz")
-    assert (about["clouds"], about["grid"], about["points_per_cloud"]) == (10, [1, 28, 28], [20, 20])
+    assert (about["clouds"], about["grid"], about["points_per_cloud"]) == (
+        10,
+        [1, 28, 28],
+        [20, 20],
+    )
     assert about["classes"] == list("0123456789") and about["record"] is None
     assert Path(about["picture"]).read_bytes().startswith(PNG)
 
@@ -243,8 +290,13 @@ def test_table_has_a_row_per_name(run, here, json_of, capsys):
     assert main(["baseline", "random", *SCORING, *ON_CPU, "--output", "random"]) == 0
     capsys.readouterr()
     rows = json_of("table", "run", "random/record.json", "--csv", "tables/table.csv")
-    assert rows[0]["name"].split()[:2] == ["quickstart", 'data.name="digits"'] and rows[1]["name"] == "random-1"
-    assert rows[0]["standard"] == pytest.approx(read_record(run)["scores"]["standard"]["mean"], abs=0.01)
+    assert (
+        rows[0]["name"].split()[:2] == ["quickstart", 'data.name="digits"']
+        and rows[1]["name"] == "random-1"
+    )
+    assert rows[0]["standard"] == pytest.approx(
+        read_record(run)["scores"]["standard"]["mean"], abs=0.01
+    )
     with (here / "tables" / "table.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [row["name"] for row in written] == [row["name"] for row in rows]
@@ -260,8 +312,12 @@ def test_table_as_text_names_columns_and_rows(run, capsys):
 def test_animate_writes_a_page_a_gif_and_a_video(run, here, json_of):
     written = json_of("animate", "run", "out/run.html", "out/run.gif", "out/run.mp4")
     assert written["frames"] == len(read_trajectory(run)["updates"])
-    heads = {name: (here / "out" / name).read_bytes()[:12] for name in ("run.html", "run.gif", "run.mp4")}
-    assert heads["run.html"].lower().startswith(b"<!doctype") and heads["run.gif"].startswith(b"GIF8")
+    heads = {
+        name: (here / "out" / name).read_bytes()[:12] for name in ("run.html", "run.gif", "run.mp4")
+    }
+    assert heads["run.html"].lower().startswith(b"<!doctype") and heads["run.gif"].startswith(
+        b"GIF8"
+    )
     assert heads["run.mp4"][4:8] == b"ftyp"
 
 
@@ -297,11 +353,17 @@ def distill(*words: str, **changes):
 
 
 def test_unknown_preset_names_the_nearest(assert_refused):
-    assert_refused(lambda: main(["distill", "--preset", "quickstrat"]), "'quickstrat'", "nearest: quickstart")
+    assert_refused(
+        lambda: main(["distill", "--preset", "quickstrat"]), "'quickstrat'", "nearest: quickstart"
+    )
 
 
 def test_unknown_setting_names_the_nearest(assert_refused):
-    assert_refused(lambda: main(["distill", "network.layer=2", "--preset", "quickstart"]), "'network.layer'", "network.layers")
+    assert_refused(
+        lambda: main(["distill", "network.layer=2", "--preset", "quickstart"]),
+        "'network.layer'",
+        "network.layers",
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,7 +373,10 @@ def test_unknown_setting_names_the_nearest(assert_refused):
         ("network.layers=true", ["network.layers", "True", "integer"]),
         ("network.layers=0", ["network.layers", "0", "greater than or equal to 1"]),
         ("network.layers=9", ["network.layers", "9", "at most 4"]),
-        ("network.backend=torhc", ["network.backend", "'torhc'", "'torch', 'sparse', 'minkowski' or 'pointnet'"]),
+        (
+            "network.backend=torhc",
+            ["network.backend", "'torhc'", "'torch', 'sparse', 'minkowski' or 'pointnet'"],
+        ),
         ("optimiser.step_size=NaN", ["optimiser.step_size", "nan", "finite"]),
         ("optimiser.step_size=-1", ["optimiser.step_size", "-1", "greater than 0"]),
         ("data.threshold=1", ["data.threshold", "1", "less than 1"]),
@@ -323,8 +388,15 @@ def test_unknown_setting_names_the_nearest(assert_refused):
         ("=3", ["''"]),
     ],
 )
-def test_wrong_setting_is_named_with_its_value_and_what_would_be_right(argument, parts, assert_refused):
-    assert_refused(lambda: main(["distill", *tiny.arguments(tiny.DISTILLATION), argument, "--preset", "quickstart"]), *parts)
+def test_wrong_setting_is_named_with_its_value_and_what_would_be_right(
+    argument, parts, assert_refused
+):
+    assert_refused(
+        lambda: main(
+            ["distill", *tiny.arguments(tiny.DISTILLATION), argument, "--preset", "quickstart"]
+        ),
+        *parts,
+    )
 
 
 def test_negative_seed_is_refused(assert_refused):
@@ -353,7 +425,11 @@ def test_wrong_option_ends_with_exit_code_2(words, here, capsys):
 
 
 @pytest.mark.parametrize(
-    "count", [{"objective__real_batch": 300}, {"clouds__initialisation": "real", "clouds__clouds_per_class": 300}]
+    "count",
+    [
+        {"objective__real_batch": 300},
+        {"clouds__initialisation": "real", "clouds__clouds_per_class": 300},
+    ],
 )
 def test_class_with_fewer_samples_than_asked_is_named(count, assert_refused):
     assert_refused(distill(**count), "class '0'", "300 were asked for")
@@ -361,7 +437,11 @@ def test_class_with_fewer_samples_than_asked_is_named(count, assert_refused):
 
 @pytest.mark.parametrize("name", ["random", "herding"])
 def test_baseline_of_more_clouds_than_a_class_has_is_refused(name, assert_refused):
-    assert_refused(lambda: main(["baseline", name, *SCORING, *ON_CPU, "--clouds-per-class", "300"]), "class '0'", "300")
+    assert_refused(
+        lambda: main(["baseline", name, *SCORING, *ON_CPU, "--clouds-per-class", "300"]),
+        "class '0'",
+        "300",
+    )
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "cuda:x", "mps:3", "meta"])
@@ -379,12 +459,16 @@ def test_run_folder_that_cannot_be_written_to_is_named(place, options, here, ass
 @pytest.mark.parametrize("place", ["file", "file/scored"])
 def test_folder_for_scores_that_cannot_be_written_to_is_named(place, here, assert_refused):
     (here / "file").write_text("not a folder")
-    assert_refused(lambda: main(["baseline", "random", *SCORING, *ON_CPU, "--output", place]), place)
+    assert_refused(
+        lambda: main(["baseline", "random", *SCORING, *ON_CPU, "--output", place]), place
+    )
 
 
 def test_files_that_cannot_be_written_are_named(run, here, assert_refused):
     (here / "file").write_text("not a folder")
-    assert_refused(lambda: main(["show", "run", "--picture", "file/picture.png"]), "file/picture.png")
+    assert_refused(
+        lambda: main(["show", "run", "--picture", "file/picture.png"]), "file/picture.png"
+    )
     assert_refused(lambda: main(["table", "run", "--csv", "file/table.csv"]), "file/table.csv")
 
 
@@ -463,22 +547,52 @@ def put(value, *place):
 BAD_SETS = {
     "nan": (with_field("coordinates", put(np.nan, 7, 1)), ["coordinates", "nan", "[7, 1]"]),
     "infinite": (with_field("coordinates", put(-np.inf, 7, 1)), ["coordinates", "-inf", "[7, 1]"]),
-    "negative": (with_field("coordinates", put(-0.5, 3, 2)), ["coordinates", "-0.5", "[3, 2]", "outside the grid"]),
-    "beyond the grid": (with_field("coordinates", put(28, 3, 2)), ["coordinates", "28.0", "[3, 2]", "below 28"]),
-    "off the flat axis": (with_field("coordinates", put(1, 3, 0)), ["coordinates", "1.0", "[3, 0]", "below 1"]),
-    "points of two axes": (with_field("coordinates", lambda a: a[:, 1:]), ["coordinates", "(200, 2)", "(points, 3)"]),
-    "integer coordinates": (with_field("coordinates", lambda a: a.astype(int)), ["coordinates", "int64", "floats"]),
-    "too few points": (with_field("coordinates", lambda a: a[:-1]), ["offsets", "200", "199 points"]),
+    "negative": (
+        with_field("coordinates", put(-0.5, 3, 2)),
+        ["coordinates", "-0.5", "[3, 2]", "outside the grid"],
+    ),
+    "beyond the grid": (
+        with_field("coordinates", put(28, 3, 2)),
+        ["coordinates", "28.0", "[3, 2]", "below 28"],
+    ),
+    "off the flat axis": (
+        with_field("coordinates", put(1, 3, 0)),
+        ["coordinates", "1.0", "[3, 0]", "below 1"],
+    ),
+    "points of two axes": (
+        with_field("coordinates", lambda a: a[:, 1:]),
+        ["coordinates", "(200, 2)", "(points, 3)"],
+    ),
+    "integer coordinates": (
+        with_field("coordinates", lambda a: a.astype(int)),
+        ["coordinates", "int64", "floats"],
+    ),
+    "too few points": (
+        with_field("coordinates", lambda a: a[:-1]),
+        ["offsets", "200", "199 points"],
+    ),
     "too few offsets": (with_field("offsets", lambda a: a[:-1]), ["offsets", "(10,)", "(11,)"]),
     "too few labels": (with_field("labels", lambda a: a[:-1]), ["offsets", "(11,)", "(10,)"]),
     "offsets that fall": (with_field("offsets", put(90, 2)), ["offsets", "rising"]),
     "empty cloud": (with_field("offsets", put(40, 3)), ["offsets", "cloud 2", "empty cloud"]),
     "label of no class": (with_field("labels", put(10, 4)), ["labels", "10 at cloud 4", "0 to 9"]),
-    "grid of two axes": (with_field("grid", lambda a: a[1:]), ["grid", "[28, 28]", "depth, height, width"]),
+    "grid of two axes": (
+        with_field("grid", lambda a: a[1:]),
+        ["grid", "[28, 28]", "depth, height, width"],
+    ),
     "grid of no cells": (with_field("grid", put(0, 0)), ["grid", "[0, 28, 28]"]),
-    "newer version": (with_field("format_version", lambda a: np.int64(3)), ["format_version", "3", "newer pcdd"]),
-    "object array": (with_field("labels", lambda a: np.array([*range(9), None], dtype=object)), ["object array"]),
-    "field missing": (lambda arrays: {k: v for k, v in arrays.items() if k != "labels"}, ["labels", "missing"]),
+    "newer version": (
+        with_field("format_version", lambda a: np.int64(3)),
+        ["format_version", "3", "newer pcdd"],
+    ),
+    "object array": (
+        with_field("labels", lambda a: np.array([*range(9), None], dtype=object)),
+        ["object array"],
+    ),
+    "field missing": (
+        lambda arrays: {k: v for k, v in arrays.items() if k != "labels"},
+        ["labels", "missing"],
+    ),
 }
 
 
@@ -493,12 +607,19 @@ def test_bad_set_is_refused_by_field_place_and_value(name, command, run, here, a
 
 
 @pytest.mark.parametrize("command", ["evaluate", "show"])
-@pytest.mark.parametrize("name", ["text", "empty", "cut short", "one bit wrong", "single array", "no file", "folder"])
+@pytest.mark.parametrize(
+    "name", ["text", "empty", "cut short", "one bit wrong", "single array", "no file", "folder"]
+)
 def test_file_that_is_no_set_is_refused(name, command, run, here, assert_refused):
     right = (run / "clouds.npz").read_bytes()
     wrong = bytearray(right)
     wrong[100] ^= 0xFF  # within the compressed coordinates
-    contents = {"text": b"hello", "empty": b"", "cut short": right[:-100], "one bit wrong": bytes(wrong)}
+    contents = {
+        "text": b"hello",
+        "empty": b"",
+        "cut short": right[:-100],
+        "one bit wrong": bytes(wrong),
+    }
     if name in contents:
         (here / "bad.npz").write_bytes(contents[name])
     elif name == "single array":
@@ -511,7 +632,9 @@ def test_file_that_is_no_set_is_refused(name, command, run, here, assert_refused
 
 def test_set_of_other_data_is_refused(here, assert_refused):
     clouds.save(tiny.three_solids(), here / "solids.npz")
-    assert_refused(lambda: main(["evaluate", "solids.npz", *SCORING]), "solids", "(6, 6, 6)", "(1, 28, 28)")
+    assert_refused(
+        lambda: main(["evaluate", "solids.npz", *SCORING]), "solids", "(6, 6, 6)", "(1, 28, 28)"
+    )
 
 
 def test_baseline_knows_every_one_by_name(capsys):
@@ -530,7 +653,12 @@ def test_split_without_clouds_is_refused(run, assert_refused):
 
 def test_checkpoint_of_another_configuration_is_refused(run, assert_refused):
     (run / "record.json").unlink()
-    assert_refused(distill("--resume", "--output", "run", seed=9), "run/checkpoint.pt", "another configuration", "config.json")
+    assert_refused(
+        distill("--resume", "--output", "run", seed=9),
+        "run/checkpoint.pt",
+        "another configuration",
+        "config.json",
+    )
 
 
 def test_damaged_checkpoint_is_refused(run, assert_refused):
@@ -539,7 +667,9 @@ def test_damaged_checkpoint_is_refused(run, assert_refused):
     assert_refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "[1, 2]", '"text"', '{"hello": 1}', '{"network": {"wdth": 4}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "[1, 2]", '"text"', '{"hello": 1}', '{"network": {"wdth": 4}}']
+)
 def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, assert_refused):
     (run / "config.json").write_text(content)
     assert_refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")
@@ -553,7 +683,9 @@ def test_damaged_record_is_named(content, command, run, assert_refused):
 
 
 def test_table_of_something_else_than_records_is_refused(run, here, assert_refused):
-    (here / "quickstart.ipynb").write_text('{"cells": []}')  # what `pcdd table runs/*` finds beside the runs of a demo
+    (here / "quickstart.ipynb").write_text(
+        '{"cells": []}'
+    )  # what `pcdd table runs/*` finds beside the runs of a demo
     assert_refused(lambda: main(["table", "run", "quickstart.ipynb"]), "quickstart.ipynb")
 
 

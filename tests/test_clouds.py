@@ -16,14 +16,14 @@ from pcdd_core.clouds import (
     PointClouds,
     boundary_check,
     cell_centres,
-    from_unit_ball,
-    known_positions,
-    resampled,
     from_list,
     from_occupancy,
+    from_unit_ball,
     into_grid,
+    known_positions,
     load,
     members_per_class,
+    resampled,
     sample,
     save,
     scatter,
@@ -58,7 +58,9 @@ def test_an_item_past_the_end_is_an_index_error(random_clouds):
 @given(sizes=RAGGED)
 def test_cloud_index_names_the_owner_of_every_point(sizes):
     clouds = from_list(torch.rand(sum(sizes), 3).split(sizes), [0] * len(sizes), (1, 8, 8), "a")
-    assert clouds.cloud_index.tolist() == [cloud for cloud, size in enumerate(sizes) for _ in range(size)]
+    assert clouds.cloud_index.tolist() == [
+        cloud for cloud, size in enumerate(sizes) for _ in range(size)
+    ]
 
 
 @given(sizes=RAGGED, data=st.data())
@@ -84,12 +86,20 @@ def test_select_sends_gradients_back_once_per_repeat(random_clouds):
 # --- clouds from occupancy grids ----------------------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 1000), shape=st.tuples(*[st.integers(1, 4)] * 4), max_points=st.none() | st.integers(1, 9))
+@given(
+    seed=st.integers(0, 1000),
+    shape=st.tuples(*[st.integers(1, 4)] * 4),
+    max_points=st.none() | st.integers(1, 9),
+)
 def test_from_occupancy_lists_cells_in_raster_order(seed, shape, max_points):
     occupied = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
     clouds = from_occupancy(occupied, torch.arange(shape[0]), ["class"] * shape[0], max_points)
     for cloud in range(shape[0]):
-        cells = [list(cell) for cell in itertools.product(*map(range, shape[1:])) if occupied[(cloud, *cell)]]
+        cells = [
+            list(cell)
+            for cell in itertools.product(*map(range, shape[1:]))
+            if occupied[(cloud, *cell)]
+        ]
         assert clouds[cloud].tolist() == cells[:max_points]
     assert clouds.grid == shape[1:]
     assert clouds.labels.tolist() == list(range(shape[0]))
@@ -130,7 +140,9 @@ ANYWHERE = st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_
 @given(points=ANYWHERE, grid=GRIDS)
 def test_boundary_check_is_the_nearest_point_inside(points, grid):
     checked = boundary_check(torch.tensor(points), grid)
-    expected = [[min(max(c, 0.0), cells - 1.0) for c, cells in zip(point, grid)] for point in points]
+    expected = [
+        [min(max(c, 0.0), cells - 1.0) for c, cells in zip(point, grid)] for point in points
+    ]
     assert checked.tolist() == expected
 
 
@@ -142,7 +154,9 @@ def test_boundary_check_is_idempotent(points, grid):
 
 @given(seed=st.integers(0, 1000), grid=GRIDS)
 def test_boundary_check_changes_nothing_inside(seed, grid):
-    inside = torch.rand(20, 3, generator=torch.Generator().manual_seed(seed)) * (torch.tensor(grid) - 1)
+    inside = torch.rand(20, 3, generator=torch.Generator().manual_seed(seed)) * (
+        torch.tensor(grid) - 1
+    )
     assert torch.equal(boundary_check(inside, grid), inside)
 
 
@@ -190,11 +204,15 @@ def test_sample_from_too_small_a_class_names_it():
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=6),
     grid=GRIDS,
     seed=st.integers(0, 1000),
-    names=st.lists(st.text(st.characters(exclude_categories=["C"]), max_size=5), min_size=3, max_size=4),
+    names=st.lists(
+        st.text(st.characters(exclude_categories=["C"]), max_size=5), min_size=3, max_size=4
+    ),
 )
 def test_a_saved_set_is_loaded_exactly(tmp_path_factory, random_clouds, sizes, grid, seed, names):
     made = random_clouds(sizes, grid, seed)
-    saved = PointClouds(made.coordinates.float().requires_grad_(), made.offsets, made.labels, grid, tuple(names))
+    saved = PointClouds(
+        made.coordinates.float().requires_grad_(), made.offsets, made.labels, grid, tuple(names)
+    )
     path = tmp_path_factory.mktemp("sets") / "set.npz"
     save(saved, path)
     loaded = load(path)
@@ -205,8 +223,12 @@ def test_a_saved_set_is_loaded_exactly(tmp_path_factory, random_clouds, sizes, g
 
 
 def with_learned_labels(random_clouds) -> PointClouds:
-    probabilities = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.0, 0.0, 1.0], [0.25, 0.5, 0.25]])
-    return replace(random_clouds([2, 3, 1, 4]), label_probabilities=probabilities, class_names=("a", "b", "c"))
+    probabilities = torch.tensor(
+        [[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.0, 0.0, 1.0], [0.25, 0.5, 0.25]]
+    )
+    return replace(
+        random_clouds([2, 3, 1, 4]), label_probabilities=probabilities, class_names=("a", "b", "c")
+    )
 
 
 def test_learned_labels_are_saved_loaded_and_chosen_with_their_clouds(tmp_path, random_clouds):
@@ -217,10 +239,14 @@ def test_learned_labels_are_saved_loaded_and_chosen_with_their_clouds(tmp_path, 
     assert loaded.targets is loaded.label_probabilities
     chosen = loaded.select(torch.tensor([3, 1, 1]))
     assert torch.equal(chosen.targets, clouds.label_probabilities[[3, 1, 1]])
-    assert torch.equal(chosen.with_coordinates(chosen.coordinates + 1).to("cpu").targets, chosen.targets)
+    assert torch.equal(
+        chosen.with_coordinates(chosen.coordinates + 1).to("cpu").targets, chosen.targets
+    )
 
 
-def test_a_set_without_learned_labels_is_written_as_earlier_versions_read_it(tmp_path, random_clouds):
+def test_a_set_without_learned_labels_is_written_as_earlier_versions_read_it(
+    tmp_path, random_clouds
+):
     clouds = random_clouds([2, 3])
     save(clouds, tmp_path / "set.npz")
     with np.load(tmp_path / "set.npz") as arrays:
@@ -236,7 +262,9 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_cl
 
     def disk_full(file, **arrays):
         file.write(b"half of it")
-        assert len(list(tmp_path.iterdir())) == 2  # beside the old file: a rename is atomic within a file system only
+        assert (
+            len(list(tmp_path.iterdir())) == 2
+        )  # beside the old file: a rename is atomic within a file system only
         raise OSError("No space left on device")
 
     monkeypatch.setattr(module.np, "savez_compressed", disk_full)
@@ -316,9 +344,21 @@ def test_a_missing_field_is_named(tmp_path, field):
         (dict(label_probabilities=np.array([0.5, 0.5])), "label_probabilities", "(2,)"),
         (dict(label_probabilities=np.ones((1, 2))), "label_probabilities", "(1, 2)"),
         (dict(label_probabilities=np.array([[1, 0], [0, 1]])), "label_probabilities", "int64"),
-        (dict(label_probabilities=np.array([[1.5, -0.5], [0.5, 0.5]])), "label_probabilities", "1.5 at [0, 0]"),
-        (dict(label_probabilities=np.array([[1, 0], [0.5, np.nan]])), "label_probabilities", "nan at [1, 1]"),
-        (dict(label_probabilities=np.array([[1, 0], [0.5, 0.25]])), "label_probabilities", "0.75 at cloud 1"),
+        (
+            dict(label_probabilities=np.array([[1.5, -0.5], [0.5, 0.5]])),
+            "label_probabilities",
+            "1.5 at [0, 0]",
+        ),
+        (
+            dict(label_probabilities=np.array([[1, 0], [0.5, np.nan]])),
+            "label_probabilities",
+            "nan at [1, 1]",
+        ),
+        (
+            dict(label_probabilities=np.array([[1, 0], [0.5, 0.25]])),
+            "label_probabilities",
+            "0.75 at cloud 1",
+        ),
         (dict(format_version=np.int64(3)), "format_version", "3"),
         (dict(format_version=np.int64(0)), "format_version", "0"),
         (dict(format_version=np.array([1])), "format_version", "[1]"),
@@ -340,7 +380,11 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
             return os.mkdir, (str(tmp_path / "code ran"),)
 
     path = tmp_path / "set.npz"
-    np.savez(path, **{**GOOD, "labels": np.array([RunsWhenUnpickled(), 1], dtype=object)}, allow_pickle=True)
+    np.savez(
+        path,
+        **{**GOOD, "labels": np.array([RunsWhenUnpickled(), 1], dtype=object)},
+        allow_pickle=True,
+    )
     with pytest.raises(InputError, match="object array"):
         load(path)
     assert list(tmp_path.iterdir()) == [path]
@@ -355,7 +399,9 @@ def test_a_missing_file_and_a_folder_are_input_errors(tmp_path):
         assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY", b"coordinates,labels\n1,2\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY", b"coordinates,labels\n1,2\n"]
+)
 def test_a_file_that_is_no_zip_is_an_input_error(tmp_path, content):
     path = tmp_path / "set.npz"
     path.write_bytes(content)
@@ -409,10 +455,19 @@ def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
 # --- clouds in any unit, put on a grid -------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 40), st.integers(0, 10**6), st.floats(-3, 3), st.tuples(*[st.integers(1, 32)] * 3))
-def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(count, seed, log_scale, grid):
+@given(
+    st.integers(1, 40),
+    st.integers(0, 10**6),
+    st.floats(-3, 3),
+    st.tuples(*[st.integers(1, 32)] * 3),
+)
+def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(
+    count, seed, log_scale, grid
+):
     draws = torch.Generator().manual_seed(seed)
-    points = (torch.rand(count, 3, generator=draws) - 0.5) * 10**log_scale + torch.rand(3, generator=draws)
+    points = (torch.rand(count, 3, generator=draws) - 0.5) * 10**log_scale + torch.rand(
+        3, generator=draws
+    )
     flat = torch.tensor(grid) == 1
     points[:, flat] = 0.25  # an axis of one cell has no room for an extent
     placed = into_grid(points, grid)
@@ -427,7 +482,9 @@ def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(
     torch.testing.assert_close((placed.amax(0) + placed.amin(0)) / 2, room / 2, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("points", [torch.zeros(0, 3), torch.zeros(4, 2), torch.tensor([[0.0, float("nan"), 1.0]])])
+@pytest.mark.parametrize(
+    "points", [torch.zeros(0, 3), torch.zeros(4, 2), torch.tensor([[0.0, float("nan"), 1.0]])]
+)
 def test_what_is_no_cloud_is_not_put_on_a_grid(points):
     with pytest.raises(InputError, match="rows of 3 finite coordinates"):
         into_grid(points, (4, 4, 4))
@@ -438,8 +495,14 @@ def test_what_is_no_cloud_is_not_put_on_a_grid(points):
 
 def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
     up, right, origin = [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]
-    clouds = from_unit_ball(torch.tensor([[up, right], [origin, up]]), torch.tensor([1, 0]), "ab", cells=24)
-    assert clouds.grid == (24, 24, 24) and clouds.labels.tolist() == [1, 0] and clouds.class_names == ("a", "b")
+    clouds = from_unit_ball(
+        torch.tensor([[up, right], [origin, up]]), torch.tensor([1, 0]), "ab", cells=24
+    )
+    assert (
+        clouds.grid == (24, 24, 24)
+        and clouds.labels.tolist() == [1, 0]
+        and clouds.class_names == ("a", "b")
+    )
     # height runs downwards, width is x; the ball's radius of 11 leaves a cell free on either side
     assert clouds.coordinates.tolist() == [[12, 1, 12], [12, 12, 23], [12, 12, 12], [12, 1, 12]]
     behind = from_unit_ball(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0]), "a", cells=24)
@@ -447,11 +510,17 @@ def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=3), seed=st.integers(0, 99))
-def test_resampled_clouds_have_so_many_of_their_own_points_none_twice_before_all_once(random_clouds, sizes, seed):
+def test_resampled_clouds_have_so_many_of_their_own_points_none_twice_before_all_once(
+    random_clouds, sizes, seed
+):
     clouds = random_clouds([4, 1, 6], (1, 6, 5), seed)
     clouds = clouds.with_coordinates(clouds.coordinates.float())
     found = resampled(clouds, sizes, torch.Generator().manual_seed(seed))
-    assert found.sizes.tolist() == sizes and torch.equal(found.labels, clouds.labels) and found.grid == clouds.grid
+    assert (
+        found.sizes.tolist() == sizes
+        and torch.equal(found.labels, clouds.labels)
+        and found.grid == clouds.grid
+    )
     for cloud, size in enumerate(sizes):
         own = {tuple(point) for point in clouds[cloud].tolist()}
         drawn = [tuple(point) for point in found[cloud].tolist()]
@@ -460,6 +529,8 @@ def test_resampled_clouds_have_so_many_of_their_own_points_none_twice_before_all
 
 def test_points_are_known_as_well_as_the_data_says():
     cells = from_list([torch.tensor([[0.0, 3, 5]])], [0], (1, 8, 8), "a")
-    assert known_positions(cells).coordinates.tolist() == [[0.0, 3.5, 5.5]]  # occupied cells: somewhere in them
+    assert known_positions(cells).coordinates.tolist() == [
+        [0.0, 3.5, 5.5]
+    ]  # occupied cells: somewhere in them
     exact = from_list([torch.tensor([[1.0, 3, 5.25]])], [0], (8, 8, 8), "a")
     assert known_positions(exact) is exact

@@ -5,14 +5,13 @@ import math
 
 import pytest
 import torch
+from tiny import needs_minkowski
 
+from pcdd_core import runs
 from pcdd_core.config import Config, described_settings, from_dict, identity, override, to_dict
 from pcdd_core.errors import InputError
 from pcdd_core.networks import build_network
 from pcdd_core.presets import PRESETS, preset
-from pcdd_core import runs
-
-from tiny import needs_minkowski
 
 # Another valid value of every setting that is no number.
 OTHER = {
@@ -33,7 +32,8 @@ OTHER = {
     "objective.name": "distribution_matching",
     "objective.distance": "global_cosine",
     "objective.augmentation": True,
-    "data.folder": "shapes", "optimiser.turn_step_size": 0.1,
+    "data.folder": "shapes",
+    "optimiser.turn_step_size": 0.1,
     "objective.real_precision": "bfloat16",
     "objective.learned_labels": True,
     "objective.distribution_matching_until": 0.5,
@@ -61,7 +61,9 @@ def another(name: str, default):
 
 def leaves(settings: dict, prefix: str = ""):
     for name, value in settings.items():
-        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+        yield from (
+            leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+        )
 
 
 def test_described_settings_are_all_settings_there_are():
@@ -73,7 +75,10 @@ def test_every_setting_is_explained():
 
 
 def test_dictionary_round_trip_keeps_every_changed_setting():
-    changed = override(Config(), {name: another(name, default) for name, (default, _) in described_settings().items()})
+    changed = override(
+        Config(),
+        {name: another(name, default) for name, (default, _) in described_settings().items()},
+    )
     assert from_dict(to_dict(changed)) == changed
     assert from_dict(json.loads(json.dumps(to_dict(changed)))) == changed
 
@@ -87,7 +92,9 @@ def test_identity_changes_with_every_single_setting(name):
 
 
 def test_identity_is_the_same_for_equal_settings():
-    assert identity(override(Config(), {"network.layers": 3, "optimiser.momentum": 0.5})) == identity(Config())
+    assert identity(
+        override(Config(), {"network.layers": 3, "optimiser.momentum": 0.5})
+    ) == identity(Config())
 
 
 def test_override_changes_only_what_it_names():
@@ -103,7 +110,8 @@ def test_settings_left_out_have_their_defaults():
 
 def test_whole_numbers_serve_as_decimal_ones_and_lists_as_tuples():
     changed = override(
-        Config(), {"lift.saturation": 2, "clouds.clouds_per_class": [1, 2], "clouds.points_per_cloud": None}
+        Config(),
+        {"lift.saturation": 2, "clouds.clouds_per_class": [1, 2], "clouds.points_per_cloud": None},
     )
     assert changed.lift.saturation == 2.0
     assert changed.clouds.clouds_per_class == (1, 2)
@@ -178,7 +186,9 @@ ILL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "shown"), ILL, ids=[f"{name}={shown}" for name, _, shown in ILL])
+@pytest.mark.parametrize(
+    ("name", "value", "shown"), ILL, ids=[f"{name}={shown}" for name, _, shown in ILL]
+)
 def test_ill_value_is_an_input_error_naming_setting_and_value(name, value, shown):
     with pytest.raises(InputError) as error:
         override(Config(), {name: value})
@@ -211,7 +221,11 @@ CELLS = [
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[needs_minkowski] if "minkowski" in name else []) for name in PRESETS]
+    "name",
+    [
+        pytest.param(name, marks=[needs_minkowski] if "minkowski" in name else [])
+        for name in PRESETS
+    ],
 )
 def test_preset_is_a_valid_configuration_whose_network_fits_mnist(name):
     config = preset(name).config
@@ -224,27 +238,57 @@ def test_no_two_presets_are_the_same():
     assert len({identity(entry.config) for entry in PRESETS.values()}) == len(PRESETS)
 
 
-@pytest.mark.parametrize(("name", "backend", "layers", "distance"), CELLS, ids=[cell[0] for cell in CELLS])
-def test_paper_cell_is_there_at_both_scales_with_the_paper_s_figure(name, backend, layers, distance):
+@pytest.mark.parametrize(
+    ("name", "backend", "layers", "distance"), CELLS, ids=[cell[0] for cell in CELLS]
+)
+def test_paper_cell_is_there_at_both_scales_with_the_paper_s_figure(
+    name, backend, layers, distance
+):
     for entry in (preset(name), preset(f"{name}-small")):
         assert entry.paper_accuracy == STATED.get(name)
         config = entry.config
-        assert (config.network.backend, config.network.layers, config.objective.distance) == (backend, layers, distance)
-        assert config.network.paper_layout and config.lift.name == "coordinates" and config.data.name == "mnist"
+        assert (config.network.backend, config.network.layers, config.objective.distance) == (
+            backend,
+            layers,
+            distance,
+        )
+        assert (
+            config.network.paper_layout
+            and config.lift.name == "coordinates"
+            and config.data.name == "mnist"
+        )
 
 
 @pytest.mark.parametrize("name", [cell[0] for cell in CELLS])
 def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
     config = preset(name).config
-    assert (config.data.max_points, config.clouds.points_per_cloud, config.clouds.clouds_per_class) == (250, 250, 1)
+    assert (
+        config.data.max_points,
+        config.clouds.points_per_cloud,
+        config.clouds.clouds_per_class,
+    ) == (250, 250, 1)
     assert config.data.threshold == 75 / 255 and config.clouds.initialisation == "scatter"
-    assert (config.network.width, config.network.pooling, config.objective.real_batch) == (128, "max", 256)
-    assert (config.optimiser.name, config.optimiser.step_size, config.optimiser.momentum) == ("sgd", 0.1, 0.5)
+    assert (config.network.width, config.network.pooling, config.objective.real_batch) == (
+        128,
+        "max",
+        256,
+    )
+    assert (config.optimiser.name, config.optimiser.step_size, config.optimiser.momentum) == (
+        "sgd",
+        0.1,
+        0.5,
+    )
     assert config.optimiser.final_step_fraction == 1
-    whole = "sum-of-squares" in name  # Table 2's other distance is compared at the table's iteration only
+    whole = (
+        "sum-of-squares" in name
+    )  # Table 2's other distance is compared at the table's iteration only
     assert config.schedule.iterations == (2500 if whole else 1250)
     assert (config.schedule.iterations_per_network, config.schedule.training_steps) == (0, 0)
-    assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (5, 1001, 128)
+    assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (
+        5,
+        1001,
+        128,
+    )
     assert config.evaluation.curve == ((0, 250, 625, 1250, 1875, 2499) if whole else ())
     assert runs.scored_iteration(config) == 1250
     assert config.data.validation_fraction == 0  # the paper draws from all 60,000 training clouds
@@ -256,9 +300,17 @@ def test_small_scale_asks_for_less_of_the_same_experiment(name):
     paper, small = to_dict(preset(name).config), to_dict(preset(f"{name}-small").config)
     changed = {place for place in leaves(paper) if _at(paper, place) != _at(small, place)}
     scale = {"network.width", "objective.real_batch", "schedule.iterations", "optimiser.step_size"}
-    changed -= {"evaluation.iteration", "evaluation.curve"}  # a small run has fewer iterations than these
+    changed -= {
+        "evaluation.iteration",
+        "evaluation.curve",
+    }  # a small run has fewer iterations than these
     assert changed <= scale | {"evaluation.networks", "evaluation.epochs", "evaluation.width"}
-    for place in ("network.width", "objective.real_batch", "schedule.iterations", "evaluation.epochs"):
+    for place in (
+        "network.width",
+        "objective.real_batch",
+        "schedule.iterations",
+        "evaluation.epochs",
+    ):
         assert _at(small, place) < _at(paper, place)
 
 

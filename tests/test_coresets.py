@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 
 from pcdd_core import coresets
 from pcdd_core.clouds import PointClouds, from_list, from_occupancy
-from pcdd_core.coresets import BASELINES, class_mean, craig, forgetting, forgetting_events, k_center, whole
 from pcdd_core.config import DataConfig
+from pcdd_core.coresets import (
+    BASELINES,
+    class_mean,
+    craig,
+    forgetting,
+    forgetting_events,
+    k_center,
+    whole,
+)
 from pcdd_core.datasets import load
 from pcdd_core.errors import InputError
 from pcdd_core.evaluation import project
@@ -20,12 +28,17 @@ CHOOSING = ["random", "herding", "k_center", "forgetting", "craig"]
 REAL = pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
 
 
-def random_clouds(seed: int, clouds: int = 21, grid: tuple[int, int, int] = (1, 5, 4)) -> PointClouds:
+def random_clouds(
+    seed: int, clouds: int = 21, grid: tuple[int, int, int] = (1, 5, 4)
+) -> PointClouds:
     """Three classes of unequal size in shuffled order, some clouds twice; a cloud may hold a cell twice."""
     draws = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, 1, 1, 2, 2, 2, 0])[torch.randperm(clouds, generator=draws) % 7]
     points = [
-        (torch.rand(int(torch.randint(1, 13, (), generator=draws)), 3, generator=draws) * torch.tensor(grid)).floor()
+        (
+            torch.rand(int(torch.randint(1, 13, (), generator=draws)), 3, generator=draws)
+            * torch.tensor(grid)
+        ).floor()
         for _ in range(clouds)
     ]
     points[clouds // 2 :: 4] = [points[0]] * len(points[clouds // 2 :: 4])
@@ -38,7 +51,10 @@ def members(real: PointClouds, label: int) -> list[int]:
 
 def sources(real: PointClouds, chosen: PointClouds) -> list[list[int]]:
     """For every chosen cloud, the clouds of its class that it could be."""
-    return [[n for n in members(real, int(chosen.labels[c])) if torch.equal(real[n], chosen[c])] for c in range(len(chosen))]
+    return [
+        [n for n in members(real, int(chosen.labels[c])) if torch.equal(real[n], chosen[c])]
+        for c in range(len(chosen))
+    ]
 
 
 def same(one: PointClouds, other: PointClouds) -> bool:
@@ -78,7 +94,10 @@ def test_class_with_too_few_clouds_is_refused_before_anything_is_trained(name, m
     real = random_clouds(0)
     count = 1 if name == "class_mean" else 20
     real = real.select(torch.tensor([n for n in range(len(real)) if real.labels[n] != 1]))
-    with pytest.raises(InputError, match=f"class '{'b' if count == 1 else 'a'}' has . clouds .* {count} were asked for"):
+    with pytest.raises(
+        InputError,
+        match=f"class '{'b' if count == 1 else 'a'}' has . clouds .* {count} were asked for",
+    ):
         BASELINES[name](real, count, 0)
 
 
@@ -92,11 +111,15 @@ def test_same_seed_same_clouds_whatever_was_drawn_elsewhere(name):
 
 @pytest.mark.parametrize("name", ["herding", "k_center", "class_mean", "whole"])
 def test_seed_changes_nothing_where_nothing_is_random(name):
-    assert same(BASELINES[name](tiny.three_digits(), 1, 0), BASELINES[name](tiny.three_digits(), 1, 1))
+    assert same(
+        BASELINES[name](tiny.three_digits(), 1, 0), BASELINES[name](tiny.three_digits(), 1, 1)
+    )
 
 
 def test_whole_is_all_real_clouds_however_many_are_asked_for():
-    assert whole(tiny.three_digits(), 1, 0) is tiny.three_digits() is whole(tiny.three_digits(), 99, 1)
+    assert (
+        whole(tiny.three_digits(), 1, 0) is tiny.three_digits() is whole(tiny.three_digits(), 99, 1)
+    )
 
 
 # --- k-centre -------------------------------------------------------------------------------------------------------
@@ -105,7 +128,10 @@ def test_whole_is_all_real_clouds_however_many_are_asked_for():
 @pytest.mark.parametrize("seed", range(10))
 def test_k_center_equals_a_naive_loop(seed):
     real, count = random_clouds(seed), 4
-    images = [[int(value) for value in project(real.select(torch.tensor([n]))).flatten()] for n in range(len(real))]
+    images = [
+        [int(value) for value in project(real.select(torch.tensor([n]))).flatten()]
+        for n in range(len(real))
+    ]
 
     def between(one, other):
         return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
@@ -113,7 +139,10 @@ def test_k_center_equals_a_naive_loop(seed):
     picks = k_center(real, count, 0)
     for label in range(3):
         left, chosen = members(real, label), []
-        mean = [Fraction(sum(column), len(left)) for column in zip(*(images[n] for n in left), strict=True)]
+        mean = [
+            Fraction(sum(column), len(left))
+            for column in zip(*(images[n] for n in left), strict=True)
+        ]
         for place in range(count):
             if place == 0:
                 scores = {n: -between(images[n], mean) for n in left}
@@ -122,7 +151,9 @@ def test_k_center_equals_a_naive_loop(seed):
             best = [n for n in left if scores[n] == max(scores.values())]
             taken = picks[label * count + place]
             same_image = [n for n in best if torch.equal(real[n], taken)]
-            assert same_image and (place == 0 or torch.equal(taken, real[best[0]]))  # the mean's distances are rounded
+            assert same_image and (
+                place == 0 or torch.equal(taken, real[best[0]])
+            )  # the mean's distances are rounded
             chosen.append(same_image[0])
             left.remove(same_image[0])
 
@@ -134,17 +165,25 @@ def told_apart(real: PointClouds, seed: int = 0) -> float:
     """How many clouds are nearest to the mean of their own class, by what describes them: a fraction."""
     parts = list(coresets._descriptions(real, 1, seed))
     means = torch.stack([described.mean(0) for _, described in parts])
-    right = [torch.cdist(described, means).argmin(1) == label for label, (_, described) in enumerate(parts)]
+    right = [
+        torch.cdist(described, means).argmin(1) == label
+        for label, (_, described) in enumerate(parts)
+    ]
     return torch.cat(right).double().mean().item()
 
 
 def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
     monkeypatch.setattr(coresets, "BATCH_OF_SHAPES", 8)
     solids = load(DataConfig(name="solids", points=48)).train
-    solids = solids.select(torch.cat([(solids.labels == label).nonzero().flatten()[:30] for label in range(8)]))
+    solids = solids.select(
+        torch.cat([(solids.labels == label).nonzero().flatten()[:30] for label in range(8)])
+    )
     assert told_apart(solids) > 0.85
     first = next(iter(coresets._descriptions(solids, 1, 0)))
-    assert torch.equal(first[0], (solids.labels == 0).nonzero().flatten()) and first[1].shape == (30, 1024)
+    assert torch.equal(first[0], (solids.labels == 0).nonzero().flatten()) and first[1].shape == (
+        30,
+        1024,
+    )
 
 
 @pytest.mark.parametrize("choose", [coresets.herding, k_center])
@@ -167,7 +206,10 @@ def test_class_mean_equals_a_loop_over_points(seed, grid):
     real = random_clouds(seed, grid=grid)
     moved = real.with_coordinates(real.coordinates + 0.5)  # within its cell: nothing changes
     found = class_mean(moved, 1, 0)
-    assert found.labels.tolist() == [0, 1, 2] and (found.grid, found.class_names) == (grid, ("a", "b", "c"))
+    assert found.labels.tolist() == [0, 1, 2] and (found.grid, found.class_names) == (
+        grid,
+        ("a", "b", "c"),
+    )
     for label in range(3):
         cells = [{tuple(point) for point in real[n].tolist()} for n in members(real, label)]
         often = {cell: sum(cell in cloud for cloud in cells) for cell in set().union(*cells)}
@@ -178,13 +220,19 @@ def test_class_mean_equals_a_loop_over_points(seed, grid):
 
 def test_class_mean_of_equal_clouds_is_that_cloud():
     cloud = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 2.0, 2.0]])
-    assert torch.equal(class_mean(from_list([cloud, cloud], [0, 0], (3, 4, 4), ["only"]), 1, 0)[0], cloud)
+    assert torch.equal(
+        class_mean(from_list([cloud, cloud], [0, 0], (3, 4, 4), ["only"]), 1, 0)[0], cloud
+    )
 
 
 def test_class_mean_takes_the_first_of_cells_that_are_occupied_equally_often():
-    even = torch.arange(1600).view(1, 40, 40) % 2 == 0  # so many that an unstable sort would mix them
+    even = (
+        torch.arange(1600).view(1, 40, 40) % 2 == 0
+    )  # so many that an unstable sort would mix them
     found = class_mean(from_occupancy(torch.stack([even, ~even]), torch.zeros(2), ["only"]), 1, 0)
-    assert found.coordinates.tolist() == [[0, row, column] for row in range(20) for column in range(40)]
+    assert found.coordinates.tolist() == [
+        [0, row, column] for row in range(20) for column in range(40)
+    ]
 
 
 def test_class_mean_refuses_more_than_one_per_class():
@@ -196,7 +244,16 @@ def test_class_mean_refuses_more_than_one_per_class():
 
 
 def test_forgetting_events_of_a_history_written_by_hand():
-    histories = {"11111": 0, "00001": 0, "01111": 0, "10000": 1, "01100": 1, "10110": 2, "01010": 2, "00000": 5}
+    histories = {
+        "11111": 0,
+        "00001": 0,
+        "01111": 0,
+        "10000": 1,
+        "01100": 1,
+        "10110": 2,
+        "01010": 2,
+        "00000": 5,
+    }
     correct = torch.tensor([[step == "1" for step in history] for history in histories]).T
     assert forgetting_events(correct).tolist() == list(histories.values())
 
@@ -204,8 +261,13 @@ def test_forgetting_events_of_a_history_written_by_hand():
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 6), st.integers(1, 9), st.data())
 def test_forgetting_events_equal_a_loop_and_are_most_where_nothing_was_learnt(epochs, clouds, data):
-    histories = [data.draw(st.lists(st.booleans(), min_size=epochs, max_size=epochs)) for _ in range(clouds)]
-    expected = [sum(a and not b for a, b in zip(history, history[1:], strict=False)) for history in histories]
+    histories = [
+        data.draw(st.lists(st.booleans(), min_size=epochs, max_size=epochs)) for _ in range(clouds)
+    ]
+    expected = [
+        sum(a and not b for a, b in zip(history, history[1:], strict=False))
+        for history in histories
+    ]
     events = forgetting_events(torch.tensor(histories).T).tolist()
     for history, event, count in zip(histories, events, expected, strict=True):
         assert event == count if any(history) else event > len(history) // 2 >= max(expected)
@@ -214,7 +276,9 @@ def test_forgetting_events_equal_a_loop_and_are_most_where_nothing_was_learnt(ep
 def test_forgetting_chooses_the_most_forgotten_of_each_class(monkeypatch):
     draws = torch.Generator().manual_seed(0)
     real, logits = random_clouds(0, 60), torch.randn(5, 60, 3, generator=draws)
-    real = real.with_coordinates(torch.rand(real.coordinates.shape, generator=draws) * 0.9)  # none equal
+    real = real.with_coordinates(
+        torch.rand(real.coordinates.shape, generator=draws) * 0.9
+    )  # none equal
     taught(monkeypatch, logits)
     found = sources(real, forgetting(real, 4, 0))
     for label in range(3):
@@ -229,7 +293,10 @@ def test_forgetting_chooses_the_most_forgotten_of_each_class(monkeypatch):
 def test_forgetting_breaks_ties_at_random_by_seed_alone(monkeypatch):
     real = tiny.three_digits()
     taught(monkeypatch, torch.ones(5, len(real), 3))
-    picks = [[n for (n,) in sources(real, forgetting(real, 2, seed))] for seed in (*range(20), *range(20))]
+    picks = [
+        [n for (n,) in sources(real, forgetting(real, 2, seed))]
+        for seed in (*range(20), *range(20))
+    ]
     assert picks[:20] == picks[20:]
     assert {n for pick in picks for n in pick} == set(range(len(real)))
 
@@ -240,15 +307,21 @@ def test_forgetting_breaks_ties_at_random_by_seed_alone(monkeypatch):
 @pytest.mark.parametrize("seed", range(10))
 def test_craig_equals_naive_facility_location(seed, monkeypatch):
     real, count = random_clouds(seed), 4
-    real = real.with_coordinates(torch.rand(real.coordinates.shape, generator=torch.Generator().manual_seed(seed)) * 0.9)
+    real = real.with_coordinates(
+        torch.rand(real.coordinates.shape, generator=torch.Generator().manual_seed(seed)) * 0.9
+    )
     logits = torch.randn(2, len(real), 3, generator=torch.Generator().manual_seed(100 + seed))
     taught(monkeypatch, logits)
     gradients = logits[-1].double().softmax(1) - torch.eye(3, dtype=torch.float64)[real.labels]
     found = [n for (n,) in sources(real, craig(real, count, 0))]
     for label in range(3):
         everyone, chosen = members(real, label), []
-        distance = {(a, b): float((gradients[a] - gradients[b]).norm()) for a in everyone for b in everyone}
-        most = max(distance.values())  # similarity to the nearest chosen cloud, at least that to an imaginary farthest
+        distance = {
+            (a, b): float((gradients[a] - gradients[b]).norm()) for a in everyone for b in everyone
+        }
+        most = max(
+            distance.values()
+        )  # similarity to the nearest chosen cloud, at least that to an imaginary farthest
         for taken in found[label * count : label * count + count]:
             value = {
                 n: sum(max(most - distance[i, j] for j in [*chosen, n]) for i in everyone)
@@ -262,7 +335,9 @@ def test_craig_equals_naive_facility_location(seed, monkeypatch):
 def test_craig_tells_well_learnt_clouds_apart(monkeypatch):
     """Two groups, alike to a matrix product in float32: one of each is to be chosen."""
     logits = torch.tensor([[12.0, 0.0]] * 30 + [[15.0, 0.0]] * 30)
-    real = from_list([torch.full((1, 3), n / 100) for n in range(60)], [0] * 60, (1, 4, 4), ["only"])
+    real = from_list(
+        [torch.full((1, 3), n / 100) for n in range(60)], [0] * 60, (1, 4, 4), ["only"]
+    )
     taught(monkeypatch, logits[None])
     one, other = (int(100 * cloud.max() + 0.5) for cloud in craig(real, 2, 0).coordinates)
     assert (one < 30) != (other < 30)
@@ -274,7 +349,9 @@ def test_craig_tells_well_learnt_clouds_apart(monkeypatch):
 def test_classifier_learns_and_is_asked_after_every_epoch(monkeypatch):
     monkeypatch.setattr(coresets, "BATCH", 16)
     digits = tiny.digits().train
-    digits = digits.select(torch.cat([(digits.labels == label).nonzero().flatten()[:40] for label in range(3)]))
+    digits = digits.select(
+        torch.cat([(digits.labels == label).nonzero().flatten()[:40] for label in range(3)])
+    )
     logits = coresets._learning(digits, 0)
     assert logits.shape == (coresets.EPOCHS, 120, 10) and not logits.requires_grad
     right = (logits.argmax(2) == digits.labels).double().mean(1)

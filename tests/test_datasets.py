@@ -32,7 +32,9 @@ def numbers(clouds) -> list[int]:
     """The numbers that images made by `made_up_images` carry, read from their clouds."""
     _, height, width = clouds.coordinates.long().unbind(1)
     bits = torch.where(height == 2, 2**width, 0)
-    return torch.zeros(len(clouds), dtype=torch.int64).index_add(0, clouds.cloud_index, bits).tolist()
+    return (
+        torch.zeros(len(clouds), dtype=torch.int64).index_add(0, clouds.cloud_index, bits).tolist()
+    )
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +43,11 @@ def mnist(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mnist")
     (folder / "MNIST" / "raw").mkdir(parents=True)
     for name, (magic, shape) in MNIST_FILES.items():
-        content = made_up_images(shape[0]) if len(shape) == 3 else (np.arange(shape[0]) % 10).astype(np.uint8)
+        content = (
+            made_up_images(shape[0])
+            if len(shape) == 3
+            else (np.arange(shape[0]) % 10).astype(np.uint8)
+        )
         header = np.array([magic, *shape], dtype=">u4")
         (folder / "MNIST" / "raw" / name).write_bytes(header.tobytes() + content.tobytes())
     return folder
@@ -72,7 +78,11 @@ def no_network(monkeypatch):
 
 
 def test_mnist_is_found_in_the_folder_given(loaded):
-    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [54000, 6000, 10000]
+    assert [len(part) for part in (loaded.train, loaded.validation, loaded.test)] == [
+        54000,
+        6000,
+        10000,
+    ]
     assert loaded.train.class_names == tuple("0123456789")
 
 
@@ -111,8 +121,11 @@ def test_max_points_keeps_the_first_in_raster_order(mnist):
     splits = datasets.load(DataConfig(max_points=3), mnist)
     whole = datasets.load(DataConfig(), mnist)
     assert splits.train.sizes.max() == 3 and splits.test.sizes.max() > 3
-    for cut, uncut in zip(splits.train.coordinates.split(splits.train.sizes.tolist())[:50],
-                          whole.train.coordinates.split(whole.train.sizes.tolist()), strict=False):
+    for cut, uncut in zip(
+        splits.train.coordinates.split(splits.train.sizes.tolist())[:50],
+        whole.train.coordinates.split(whole.train.sizes.tolist()),
+        strict=False,
+    ):
         assert torch.equal(cut, uncut[:3])
 
 
@@ -163,13 +176,16 @@ def test_file_of_a_wrong_length_is_named_with_both_lengths(linked, name, change)
     os.truncate(linked / "copy", right + change)
     os.replace(linked / "copy", linked / name)
     with pytest.raises(
-        InputError, match=f"{name}: damaged or cut short \\({right + change} bytes, expected {right}\\)"
+        InputError,
+        match=f"{name}: damaged or cut short \\({right + change} bytes, expected {right}\\)",
     ):
         datasets.load(MNIST, linked.parents[1])
 
 
 @pytest.mark.parametrize("name", MNIST_FILES)
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b\x08\x00 still gzipped", b"<html>"], ids=["empty", "gzip", "html"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b\x08\x00 still gzipped", b"<html>"], ids=["empty", "gzip", "html"]
+)
 def test_file_that_is_no_idx_is_named(linked, name, content):
     (linked / name).unlink()
     (linked / name).write_bytes(content)
@@ -212,11 +228,24 @@ def test_without_a_folder_the_download_goes_to_the_cache(no_network, monkeypatch
         datasets.load(MNIST)
 
 
-@pytest.mark.skipif(not (Path(REAL_MNIST) / "MNIST").is_dir(), reason="PCDD_DATA names no folder with MNIST")
+@pytest.mark.skipif(
+    not (Path(REAL_MNIST) / "MNIST").is_dir(), reason="PCDD_DATA names no folder with MNIST"
+)
 def test_real_mnist():
     real = datasets.load(MNIST, REAL_MNIST)
     assert (len(real.train) + len(real.validation), len(real.test)) == (60000, 10000)
-    assert torch.bincount(real.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert torch.bincount(real.test.labels).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     assert real.train.sizes.min() > 0 and 90 < real.train.sizes.float().mean() < 150
 
 
@@ -239,9 +268,13 @@ def test_digits_lie_within_the_frame_of_mnist_s():
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_every_class_gives_the_validation_fraction(fraction):
     real = datasets.load(DataConfig(name="digits", validation_fraction=fraction))
-    kept, held_out = (torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation))
+    kept, held_out = (
+        torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation)
+    )
     assert held_out.tolist() == [int(fraction * count) for count in (kept + held_out).tolist()]
-    assert len(real.test) == len(tiny.digits().test)  # the choice of a validation split never touches the test split
+    assert len(real.test) == len(
+        tiny.digits().test
+    )  # the choice of a validation split never touches the test split
 
 
 # --- shapes -------------------------------------------------------------------------------------------------------
@@ -249,9 +282,17 @@ def test_every_class_gives_the_validation_fraction(fraction):
 
 def test_solids_are_clouds_inside_a_grid_split_in_three():
     splits = datasets.load(DataConfig(name="solids", points=16, cells=12, validation_fraction=0.25))
-    assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [600, 200, 400]
+    assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [
+        600,
+        200,
+        400,
+    ]
     for clouds in (splits.train, splits.validation, splits.test):
-        assert clouds.grid == (12, 12, 12) and clouds.class_names[:2] == ("ball", "box") and set(clouds.sizes.tolist()) == {16}
+        assert (
+            clouds.grid == (12, 12, 12)
+            and clouds.class_names[:2] == ("ball", "box")
+            and set(clouds.sizes.tolist()) == {16}
+        )
         assert clouds.coordinates.min() >= 1 and clouds.coordinates.max() <= 11
         distance = (clouds.coordinates - 6).view(len(clouds), 16, 3).norm(dim=2).amax(1)
         assert torch.allclose(distance, torch.full_like(distance, 5.0), atol=1e-3)
@@ -263,14 +304,26 @@ def test_a_folder_of_one_s_own_shapes_is_a_data_set(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(6):
             np.save(tmp_path / name / f"{number}.npy", draws.normal(size=(30, 3)))
-    splits = datasets.load(DataConfig(name="folder", folder=str(tmp_path), points=20, validation_fraction=0.25))
+    splits = datasets.load(
+        DataConfig(name="folder", folder=str(tmp_path), points=20, validation_fraction=0.25)
+    )
     assert splits.train.class_names == ("chair", "lamp")
     assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [6, 2, 4]
 
 
-@pytest.mark.parametrize("wrong", [{"name": "folder"}, {"name": "solids", "folder": "shapes"}, {"name": "modelnet40", "folder": "x"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "folder"},
+        {"name": "solids", "folder": "shapes"},
+        {"name": "modelnet40", "folder": "x"},
+    ],
+)
 def test_a_folder_is_given_for_one_s_own_shapes_and_for_nothing_else(wrong):
-    with pytest.raises(InputError, match="setting data.folder = .* with data.name=.*: data.name=folder needs the folder"):
+    with pytest.raises(
+        InputError,
+        match="setting data.folder = .* with data.name=.*: data.name=folder needs the folder",
+    ):
         datasets.load(DataConfig(**wrong))
 
 
@@ -280,7 +333,10 @@ def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
         for split in ("train", "test"):
             (root / name / split).mkdir(parents=True)
             for number in range(4):
-                np.save(root / name / split / f"{number}.npy", np.random.default_rng(number).normal(size=(30, 3)))
+                np.save(
+                    root / name / split / f"{number}.npy",
+                    np.random.default_rng(number).normal(size=(30, 3)),
+                )
     config = DataConfig(name="modelnet10", points=20, validation_fraction=0.25)
     given = datasets.load(config, tmp_path)
     monkeypatch.setenv("PCDD_DATA", str(tmp_path))

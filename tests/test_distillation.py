@@ -97,7 +97,8 @@ def test_same_seed_same_run():
 def test_other_seed_other_run(initialisation):
     config = {"clouds__initialisation": initialisation}
     assert not torch.equal(
-        last_coordinates(tiny.config(seed=1, **config)), last_coordinates(tiny.config(seed=2, **config))
+        last_coordinates(tiny.config(seed=1, **config)),
+        last_coordinates(tiny.config(seed=2, **config)),
     )
 
 
@@ -109,11 +110,15 @@ def test_run_does_not_depend_on_torch_s_own_random_numbers():
     assert torch.equal(*coordinates)
 
 
-@pytest.mark.parametrize(("iterations_per_network", "drawn_at"), [(0, [0]), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
+@pytest.mark.parametrize(
+    ("iterations_per_network", "drawn_at"), [(0, [0]), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])]
+)
 def test_network_is_drawn_anew_as_often_as_asked(iterations_per_network, drawn_at):
     weights = [torch.zeros(0)]
     for step in distill(
-        tiny.config(schedule__iterations_per_network=iterations_per_network, schedule__iterations=7),
+        tiny.config(
+            schedule__iterations_per_network=iterations_per_network, schedule__iterations=7
+        ),
         tiny.three_digits(),
     ):
         weights.append(step.state()["network"]["head.weight"].clone())
@@ -123,7 +128,9 @@ def test_network_is_drawn_anew_as_often_as_asked(iterations_per_network, drawn_a
 
 def test_training_moves_the_network_and_no_training_leaves_it():
     for training_steps in (0, 2):
-        config = tiny.config(schedule__iterations_per_network=0, schedule__training_steps=training_steps)
+        config = tiny.config(
+            schedule__iterations_per_network=0, schedule__training_steps=training_steps
+        )
         steps = distill(config, tiny.three_digits())
         first, second = (next(steps).state()["network"]["head.weight"].clone() for _ in range(2))
         assert torch.equal(first, second) == (training_steps == 0)
@@ -158,10 +165,15 @@ def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, back
     for step in steps:
         assert_well_formed(step, (1, 28, 28))
         assert len(step.matching_loss) == 3 and min(step.matching_loss) > 0
-    assert ((steps[-1].clouds.coordinates - initial_clouds(config, tiny.three_digits()).coordinates) != 0).any()
+    assert (
+        (steps[-1].clouds.coordinates - initial_clouds(config, tiny.three_digits()).coordinates)
+        != 0
+    ).any()
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "unrolled_training"])  # never at 0
+@pytest.mark.parametrize(
+    "objective", [name for name in OBJECTIVES if name != "unrolled_training"]
+)  # never at 0
 def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path):
     """All 24 real clouds are the synthetic ones, and the batch; where they are moved, by the same move."""
     real = tiny.three_digits()
@@ -171,7 +183,9 @@ def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path
         "objective__augmentation": objective != "feature_regression", "objective__distance": "sum_of_squares",
     }  # fmt: skip
     scattered = sum(run(tiny.config(**settings))[0].matching_loss)
-    same = tiny.config(**settings, clouds__initialisation="file", clouds__file=str(tmp_path / "real.npz"))
+    same = tiny.config(
+        **settings, clouds__initialisation="file", clouds__file=str(tmp_path / "real.npz")
+    )
     assert sum(run(same)[0].matching_loss) < 1e-3 * scattered
 
 
@@ -180,8 +194,13 @@ def test_augmentation_changes_what_is_compared_and_is_drawn_anew():
         "objective__real_batch": 8, "optimiser__name": "sgd", "optimiser__step_size": 1e-12, "schedule__iterations": 4,
         "schedule__iterations_per_network": 0, "lift__bandwidth_start": 1.5, "lift__bandwidth_end": 1.5,
     }  # fmt: skip
-    losses = {f"{sum(step.matching_loss):.4g}" for step in run(tiny.config(**settings, objective__augmentation=True))}
-    assert len(losses) == 4  # without it they are all the same, see test_real_clouds_are_drawn_anew_in_every_iteration
+    losses = {
+        f"{sum(step.matching_loss):.4g}"
+        for step in run(tiny.config(**settings, objective__augmentation=True))
+    }
+    assert (
+        len(losses) == 4
+    )  # without it they are all the same, see test_real_clouds_are_drawn_anew_in_every_iteration
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -191,30 +210,49 @@ def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real
         schedule__training_steps=2, schedule__training_batch=5, schedule__iterations_per_network=3,
         objective__unrolled_steps=4, objective__unrolled_steps_before=3,
     )  # fmt: skip
-    state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
+    state = through_a_file(
+        next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state()
+    )
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES[:3])
 def test_real_clouds_in_less_precision_move_points_nearly_alike(objective):
-    settings = dict(objective__name=objective, schedule__iterations=1, network__width=8, objective__distance="sum_of_squares")
-    (exact,), (less,) = (run(tiny.config(**settings, objective__real_precision=kind)) for kind in ("float32", "bfloat16"))
+    settings = dict(
+        objective__name=objective,
+        schedule__iterations=1,
+        network__width=8,
+        objective__distance="sum_of_squares",
+    )
+    (exact,), (less,) = (
+        run(tiny.config(**settings, objective__real_precision=kind))
+        for kind in ("float32", "bfloat16")
+    )
     assert less.matching_loss != exact.matching_loss == pytest.approx(less.matching_loss, rel=0.05)
     assert torch.cosine_similarity(less.gradient.flatten(), exact.gradient.flatten(), dim=0) > 0.999
 
 
 def test_distribution_matching_comes_first_where_asked_for():
     settings = dict(schedule__iterations=5, objective__unrolled_steps=3)
-    first = tiny.config(**settings, objective__name="unrolled_training", objective__distribution_matching_until=0.6)
+    first = tiny.config(
+        **settings, objective__name="unrolled_training", objective__distribution_matching_until=0.6
+    )
     only = run(tiny.config(**settings, objective__name="distribution_matching"))
     steps = run(first)
-    assert [step.matching_loss == other.matching_loss for step, other in zip(steps, only)] == [True] * 3 + [False] * 2
-    state = through_a_file(next(itertools.islice(distill(first, tiny.three_digits()), 1, None)).state())
+    assert [step.matching_loss == other.matching_loss for step, other in zip(steps, only)] == [
+        True
+    ] * 3 + [False] * 2
+    state = through_a_file(
+        next(itertools.islice(distill(first, tiny.three_digits()), 1, None)).state()
+    )
     assert torch.equal(last_coordinates(first, state=state), steps[-1].clouds.coordinates)
 
 
 def test_labels_wait_where_distribution_matching_comes_first():
-    labels = [step.clouds.label_probabilities for step in run(learning_labels(objective__distribution_matching_until=0.6))]
+    labels = [
+        step.clouds.label_probabilities
+        for step in run(learning_labels(objective__distribution_matching_until=0.6))
+    ]
     assert torch.equal(labels[0], labels[2]) and not torch.equal(labels[2], labels[4])
 
 
@@ -227,10 +265,16 @@ def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypa
         return seen[-1][0].mean() * torch.ones(len(real_labels))
 
     monkeypatch.setattr(distillation.objectives, "unrolled_training", unrolled_training)
-    settings = dict(objective__name="unrolled_training", objective__unrolled_steps=9, clouds__clouds_per_class=[1, 4, 2])
+    settings = dict(
+        objective__name="unrolled_training",
+        objective__unrolled_steps=9,
+        clouds__clouds_per_class=[1, 4, 2],
+    )
     run(tiny.config(**settings, objective__unrolled_batch=2, schedule__iterations=1))
     assert [labels.tolist() for _, labels in seen] == 9 * [[0, 1, 1, 2, 2]]
-    assert len({lifted[1:3].sum().item() for lifted, _ in seen}) > 2  # of the 12 ways to draw 2 of 4
+    assert (
+        len({lifted[1:3].sum().item() for lifted, _ in seen}) > 2
+    )  # of the 12 ways to draw 2 of 4
     seen.clear()
     run(tiny.config(**settings, schedule__iterations=1))
     assert [labels.tolist() for _, labels in seen] == 9 * [[0, 1, 1, 1, 1, 2, 2]]
@@ -250,28 +294,42 @@ def test_labels_are_learned_from_their_own_class_on_at_their_own_step_size():
     assert learned.shape == (5, 6, 3) and not learned.requires_grad
     assert torch.allclose(learned.sum(2), torch.ones(5, 6))
     assert (learned.argmax(2) == labels).all()
-    moves = learned[0].log() - 5.0 * torch.nn.functional.one_hot(labels, 3)  # but for a constant of each cloud
-    assert (moves.amax(1) - moves.amin(1)).max().item() == pytest.approx(0.2, abs=1e-3)  # adam's first: 0.1 either way
+    moves = learned[0].log() - 5.0 * torch.nn.functional.one_hot(
+        labels, 3
+    )  # but for a constant of each cloud
+    assert (moves.amax(1) - moves.amin(1)).max().item() == pytest.approx(
+        0.2, abs=1e-3
+    )  # adam's first: 0.1 either way
     assert (learned[-1] - learned[0]).abs().max() > 1e-3
 
 
 def test_labels_stay_certain_where_they_are_not_to_be_learned():
-    step = run(tiny.config(objective__name="unrolled_training", objective__unrolled_steps=2, schedule__iterations=1))[-1]
+    step = run(
+        tiny.config(
+            objective__name="unrolled_training", objective__unrolled_steps=2, schedule__iterations=1
+        )
+    )[-1]
     assert step.clouds.label_probabilities is None
 
 
 def test_learned_labels_of_a_set_are_where_further_learning_begins(tmp_path):
     first = run(learning_labels())[-1].clouds
     cloud_files.save(first, tmp_path / "first.npz")
-    further = learning_labels(clouds__initialisation="file", clouds__file=str(tmp_path / "first.npz"))
-    still = run(override(further, {"optimiser.label_step_size": 1e-9, "schedule.iterations": 1}))[-1].clouds
+    further = learning_labels(
+        clouds__initialisation="file", clouds__file=str(tmp_path / "first.npz")
+    )
+    still = run(override(further, {"optimiser.label_step_size": 1e-9, "schedule.iterations": 1}))[
+        -1
+    ].clouds
     assert torch.allclose(still.label_probabilities, first.label_probabilities, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_resume_holds_for_learned_labels(optimiser):
     config = learning_labels(optimiser__name=optimiser)
-    state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state())
+    state = through_a_file(
+        next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state()
+    )
     resumed, unbroken = run(config, state=state)[-1].clouds, run(config)[-1].clouds
     assert torch.equal(resumed.coordinates, unbroken.coordinates)
     assert torch.equal(resumed.label_probabilities, unbroken.label_probabilities)
@@ -285,14 +343,19 @@ def test_training_on_real_clouds_teaches_the_network_the_real_classes():
     real = tiny.three_digits()
     network = build_network(config.network, 1, real.grid, 3, generator(0))
     network.load_state_dict(run(config)[-1].state()["network"])
-    shown = lifts.gaussian_occupancy(cloud_files.cell_centres(real), config.lift.bandwidth_end, config.lift.saturation)
+    shown = lifts.gaussian_occupancy(
+        cloud_files.cell_centres(real), config.lift.bandwidth_end, config.lift.saturation
+    )
     assert (network(shown).argmax(1) == real.labels).float().mean() > 0.9
 
 
 def test_cells_are_shown_hard_from_the_moment_asked_for():
     config = tiny.config(lift__hard_from=0.6, schedule__iterations=5)
     clouds = initial_clouds(config, tiny.three_digits())
-    hard = [set(lift_at(config, iteration)(clouds).unique().tolist()) <= {0.0, 1.0} for iteration in range(5)]
+    hard = [
+        set(lift_at(config, iteration)(clouds).unique().tolist()) <= {0.0, 1.0}
+        for iteration in range(5)
+    ]
     assert hard == [False, False, False, True, True]
 
 
@@ -301,7 +364,9 @@ def test_saturation_goes_from_its_start_to_its_end():
     clouds = cloud_files.cell_centres(tiny.three_digits())
     bandwidths = config.lift.bandwidth_start, config.lift.bandwidth_end
     for iteration, progress, saturation in ((0, 0.0, 1.0), (2, 0.5, 2.0), (4, 1.0, 4.0)):
-        expected = lifts.gaussian_occupancy(clouds, lifts.annealed(progress, *bandwidths), saturation)
+        expected = lifts.gaussian_occupancy(
+            clouds, lifts.annealed(progress, *bandwidths), saturation
+        )
         assert torch.allclose(lift_at(config, iteration)(clouds), expected), iteration
 
 
@@ -317,14 +382,28 @@ def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
 def test_real_clouds_may_end_sharper_than_synthetic_ones():
     config = tiny.config(lift__real_bandwidth_end=0.3, schedule__iterations=5)
     clouds = cloud_files.cell_centres(tiny.three_digits())
-    saturation, start, end = config.lift.saturation, config.lift.bandwidth_start, config.lift.bandwidth_end
-    for iteration, real, bandwidth in ((0, True, start), (0, False, start), (4, True, 0.3), (4, False, end)):
+    saturation, start, end = (
+        config.lift.saturation,
+        config.lift.bandwidth_start,
+        config.lift.bandwidth_end,
+    )
+    for iteration, real, bandwidth in (
+        (0, True, start),
+        (0, False, start),
+        (4, True, 0.3),
+        (4, False, end),
+    ):
         expected = lifts.gaussian_occupancy(clouds, bandwidth, saturation)
-        assert torch.equal(lift_at(config, iteration, real=real)(clouds), expected), (iteration, real)
+        assert torch.equal(lift_at(config, iteration, real=real)(clouds), expected), (
+            iteration,
+            real,
+        )
     assert end != 0.3
     as_synthetic = tiny.config(lift__real_bandwidth_end=end, schedule__iterations=5)
     left_open = tiny.config(schedule__iterations=5)
-    sharper, same, usual = (run(each)[-1].clouds.coordinates for each in (config, as_synthetic, left_open))
+    sharper, same, usual = (
+        run(each)[-1].clouds.coordinates for each in (config, as_synthetic, left_open)
+    )
     assert torch.equal(same, usual) and not torch.equal(sharper, usual)
 
 
@@ -357,12 +436,18 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
         ours = start.with_coordinates(coordinates).select(torch.tensor([label]))
         same = theirs.select((real.labels == label).nonzero().flatten())
         distance = DISTANCES[config.objective.distance]
-        losses.append(gradient_matching(network, lifted(same), same.labels, lifted(ours), ours.labels, distance))
+        losses.append(
+            gradient_matching(
+                network, lifted(same), same.labels, lifted(ours), ours.labels, distance
+            )
+        )
     (gradient,) = torch.autograd.grad(sum(losses), coordinates)
     assert step.matching_loss == pytest.approx([loss.item() for loss in losses], rel=1e-4)
     torch.testing.assert_close(step.gradient, gradient, rtol=1e-3, atol=1e-5)
     assert step.mean_absolute_gradient == pytest.approx(gradient.abs().mean().item(), rel=1e-3)
-    assert step.mean_absolute_displacement == pytest.approx(1e-3 * gradient.abs().mean().item(), rel=1e-2)
+    assert step.mean_absolute_displacement == pytest.approx(
+        1e-3 * gradient.abs().mean().item(), rel=1e-2
+    )
     expected = cloud_files.boundary_check(start.coordinates.detach() - 1e-3 * gradient, real.grid)
     torch.testing.assert_close(step.clouds.coordinates, expected, rtol=1e-5, atol=1e-5)
 
@@ -406,7 +491,9 @@ def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, 
     )  # fmt: skip
     unbroken = run(config)
     for done in (1, 3, 5):
-        state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), done - 1, None)).state())
+        state = through_a_file(
+            next(itertools.islice(distill(config, tiny.three_digits()), done - 1, None)).state()
+        )
         resumed = run(config, state=state)
         assert [step.iteration for step in resumed] == list(range(done, 7))
         for step, expected in zip(resumed, unbroken[done:]):
@@ -416,14 +503,20 @@ def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_resume_holds_for_the_paper_s_lift_too(backend):
-    config = tiny.config(network__backend=backend, lift__name="coordinates", schedule__iterations_per_network=0)
-    state = through_a_file(next(itertools.islice(distill(config, tiny.three_digits()), 2, None)).state())
+    config = tiny.config(
+        network__backend=backend, lift__name="coordinates", schedule__iterations_per_network=0
+    )
+    state = through_a_file(
+        next(itertools.islice(distill(config, tiny.three_digits()), 2, None)).state()
+    )
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_a_state_that_is_kept_does_not_change_while_the_run_goes_on(optimiser):
-    config = tiny.config(optimiser__name=optimiser, schedule__training_steps=1, schedule__iterations_per_network=0)
+    config = tiny.config(
+        optimiser__name=optimiser, schedule__training_steps=1, schedule__iterations_per_network=0
+    )
     steps = distill(config, tiny.three_digits())
     state = next(steps).state()
     on_the_spot = copy.deepcopy(state)
@@ -443,7 +536,10 @@ def test_state_of_the_last_step_leaves_nothing_to_do():
 def test_scatter_fills_the_whole_box():
     config = tiny.config(clouds__points_per_cloud=300)
     clouds = initial_clouds(config, tiny.three_solids())
-    assert clouds.coordinates.min(0).values.max() < 0.5 and clouds.coordinates.max(0).values.min() > 4.5
+    assert (
+        clouds.coordinates.min(0).values.max() < 0.5
+        and clouds.coordinates.max(0).values.min() > 4.5
+    )
     assert clouds.labels.tolist() == [0, 1, 2] and clouds.sizes.tolist() == [300] * 3
 
 
@@ -451,7 +547,9 @@ def test_scatter_fills_the_whole_box():
 def test_real_initialisation_takes_training_clouds_of_the_right_class_at_cell_centres(grid):
     real = tiny.three_digits() if grid == "flat" else tiny.three_solids()
     config = tiny.config(
-        clouds__initialisation="real", clouds__points_per_cloud=None, clouds__clouds_per_class=[1, 2, 3]
+        clouds__initialisation="real",
+        clouds__points_per_cloud=None,
+        clouds__clouds_per_class=[1, 2, 3],
     )
     start = initial_clouds(config, real)
     assert start.labels.tolist() == [0, 1, 1, 2, 2, 2]
@@ -468,18 +566,25 @@ def test_real_initialisation_takes_training_clouds_of_the_right_class_at_cell_ce
 def test_real_initialisation_is_resampled_to_the_size_asked_for(size):
     config = tiny.config(clouds__initialisation="real", clouds__points_per_cloud=size)
     whole = tiny.config(clouds__initialisation="real", clouds__points_per_cloud=None)
-    resampled, source = initial_clouds(config, tiny.three_digits()), initial_clouds(whole, tiny.three_digits())
+    resampled, source = (
+        initial_clouds(config, tiny.three_digits()),
+        initial_clouds(whole, tiny.three_digits()),
+    )
     assert resampled.sizes.tolist() == [size] * 3
     for cloud in range(3):
         points, origin = (set(map(tuple, clouds[cloud].tolist())) for clouds in (resampled, source))
         assert points <= origin
-        assert len(points) == min(size, len(origin))  # no point twice before every one is there once
+        assert len(points) == min(
+            size, len(origin)
+        )  # no point twice before every one is there once
 
 
 def test_file_initialisation_starts_where_the_set_is(tmp_path):
     clouds = last_coordinates_as_set(tmp_path / "set.npz")
     config = tiny.config(
-        clouds__initialisation="file", clouds__file=str(tmp_path / "set.npz"), optimiser__step_size=1e-6
+        clouds__initialisation="file",
+        clouds__file=str(tmp_path / "set.npz"),
+        optimiser__step_size=1e-6,
     )
     assert torch.equal(initial_clouds(config, tiny.three_digits()).coordinates, clouds.coordinates)
     torch.testing.assert_close(last_coordinates(config), clouds.coordinates, atol=1e-4, rtol=0)
@@ -511,16 +616,37 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective__augmentation": True, "lift__name": "coordinates"}, "objective.augmentation = true.*gaussian"),
-        ({"objective__real_precision": "bfloat16", "network__backend": "sparse"}, "real_precision = 'bfloat16'.*sparse.*backend=torch"),
-        ({"objective__learned_labels": True}, "learned_labels = true.*gradient_matching.*unrolled_training"),
+        (
+            {"objective__augmentation": True, "lift__name": "coordinates"},
+            "objective.augmentation = true.*gaussian",
+        ),
+        (
+            {"objective__real_precision": "bfloat16", "network__backend": "sparse"},
+            "real_precision = 'bfloat16'.*sparse.*backend=torch",
+        ),
+        (
+            {"objective__learned_labels": True},
+            "learned_labels = true.*gradient_matching.*unrolled_training",
+        ),
         ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
-        ({"clouds__initialisation": "real", "clouds__clouds_per_class": 9}, "class '0' has 8 clouds.*9 were asked for"),
-        ({"clouds__clouds_per_class": [1, 2]}, "clouds_per_class has 2 numbers; expected.*per class: 3"),
-        ({"clouds__points_per_cloud": [1, 2]}, "points_per_cloud has 2 numbers; expected.*per cloud: 3"),
+        (
+            {"clouds__initialisation": "real", "clouds__clouds_per_class": 9},
+            "class '0' has 8 clouds.*9 were asked for",
+        ),
+        (
+            {"clouds__clouds_per_class": [1, 2]},
+            "clouds_per_class has 2 numbers; expected.*per class: 3",
+        ),
+        (
+            {"clouds__points_per_cloud": [1, 2]},
+            "points_per_cloud has 2 numbers; expected.*per cloud: 3",
+        ),
         ({"clouds__points_per_cloud": None}, "points_per_cloud = null"),
         ({"clouds__initialisation": "file"}, "clouds.file"),
-        ({"clouds__initialisation": "file", "clouds__file": "nowhere.npz"}, "nowhere.npz: no such file"),
+        (
+            {"clouds__initialisation": "file", "clouds__file": "nowhere.npz"},
+            "nowhere.npz: no such file",
+        ),
         ({"clouds__file": "unused.npz"}, "clouds.file.*clouds.initialisation=file"),
         ({"network__layers": 5}, "network.layers = 5.*at most 4"),
         ({"network__layers": 5, "network__backend": "sparse"}, "network.layers = 5.*at most 4"),
@@ -539,13 +665,17 @@ def test_nan_is_reported_with_iteration_class_and_likely_cause(monkeypatch):
     calls = itertools.count()
 
     def broken(real, synthetic):
-        factor = float("nan") if next(calls) == 7 else 1.0  # 3 classes per iteration: class 1 of iteration 2
+        factor = (
+            float("nan") if next(calls) == 7 else 1.0
+        )  # 3 classes per iteration: class 1 of iteration 2
         return factor * sum(s.square().sum() for s in synthetic)
 
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
     steps = distill(tiny.config(objective__distance="sum_of_squares"), tiny.three_digits())
     assert [next(steps).iteration, next(steps).iteration] == [0, 1]
-    with pytest.raises(DistillationFailed, match=r"iteration 2.*class 1 is nan.*lower optimiser\.step_size") as failure:
+    with pytest.raises(
+        DistillationFailed, match=r"iteration 2.*class 1 is nan.*lower optimiser\.step_size"
+    ) as failure:
         next(steps)
     assert failure.value.iteration == 2
 
@@ -555,7 +685,9 @@ def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
         return sum((s - s.detach()).abs().sum().sqrt() for s in synthetic)
 
     monkeypatch.setitem(DISTANCES, "sum_of_squares", steep)
-    with pytest.raises(DistillationFailed, match="iteration 0: the mean absolute gradient is (nan|inf)"):
+    with pytest.raises(
+        DistillationFailed, match="iteration 0: the mean absolute gradient is (nan|inf)"
+    ):
         run(tiny.config(objective__distance="sum_of_squares"))
 
 
@@ -569,7 +701,9 @@ def watched(config) -> list[str | None]:
 
 
 def test_stuck_run_is_reported_with_iteration_and_cause():
-    config = tiny.config(optimiser__name="sgd", optimiser__step_size=1e-9, schedule__iterations=WINDOW + 1)
+    config = tiny.config(
+        optimiser__name="sgd", optimiser__step_size=1e-9, schedule__iterations=WINDOW + 1
+    )
     findings = watched(config)
     assert set(findings[: WINDOW - 1]) == {None}
     for finding in findings[WINDOW - 1 :]:
@@ -586,7 +720,9 @@ def test_run_that_moves_again_is_no_longer_stuck():
 
 
 def test_points_piled_up_on_the_border_are_reported_with_iteration_and_cause():
-    findings = watched(tiny.config(optimiser__name="adam", optimiser__step_size=1000.0, schedule__iterations=2))
+    findings = watched(
+        tiny.config(optimiser__name="adam", optimiser__step_size=1000.0, schedule__iterations=2)
+    )
     assert findings[0].startswith("diverged at iteration 0:") and "border" in findings[0]
     assert "lower optimiser.step_size" in findings[0]
 
@@ -595,7 +731,9 @@ def test_healthy_run_is_not_reported():
     assert watched(tiny.config(optimiser__name="adam")) == [None] * 5
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective__augmentation": True}, {"objective__name": "distribution_matching"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"objective__augmentation": True}, {"objective__name": "distribution_matching"}]
+)
 def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(changes, monkeypatch):
     config, before, found = tiny.config(**changes), torch.get_num_threads(), []
     torch.set_num_threads(1)  # also in turn: two threads of one operation sum in another order
@@ -607,4 +745,6 @@ def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(ch
         torch.set_num_threads(before)
     for alone, together in zip(*found, strict=True):
         assert torch.equal(alone.clouds.coordinates, together.clouds.coordinates)
-        assert alone.matching_loss == together.matching_loss and torch.equal(alone.gradient, together.gradient)
+        assert alone.matching_loss == together.matching_loss and torch.equal(
+            alone.gradient, together.gradient
+        )

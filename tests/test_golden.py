@@ -76,12 +76,18 @@ def short_run(name: str) -> dict[str, np.ndarray]:
     return {
         "coordinates": steps[-1].clouds.coordinates.numpy(),
         "losses": np.array([step.matching_loss for step in steps]),
-        "accuracies": np.array([accuracy for score in scores.values() for accuracy in score.accuracies]),
+        "accuracies": np.array(
+            [accuracy for score in scores.values() for accuracy in score.accuracies]
+        ),
     }
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[tiny.needs_minkowski] if "minkowski" in name else []) for name in KINDS]
+    "name",
+    [
+        pytest.param(name, marks=[tiny.needs_minkowski] if "minkowski" in name else [])
+        for name in KINDS
+    ],
 )
 def test_short_run_gives_the_golden_numbers(name):
     found = short_run(name)
@@ -90,12 +96,19 @@ def test_short_run_gives_the_golden_numbers(name):
             expected = golden[f"{name}/{field}"]
             assert found[field].shape == expected.shape
             relative = 1e-3 if field == "losses" else 0
-            np.testing.assert_allclose(found[field], expected, rtol=relative, atol=tolerance, err_msg=field)
+            np.testing.assert_allclose(
+                found[field], expected, rtol=relative, atol=tolerance, err_msg=field
+            )
 
 
 def test_every_kind_of_setting_has_a_golden_run():
     def kind(config):
-        return config.lift.name, config.network.backend, config.objective.name, config.objective.learned_labels
+        return (
+            config.lift.name,
+            config.network.backend,
+            config.objective.name,
+            config.objective.learned_labels,
+        )
 
     kept = {kind(preset(name).config) for name in KINDS}
     assert {kind(entry.config) for entry in PRESETS.values()} <= kept
@@ -103,7 +116,9 @@ def test_every_kind_of_setting_has_a_golden_run():
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    numbers = {f"{name}/{field}": value for name in KINDS for field, value in short_run(name).items()}
+    numbers = {
+        f"{name}/{field}": value for name in KINDS for field, value in short_run(name).items()
+    }
     GOLDEN.parent.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN, **numbers)
     print(f"{GOLDEN}: {len(KINDS)} runs, {GOLDEN.stat().st_size} bytes")

@@ -12,7 +12,9 @@ from pcdd_core.errors import InputError
 
 def pooled(**changes):
     lift = {"lift__name": "coordinates", "schedule__iterations_per_network": 0}
-    return tiny.config(**{**lift, "objective__real_gradients": 2, "objective__augmentation": False, **changes})
+    return tiny.config(
+        **{**lift, "objective__real_gradients": 2, "objective__augmentation": False, **changes}
+    )
 
 
 def test_a_pool_holds_the_gradients_of_the_first_fresh_batches():
@@ -55,14 +57,22 @@ def test_gradients_are_computed_once_and_classes_draw_apart(monkeypatch):
     assert len(set(numbers)) > 2  # with one draw for all classes there would be two
 
 
-def test_without_further_batches_a_pool_of_one_equals_fresh_gradients_of_the_same_batch(monkeypatch):
+def test_without_further_batches_a_pool_of_one_equals_fresh_gradients_of_the_same_batch(
+    monkeypatch,
+):
     real = tiny.three_digits()
-    whole = {"objective__real_batch": 8, "schedule__iterations": 4}  # all 8 clouds of a class: always the same batch
+    whole = {
+        "objective__real_batch": 8,
+        "schedule__iterations": 4,
+    }  # all 8 clouds of a class: always the same batch
     runs = [
-        list(distill(pooled(objective__real_gradients=kind, **whole), real)) for kind in (1, "fresh")
+        list(distill(pooled(objective__real_gradients=kind, **whole), real))
+        for kind in (1, "fresh")
     ]
     for kept, fresh in zip(*runs, strict=True):
-        torch.testing.assert_close(kept.clouds.coordinates, fresh.clouds.coordinates, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            kept.clouds.coordinates, fresh.clouds.coordinates, rtol=1e-4, atol=1e-4
+        )
         assert kept.matching_loss == pytest.approx(fresh.matching_loss, rel=1e-3)
     assert (runs[0][-1].clouds.coordinates - runs[0][0].clouds.coordinates).abs().max() > 0
 
@@ -79,7 +89,10 @@ def test_resume_recomputes_the_same_gradients():
 
 
 def test_each_network_has_batches_of_its_own(monkeypatch):
-    config, real = pooled(schedule__iterations=6, schedule__iterations_per_network=3), tiny.three_digits()
+    config, real = (
+        pooled(schedule__iterations=6, schedule__iterations_per_network=3),
+        tiny.three_digits(),
+    )
     asked = []
     draw = distillation.batch_at
 
@@ -89,17 +102,28 @@ def test_each_network_has_batches_of_its_own(monkeypatch):
 
     monkeypatch.setattr(distillation, "batch_at", spy)
     list(distill(config, real))
-    assert set(asked[1:]) == {0, 1, 2, 3}  # the first call checks the settings; two batches per network
+    assert set(asked[1:]) == {
+        0,
+        1,
+        2,
+        3,
+    }  # the first call checks the settings; two batches per network
 
 
 @pytest.mark.parametrize(
     ("changes", "needed"),
     [
         ({"objective__name": "distribution_matching"}, "objective.name=gradient_matching"),
-        ({"objective__augmentation": True, "lift__name": "gaussian"}, "objective.augmentation=false"),
+        (
+            {"objective__augmentation": True, "lift__name": "gaussian"},
+            "objective.augmentation=false",
+        ),
         ({"lift__name": "gaussian"}, "lift.name=coordinates or points"),
         ({"schedule__training_steps": 1}, "schedule.training_steps=0"),
-        ({"objective__distribution_matching_until": 0.5}, "objective.distribution_matching_until=0"),
+        (
+            {"objective__distribution_matching_until": 0.5},
+            "objective.distribution_matching_until=0",
+        ),
     ],
 )
 def test_where_the_real_gradient_changes_kept_ones_are_refused(changes, needed):

@@ -28,7 +28,9 @@ def one_cloud(points, grid, dtype=torch.float64):
 # --- hard occupancy -----------------------------------------------------------------------------------------------
 
 
-@given(sizes=st.lists(st.integers(0, 8), min_size=1, max_size=4), grid=GRIDS, seed=st.integers(0, 99))
+@given(
+    sizes=st.lists(st.integers(0, 8), min_size=1, max_size=4), grid=GRIDS, seed=st.integers(0, 99)
+)
 def test_occupancy_is_one_in_the_cells_of_points(random_clouds, sizes, grid, seed):
     clouds = random_clouds(sizes, grid, seed)
     expected = torch.zeros(len(sizes), 1, *grid)
@@ -52,7 +54,9 @@ def test_coordinates_as_features_holds_the_mean_coordinates_of_each_cell():
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 def test_both_derivatives_of_coordinates_as_features(check_two_derivatives, random_clouds, grid):
     clouds = random_clouds([3, 2], grid)
-    check_two_derivatives(lambda x: coordinates_as_features(clouds.with_coordinates(x)).features, clouds.coordinates)
+    check_two_derivatives(
+        lambda x: coordinates_as_features(clouds.with_coordinates(x)).features, clouds.coordinates
+    )
 
 
 # --- Gaussian occupancy -------------------------------------------------------------------------------------------
@@ -64,7 +68,9 @@ def loop_gaussian(clouds, bandwidth, saturation, closed=False):
     def share(position, cell, cells):
         if cells == 1:
             return 1.0
-        below, above = (min(max((edge - position) / bandwidth, -4.0), 4.0) for edge in (cell, cell + 1))
+        below, above = (
+            min(max((edge - position) / bandwidth, -4.0), 4.0) for edge in (cell, cell + 1)
+        )
         if closed:
             below, above = -4.0 if cell == 0 else below, 4.0 if cell == cells - 1 else above
         return (math.erf(above / math.sqrt(2)) - math.erf(below / math.sqrt(2))) / 2
@@ -81,10 +87,14 @@ def loop_gaussian(clouds, bandwidth, saturation, closed=False):
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("bandwidth, saturation", [(0.3, 5.0), (1.0, 3.0), (2.5, 0.7)])
 @pytest.mark.parametrize("closed", [False, True])
-def test_gaussian_occupancy_equals_a_loop_over_points(random_clouds, grid, bandwidth, saturation, closed):
+def test_gaussian_occupancy_equals_a_loop_over_points(
+    random_clouds, grid, bandwidth, saturation, closed
+):
     clouds = random_clouds([4, 1, 0, 6], grid)
     expected = loop_gaussian(clouds, bandwidth, saturation, closed)
-    torch.testing.assert_close(gaussian_occupancy(clouds, bandwidth, saturation, closed), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        gaussian_occupancy(clouds, bandwidth, saturation, closed), expected, rtol=1e-12, atol=1e-14
+    )
 
 
 @given(seed=st.integers(0, 1000), bandwidth=st.floats(0.2, 6), grid=GRIDS)
@@ -92,16 +102,23 @@ def test_a_closed_grid_loses_no_mass_wherever_points_are(random_clouds, seed, ba
     clouds = random_clouds([1], grid, seed)
     moved = clouds.with_coordinates(clouds.coordinates * 1.5 - 0.5)  # some beyond the grid
     mass = -torch.log(1 - gaussian_occupancy(moved, bandwidth, saturation=1.0, closed=True))
-    assert math.isclose(mass.sum(), math.erf(4 / math.sqrt(2)) ** sum(cells > 1 for cells in grid), rel_tol=1e-9)
+    assert math.isclose(
+        mass.sum(), math.erf(4 / math.sqrt(2)) ** sum(cells > 1 for cells in grid), rel_tol=1e-9
+    )
 
 
 def test_a_point_in_a_corner_hides_seven_eighths_of_its_mass_unless_the_grid_is_closed():
     corner = one_cloud([[0.0, 0.0, 0.0]], (16, 16, 16))
-    masses = [-torch.log(1 - gaussian_occupancy(corner, 1.5, 1.0, closed)).sum().item() for closed in (False, True)]
+    masses = [
+        -torch.log(1 - gaussian_occupancy(corner, 1.5, 1.0, closed)).sum().item()
+        for closed in (False, True)
+    ]
     assert math.isclose(masses[0], 1 / 8, rel_tol=1e-3) and math.isclose(masses[1], 1, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize("grid, place", [((1, 16, 16), [0, 7.3, 8.6]), ((16, 16, 16), [8.1, 7.3, 8.6])])
+@pytest.mark.parametrize(
+    "grid, place", [((1, 16, 16), [0, 7.3, 8.6]), ((16, 16, 16), [8.1, 7.3, 8.6])]
+)
 def test_mass_is_conserved_away_from_the_borders(grid, place):
     clouds = one_cloud([place, [place[0], 7.9, 8.2], place], grid)
     mass = -torch.log(1 - gaussian_occupancy(clouds, bandwidth=1.2, saturation=2.0)) / 2.0
@@ -110,16 +127,23 @@ def test_mass_is_conserved_away_from_the_borders(grid, place):
 
 
 def test_cells_past_four_standard_deviations_are_exactly_zero():
-    image = gaussian_occupancy(one_cloud([[0, 8.5, 8.5]], (1, 17, 17)), bandwidth=1.0, saturation=3.0)
+    image = gaussian_occupancy(
+        one_cloud([[0, 8.5, 8.5]], (1, 17, 17)), bandwidth=1.0, saturation=3.0
+    )
     reached = (torch.arange(17) - 8).abs() <= 4
     assert torch.equal(image[0, 0, 0] > 0, reached[:, None] & reached)
 
 
 def test_moving_a_point_by_whole_cells_moves_the_image():
-    points, shift = torch.tensor([[5.2, 6.7, 5.4], [4.6, 5.1, 6.9]]).double(), torch.tensor([2, 1, -2])
+    points, shift = (
+        torch.tensor([[5.2, 6.7, 5.4], [4.6, 5.1, 6.9]]).double(),
+        torch.tensor([2, 1, -2]),
+    )
     image = gaussian_occupancy(one_cloud(points.tolist(), (12, 12, 12)), 0.7, 3.0)
     moved = gaussian_occupancy(one_cloud((points + shift).tolist(), (12, 12, 12)), 0.7, 3.0)
-    torch.testing.assert_close(moved, image.roll(shift.tolist(), dims=(2, 3, 4)), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        moved, image.roll(shift.tolist(), dims=(2, 3, 4)), rtol=1e-12, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
@@ -129,14 +153,21 @@ def test_tiny_bandwidth_and_large_saturation_give_hard_occupancy(random_clouds, 
 
 
 def test_tiny_bandwidth_counts_the_points_of_a_cell():
-    image = gaussian_occupancy(one_cloud([[0, 1.5, 1.5], [0, 1.2, 1.7], [0, 3.5, 0.5]], FLAT), 1e-3, 2.0)
+    image = gaussian_occupancy(
+        one_cloud([[0, 1.5, 1.5], [0, 1.2, 1.7], [0, 3.5, 0.5]], FLAT), 1e-3, 2.0
+    )
     count = -torch.log(1 - image[0, 0, 0]) / 2.0
     expected = torch.zeros(6, 5, dtype=torch.float64)
     expected[1, 1], expected[3, 0] = 2, 1
     torch.testing.assert_close(count, expected * math.erf(4 / math.sqrt(2)) ** 2)
 
 
-@given(seed=st.integers(0, 1000), bandwidth=st.floats(0.05, 5), saturation=st.floats(0.1, 3), grid=GRIDS)
+@given(
+    seed=st.integers(0, 1000),
+    bandwidth=st.floats(0.05, 5),
+    saturation=st.floats(0.1, 3),
+    grid=GRIDS,
+)
 def test_values_are_at_least_zero_and_below_one(random_clouds, seed, bandwidth, saturation, grid):
     image = gaussian_occupancy(random_clouds([9, 3], grid, seed), bandwidth, saturation)
     assert image.min() >= 0
@@ -166,9 +197,14 @@ def test_a_cloud_does_not_depend_on_the_others_of_its_batch(random_clouds, grid)
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("bandwidth", [0.4, 1.3])
 @pytest.mark.parametrize("closed", [False, True])
-def test_both_derivatives_of_gaussian_occupancy(check_two_derivatives, random_clouds, grid, bandwidth, closed):
+def test_both_derivatives_of_gaussian_occupancy(
+    check_two_derivatives, random_clouds, grid, bandwidth, closed
+):
     clouds = random_clouds([3, 2], grid)
-    check_two_derivatives(lambda x: gaussian_occupancy(clouds.with_coordinates(x), bandwidth, 3.0, closed), clouds.coordinates)
+    check_two_derivatives(
+        lambda x: gaussian_occupancy(clouds.with_coordinates(x), bandwidth, 3.0, closed),
+        clouds.coordinates,
+    )
 
 
 # --- annealing ----------------------------------------------------------------------------------------------------
@@ -185,8 +221,12 @@ def test_the_bandwidth_falls_geometrically_between_its_ends_and_stays_there():
 # --- straight through ---------------------------------------------------------------------------------------------
 
 
-@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4), grid=GRIDS, seed=st.integers(0, 99))
-def test_straight_through_shows_occupancy_and_has_the_gaussian_s_gradients(random_clouds, sizes, grid, seed):
+@given(
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4), grid=GRIDS, seed=st.integers(0, 99)
+)
+def test_straight_through_shows_occupancy_and_has_the_gaussian_s_gradients(
+    random_clouds, sizes, grid, seed
+):
     clouds = random_clouds(sizes, grid, seed)
     weights = torch.randn(len(sizes), 1, *grid, generator=torch.Generator().manual_seed(seed))
     derivatives = []

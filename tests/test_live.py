@@ -16,8 +16,12 @@ from test_player import recording
 
 from pcdd_core.player import STEPS, save_player, still
 
-pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-needs_browser = pytest.mark.skipif(headless.BROWSER is None, reason="no Chromium or Chrome is installed")
+pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
+needs_browser = pytest.mark.skipif(
+    headless.BROWSER is None, reason="no Chromium or Chrome is installed"
+)
 
 LONG = 5000  # iterations: a run that no test sees the end of
 SETTINGS = {
@@ -59,7 +63,9 @@ def shown(view) -> int:
 
 def drawn(page) -> None:
     """Wait until what was asked to be drawn has been."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate(
+        "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    )
 
 
 # --- the page from disk -------------------------------------------------------------------------------------------
@@ -103,9 +109,13 @@ def test_page_opens_without_a_network_and_can_be_scrubbed(opened, page):
 def test_page_replays_to_the_end_and_then_stands_still(opened, page):
     view = opened(recording(frames=9))
     view.get_by_role("button").click()
-    page.wait_for_function("() => Number(document.querySelector('.pcdd-player').dataset.update) < 7")
+    page.wait_for_function(
+        "() => Number(document.querySelector('.pcdd-player').dataset.update) < 7"
+    )
     page.wait_for_selector(".pcdd-player[data-update='8']")
-    page.wait_for_function("() => document.querySelector('.pcdd-player button').textContent.includes('Replay')")
+    page.wait_for_function(
+        "() => document.querySelector('.pcdd-player button').textContent.includes('Replay')"
+    )
     before = picture(view.locator("canvas.clouds"))
     page.wait_for_timeout(200)
     assert picture(view.locator("canvas.clouds")) == before
@@ -114,10 +124,14 @@ def test_page_replays_to_the_end_and_then_stands_still(opened, page):
 @needs_browser
 def test_page_replays_where_frames_come_late(opened, page):
     """A frame's time may lie before the click that asked for it; points must not go back beyond their start."""
-    page.add_init_script("const ask = requestAnimationFrame; window.requestAnimationFrame = f => ask(now => f(now - 500))")
+    page.add_init_script(
+        "const ask = requestAnimationFrame; window.requestAnimationFrame = f => ask(now => f(now - 500))"
+    )
     view = opened(recording(frames=9))
     view.get_by_role("button").click()
-    page.wait_for_function("() => Number(document.querySelector('.pcdd-player').dataset.update) < 7")
+    page.wait_for_function(
+        "() => Number(document.querySelector('.pcdd-player').dataset.update) < 7"
+    )
     page.wait_for_selector(".pcdd-player[data-update='8']")
     assert shown(view) == 8
 
@@ -140,7 +154,12 @@ def test_every_choice_of_the_page_changes_what_is_drawn(opened, page):
         drawn(page)
         seen.add(picture(clouds))
         assert len(seen) == count
-    assert view.get_by_label("Class").locator("option").all_inner_texts() == ["all", "zero", "one", "two"]
+    assert view.get_by_label("Class").locator("option").all_inner_texts() == [
+        "all",
+        "zero",
+        "one",
+        "two",
+    ]
 
 
 @needs_browser
@@ -223,8 +242,13 @@ def _steer(page, folder) -> None:
     view = page.locator(".pcdd-player").first
     view.wait_for()
     assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
-    assert "Press Start above" in page.locator(".jp-Notebook").inner_text()  # later cells know that nothing was run yet
-    clouds, status = view.locator("canvas.clouds"), page.locator(".widget-label", has_text="update").first
+    assert (
+        "Press Start above" in page.locator(".jp-Notebook").inner_text()
+    )  # later cells know that nothing was run yet
+    clouds, status = (
+        view.locator("canvas.clouds"),
+        page.locator(".widget-label", has_text="update").first,
+    )
 
     def press(name: str) -> None:
         page.locator("button.jupyter-button", has_text=name).first.click()
@@ -238,7 +262,9 @@ def _steer(page, folder) -> None:
         return update
 
     def wait_for_update(number: int) -> None:
-        page.wait_for_function(f"() => Number(document.querySelector('.pcdd-player').dataset.update) >= {number}")
+        page.wait_for_function(
+            f"() => Number(document.querySelector('.pcdd-player').dataset.update) >= {number}"
+        )
 
     assert shown(view) == 0 and wait_for_status("ready") == 0
     start = picture(clouds)
@@ -261,7 +287,9 @@ def _steer(page, folder) -> None:
     press("Start")
     wait_for_update(paused + 3)
     press("Restart")
-    page.wait_for_function(f"() => Number(document.querySelector('.pcdd-player').dataset.update) < {paused + 3}")
+    page.wait_for_function(
+        f"() => Number(document.querySelector('.pcdd-player').dataset.update) < {paused + 3}"
+    )
     wait_for_update(paused + 3)
     press("Stop")
     stopped = wait_for_status("stopped")
@@ -274,7 +302,9 @@ def _steer(page, folder) -> None:
     drawn(page)
     assert picture(clouds) == start  # the same scatter as before the restart
     slider.press("End")
-    page.wait_for_function(f"() => document.querySelector('.pcdd-player').dataset.update === '{stopped}'")
+    page.wait_for_function(
+        f"() => document.querySelector('.pcdd-player').dataset.update === '{stopped}'"
+    )
     drawn(page)
     assert picture(clouds) == last
 
@@ -291,16 +321,22 @@ def _steer(page, folder) -> None:
         widget, image, state = outputs()
         if len(image.get("image/png", "")) > 40_000 and stopped in _last_updates(state):
             break
-    assert "application/vnd.jupyter.widget-view+json" in widget and "Live view" in widget["text/plain"]
+    assert (
+        "application/vnd.jupyter.widget-view+json" in widget and "Live view" in widget["text/plain"]
+    )
     assert len(image["image/png"]) > 40_000 and stopped in _last_updates(state)
 
     # Opened again with no kernel that knows of it, the view is there and can be scrubbed.
     page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
     page.click(".lm-Menu-itemLabel:text-is('Shut Down Kernel')")
-    page.get_by_text("No Kernel").first.wait_for()  # reloaded before, JupyterLab would look for the kernel for a minute
+    page.get_by_text(
+        "No Kernel"
+    ).first.wait_for()  # reloaded before, JupyterLab would look for the kernel for a minute
     page.reload()
     view.locator("canvas.clouds").wait_for()
-    page.wait_for_function(f"() => document.querySelector('.pcdd-player').dataset.update === '{stopped}'")
+    page.wait_for_function(
+        f"() => document.querySelector('.pcdd-player').dataset.update === '{stopped}'"
+    )
     slider.fill("0")
     page.wait_for_function("() => document.querySelector('.pcdd-player').dataset.update === '0'")
 
@@ -308,7 +344,12 @@ def _steer(page, folder) -> None:
 def _last_updates(widgets: dict) -> set[int]:
     """The last update of each recording in a notebook's saved widgets."""
     models = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {}).values()
-    recordings = [part["data"] for model in models for part in model.get("buffers", []) if part["path"] == ["recording"]]
+    recordings = [
+        part["data"]
+        for model in models
+        for part in model.get("buffers", [])
+        if part["path"] == ["recording"]
+    ]
     found = set()
     for unzipped in (gzip.decompress(base64.b64decode(data)) for data in recordings):
         (length,) = struct.unpack_from("<I", unzipped)
@@ -332,5 +373,7 @@ def test_notebook_without_a_screen_runs_to_its_end_and_keeps_pictures(tmp_path):
     assert len(live) == 2
     for cell in live:
         assert [list(output["data"]) for output in cell.outputs] == [["image/png", "text/plain"]]
-    printed = "".join(output.get("text", "") for cell in executed.cells for output in cell.get("outputs", []))
+    printed = "".join(
+        output.get("text", "") for cell in executed.cells for output in cell.get("outputs", [])
+    )
     assert "finished, update 3 of 3" in printed and "4 frames" in printed

@@ -60,7 +60,12 @@ def random_tensor(seed, clouds=3, flat=False, stride=1, dtype=torch.float64, low
 
 
 def tensors(**settings):
-    kinds = dict(seed=st.integers(0, 10_000), clouds=st.integers(1, 4), flat=st.booleans(), stride=st.integers(1, 3))
+    kinds = dict(
+        seed=st.integers(0, 10_000),
+        clouds=st.integers(1, 4),
+        flat=st.booleans(),
+        stride=st.integers(1, 3),
+    )
     return st.builds(random_tensor, **kinds, dtype=st.sampled_from(list(TOLERANCE)), **settings)
 
 
@@ -78,7 +83,11 @@ def outcome(function, inputs):
     if isinstance(result, MinkowskiTensor):
         result = result.to_sparse()
     values = result if isinstance(result, torch.Tensor) else result.features
-    return result, values, torch.autograd.grad(values, leaves, normal(*values.shape, dtype=values.dtype, seed=1))
+    return (
+        result,
+        values,
+        torch.autograd.grad(values, leaves, normal(*values.shape, dtype=values.dtype, seed=1)),
+    )
 
 
 def assert_same(actual, expected, *inputs, tolerance=None):
@@ -87,7 +96,11 @@ def assert_same(actual, expected, *inputs, tolerance=None):
     wanted, wanted_values, wanted_slopes = outcome(expected, inputs)
     if isinstance(wanted, SparseTensor):
         assert torch.equal(result.cells, wanted.cells)
-        assert (result.clouds, result.grid, result.stride) == (wanted.clouds, wanted.grid, wanted.stride)
+        assert (result.clouds, result.grid, result.stride) == (
+            wanted.clouds,
+            wanted.grid,
+            wanted.stride,
+        )
     assert_close(values, wanted_values, tolerance)
     for slope, wanted_slope in zip(slopes, wanted_slopes, strict=True):
         assert_close(slope, wanted_slope, tolerance)
@@ -102,7 +115,9 @@ def assert_engine_agrees(layer, tensor, *weights):
     def by_us(features, *weights):
         return layer(sparse, tensor.with_features(features), *weights)
 
-    assert_same(by_engine, by_us, tensor.features, *(weight.to(tensor.features.dtype) for weight in weights))
+    assert_same(
+        by_engine, by_us, tensor.features, *(weight.to(tensor.features.dtype) for weight in weights)
+    )
 
 
 def refusal(function, *inputs):
@@ -128,7 +143,9 @@ def test_minkowski_tensors_keep_the_cells_and_features_of_sparse_ones(tensor):
     assert (there.clouds, there.grid, there.stride) == (tensor.clouds, tensor.grid, tensor.stride)
     assert torch.equal(there.cells_per_cloud, tensor.cells_per_cloud)
     rows = [
-        sorted((*cell, *feature) for cell, feature in zip(own.cells.tolist(), own.features.tolist()))
+        sorted(
+            (*cell, *feature) for cell, feature in zip(own.cells.tolist(), own.features.tolist())
+        )
         for own in (there, tensor)
     ]
     assert rows[0] == rows[1]
@@ -141,7 +158,9 @@ def test_minkowski_convolution_equals_sparse(tensor, with_bias, kernel_size, str
     def convolve(layers, own, weight, bias=None):
         return layers.convolution(own, weight, bias, kernel_size, stride, dilation)
 
-    assert_engine_agrees(convolve, tensor, normal(kernel_size**3, 2, 3, seed=2), *[normal(3, seed=3)] * with_bias)
+    assert_engine_agrees(
+        convolve, tensor, normal(kernel_size**3, 2, 3, seed=2), *[normal(3, seed=3)] * with_bias
+    )
 
 
 @needs_minkowski
@@ -171,7 +190,9 @@ def test_minkowski_global_sum_equals_sparse(tensor):
 @pytest.mark.parametrize("mode", ["max", "average"])
 @given(tensor=tensors())
 def test_minkowski_global_pooling_equals_sparse(mode, tensor):
-    assert_engine_agrees(lambda layers, own: layers.global_pool(own, mode), without_empty_clouds(tensor))
+    assert_engine_agrees(
+        lambda layers, own: layers.global_pool(own, mode), without_empty_clouds(tensor)
+    )
 
 
 @needs_minkowski
@@ -209,7 +230,11 @@ def test_minkowski_layers_leave_torch_s_random_numbers_alone():
     minkowski._convolution.cache_clear()  # where the layers are kept: they draw weights when they are made
     before = torch.random.get_rng_state()
     for function, shapes in LAYERS.values():
-        function(minkowski, minkowski.from_sparse(random_tensor(seed=0, clouds=1, low=0)), *map(normal_of, shapes))
+        function(
+            minkowski,
+            minkowski.from_sparse(random_tensor(seed=0, clouds=1, low=0)),
+            *map(normal_of, shapes),
+        )
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -229,7 +254,9 @@ def test_minkowski_dense_refuses_cells_outside_the_grid_as_sparse_does(cell, cor
 
 
 @needs_minkowski
-@pytest.mark.parametrize("place, corner, fits", [(7, False, True), (8, False, False), (8, True, True), (-1, True, False)])
+@pytest.mark.parametrize(
+    "place, corner, fits", [(7, False, True), (8, False, False), (8, True, True), (-1, True, False)]
+)
 def test_minkowski_dense_counts_cells_in_strides_as_sparse_does(place, corner, fits):
     tensor = tensor_of([(0, 0, 0, place)], stride=2)
     for own in (tensor, minkowski.from_sparse(tensor)):
@@ -272,9 +299,18 @@ def normal_of(shape):
 
 # every operation, with the shapes of its weights
 LAYERS = {
-    "convolution": (lambda layers, own, *weights: layers.convolution(own, *weights), [(27, 2, 3), (3,)]),
-    "strided convolution": (lambda layers, own, weight: layers.convolution(own, weight, None, 2, 2), [(8, 2, 3)]),
-    "convolution of one cell": (lambda layers, own, weight: layers.convolution(own, weight, None, 1), [(1, 2, 3)]),
+    "convolution": (
+        lambda layers, own, *weights: layers.convolution(own, *weights),
+        [(27, 2, 3), (3,)],
+    ),
+    "strided convolution": (
+        lambda layers, own, weight: layers.convolution(own, weight, None, 2, 2),
+        [(8, 2, 3)],
+    ),
+    "convolution of one cell": (
+        lambda layers, own, weight: layers.convolution(own, weight, None, 1),
+        [(1, 2, 3)],
+    ),
     "max pooling": (lambda layers, own: layers.pool(own, "max"), []),
     "average pooling": (lambda layers, own: layers.pool(own, "average"), []),
     "sum pooling": (lambda layers, own: layers.pool(own, "sum"), []),
@@ -285,7 +321,10 @@ LAYERS = {
     "global sum": (lambda layers, own: layers.global_pool(own, "sum"), []),
     "relu": (lambda layers, own: layers.relu(own), []),
     "linear": (lambda layers, own, *weights: layers.linear(own, *weights), [(3, 2), (3,)]),
-    "instance norm": (lambda layers, own, *weights: layers.instance_norm(own, *weights), [(2,), (2,)]),
+    "instance norm": (
+        lambda layers, own, *weights: layers.instance_norm(own, *weights),
+        [(2,), (2,)],
+    ),
     "batch norm": (lambda layers, own, *weights: layers.batch_norm(own, *weights), [(2,), (2,)]),
     "dense": (lambda layers, own: own.dense(), []),
     "dense corner": (lambda layers, own: own.dense(corner=True), []),
@@ -346,11 +385,15 @@ def test_minkowski_global_pooling_of_an_empty_cloud_is_refused_by_name(mode):
 # --- points to cells ----------------------------------------------------------------------------------------------
 
 
-def assert_points_agree(coordinates, cloud, clouds, dtype=torch.float32, layer=lambda layers, own: own, weights=()):
+def assert_points_agree(
+    coordinates, cloud, clouds, dtype=torch.float32, layer=lambda layers, own: own, weights=()
+):
     """A layer on the cells of points; MinkowskiEngine takes 1/n in single precision, of double features too."""
 
     def made(layers, features, *weights):
-        return layer(layers, layers.from_points(coordinates, features, cloud, clouds, SOLID), *weights)
+        return layer(
+            layers, layers.from_points(coordinates, features, cloud, clouds, SOLID), *weights
+        )
 
     features = normal(len(coordinates), 2, dtype=dtype)
     assert_same(partial(made, minkowski), partial(made, sparse), features, *weights, tolerance=1e-6)
@@ -366,15 +409,22 @@ def assert_points_agree(coordinates, cloud, clouds, dtype=torch.float32, layer=l
 )
 def test_minkowski_averages_points_in_a_cell_as_sparse_does(seed, points, clouds, flat, dtype):
     draws = generator(seed)
-    coordinates = torch.rand(points, 3, generator=draws) * torch.tensor([0 if flat else 4, 4, 4]) - 2
-    assert_points_agree(coordinates, torch.randint(clouds, (points,), generator=draws), clouds, dtype)
+    coordinates = (
+        torch.rand(points, 3, generator=draws) * torch.tensor([0 if flat else 4, 4, 4]) - 2
+    )
+    assert_points_agree(
+        coordinates, torch.randint(clouds, (points,), generator=draws), clouds, dtype
+    )
 
 
 @needs_minkowski
 @pytest.mark.parametrize(
-    "cloud, clouds", [([0], 1), ([0, 0, 0], 1), ([0, 1, 2], 3), ([1, 1, 2], 3), ([0, 2, 2], 3), ([0, 0, 1], 3)]
+    "cloud, clouds",
+    [([0], 1), ([0, 0, 0], 1), ([0, 1, 2], 3), ([1, 1, 2], 3), ([0, 2, 2], 3), ([0, 0, 1], 3)],
 )
-def test_minkowski_points_in_the_same_cell_or_alone_or_missing_are_averaged_as_by_sparse(cloud, clouds):
+def test_minkowski_points_in_the_same_cell_or_alone_or_missing_are_averaged_as_by_sparse(
+    cloud, clouds
+):
     coordinates = torch.tensor([[0.5, 1.1, 1.2], [0.2, 1.9, 1.0], [0.0, 1.0, 1.9]])
     assert_points_agree(coordinates[: len(cloud)], torch.tensor(cloud), clouds)
 
@@ -383,9 +433,14 @@ def test_minkowski_points_in_the_same_cell_or_alone_or_missing_are_averaged_as_b
 @pytest.mark.parametrize("layer", LAYERS)
 def test_minkowski_layers_equal_sparse_where_points_of_several_clouds_share_cells(layer):
     (function, shapes), draws = LAYERS[layer], generator(0)
-    coordinates, cloud = 3 * torch.rand(60, 3, generator=draws), torch.randint(3, (60,), generator=draws)
+    coordinates, cloud = (
+        3 * torch.rand(60, 3, generator=draws),
+        torch.randint(3, (60,), generator=draws),
+    )
     assert len(torch.cat([cloud[:, None], coordinates.floor()], dim=1).unique(dim=0)) < 55
-    assert_points_agree(coordinates, cloud, 3, torch.float64, function, list(map(normal_of, shapes)))
+    assert_points_agree(
+        coordinates, cloud, 3, torch.float64, function, list(map(normal_of, shapes))
+    )
 
 
 @needs_minkowski
@@ -420,7 +475,9 @@ def pairs(find, tensor, cells, *kernel):
     """(row of the output cell, kernel offset, row of the input cell)."""
     neighbours, used = find(tensor, cells, *kernel)
     outputs, columns = (neighbours < len(tensor.cells)).nonzero().unbind(1)
-    found = list(zip(outputs.tolist(), used[columns].tolist(), neighbours[outputs, columns].tolist()))
+    found = list(
+        zip(outputs.tolist(), used[columns].tolist(), neighbours[outputs, columns].tolist())
+    )
     assert len(set(found)) == len(found)
     return set(found)
 
@@ -447,7 +504,9 @@ def test_minkowski_kernel_maps_of_blocks_equal_ours(tensor, size):
 @given(tensor=tensors(), **KERNELS)
 def test_minkowski_kernel_maps_give_the_same_convolution(tensor, kernel_size, stride, dilation):
     def convolve(features, weight, bias, find):
-        return sparse.convolution(tensor.with_features(features), weight, bias, kernel_size, stride, dilation, find)
+        return sparse.convolution(
+            tensor.with_features(features), weight, bias, kernel_size, stride, dilation, find
+        )
 
     weights = normal(kernel_size**3, 2, 3, seed=2), normal(3, seed=3)
     inputs = [leaf.to(tensor.features.dtype) for leaf in (tensor.features, *weights)]
@@ -469,13 +528,17 @@ def test_minkowski_kernel_maps_give_the_same_pooling(mode, tensor, window):
 
 def tensor_of_sizes(sizes):
     """Cloud i has sizes[i] cells and the feature i + 1 in each."""
-    cells = torch.tensor([(cloud, 0, 0, place) for cloud, size in enumerate(sizes) for place in range(size)])
+    cells = torch.tensor(
+        [(cloud, 0, 0, place) for cloud, size in enumerate(sizes) for place in range(size)]
+    )
     return SparseTensor(cells, cells[:, :1] + 1.0, len(sizes), FLAT)
 
 
 def raw_global_pool(name, tensor):
     """{cloud: feature} as MinkowskiEngine's own layer says in its default mode."""
-    pooled = getattr(minkowski.engine(), f"MinkowskiGlobal{name}Pooling")()(minkowski.from_sparse(tensor).tensor)
+    pooled = getattr(minkowski.engine(), f"MinkowskiGlobal{name}Pooling")()(
+        minkowski.from_sparse(tensor).tensor
+    )
     return dict(zip(pooled.C[:, 0].tolist(), pooled.F[:, 0].tolist()))
 
 
@@ -492,7 +555,9 @@ def test_minkowski_s_own_global_pooling_confuses_clouds_and_ours_does_not(mode, 
 
 @needs_minkowski
 @pytest.mark.parametrize("mode, name", [("sum", "Sum"), ("average", "Avg"), ("max", "Max")])
-def test_minkowski_s_own_global_pooling_asserts_about_clouds_of_one_cell_and_ours_does_not(mode, name):
+def test_minkowski_s_own_global_pooling_asserts_about_clouds_of_one_cell_and_ours_does_not(
+    mode, name
+):
     tensor = tensor_of_sizes([1, 1, 1])
     with pytest.raises(RuntimeError, match="in_size > out_size"):
         raw_global_pool(name, tensor)
@@ -520,7 +585,10 @@ def built(backend, grid=FLAT, seed=0, **settings):
 
 def twins(grid=FLAT, **settings):
     """A network of backend minkowski and one of backend sparse with its weights."""
-    network, twin = built("minkowski", grid, seed=1, **settings), built("sparse", grid, seed=2, **settings)
+    network, twin = (
+        built("minkowski", grid, seed=1, **settings),
+        built("sparse", grid, seed=2, **settings),
+    )
     twin.load_state_dict(network.state_dict())
     return network, twin
 
@@ -532,7 +600,9 @@ def scattered(sizes, grid=FLAT, seed=0, crowded=False):
     cells = torch.stack(torch.unravel_index(torch.cat(cells) // (4 if crowded else 1), grid), dim=1)
     coordinates = cells + 0.1 + 0.8 * torch.rand(cells.shape, dtype=torch.float64, generator=draws)
     labels = [cloud % 5 for cloud in range(len(sizes))]
-    return from_list(coordinates.split(list(sizes)), labels, grid, "abcde").with_coordinates(coordinates)
+    return from_list(coordinates.split(list(sizes)), labels, grid, "abcde").with_coordinates(
+        coordinates
+    )
 
 
 def logits_of(network, clouds, layers):
@@ -607,7 +677,9 @@ def test_minkowski_weights_are_those_of_sparse_and_move_both_ways(norm):
     networks = {backend: built(backend, norm=norm) for backend in ("minkowski", "sparse")}
     states = [network.state_dict() for network in networks.values()]
     assert list(states[0]) == list(states[1])
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])  # of the same seed
+    assert all(
+        torch.equal(states[0][name], states[1][name]) for name in states[0]
+    )  # of the same seed
     lifted = coordinates_as_features(scattered([40, 25]))
     for source, target in (("minkowski", "sparse"), ("sparse", "minkowski")):
         other = built(target, norm=norm, seed=3)
@@ -618,13 +690,19 @@ def test_minkowski_weights_are_those_of_sparse_and_move_both_ways(norm):
 
 
 @needs_minkowski
-@pytest.mark.parametrize("grid", [FLAT, (64, 64, 64)])  # of which the second is too large for a table of its cells
+@pytest.mark.parametrize(
+    "grid", [FLAT, (64, 64, 64)]
+)  # of which the second is too large for a table of its cells
 @pytest.mark.parametrize("backend", ["torch", "sparse", "minkowski"])
 def test_minkowski_tensors_sparse_tensors_and_dense_ones_give_the_same_logits(backend, grid):
     network, clouds = built(backend, grid), scattered([40, 1, 25], grid)
     lifted = coordinates_as_features(clouds)
     expected = network(lifted)
-    for other in (lifted.dense(), minkowski.from_sparse(lifted), coordinates_as_features(clouds, minkowski.from_points)):
+    for other in (
+        lifted.dense(),
+        minkowski.from_sparse(lifted),
+        coordinates_as_features(clouds, minkowski.from_points),
+    ):
         assert_close(network(other), expected)
 
 
@@ -640,14 +718,18 @@ def test_minkowski_networks_equal_sparse_ones_on_dense_input(grid):
 def lifted_leaf(clouds, layers=sparse):
     """Coordinates that want a gradient, and what the lift makes of them."""
     coordinates = clouds.coordinates.clone().requires_grad_()
-    return coordinates, coordinates_as_features(clouds.with_coordinates(coordinates), layers.from_points)
+    return coordinates, coordinates_as_features(
+        clouds.with_coordinates(coordinates), layers.from_points
+    )
 
 
 @needs_minkowski
 @pytest.mark.parametrize("norm", ["none", "instance", "batch"])
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_minkowski_loses_the_graph_of_all_convolution_weights_and_only_theirs(layers, pooling, norm):
+def test_minkowski_loses_the_graph_of_all_convolution_weights_and_only_theirs(
+    layers, pooling, norm
+):
     clouds, settings = scattered([40, 25]), dict(layers=layers, pooling=pooling, norm=norm)
     without = {
         (backend, maps): gradients_without_graph(
@@ -655,9 +737,16 @@ def test_minkowski_loses_the_graph_of_all_convolution_weights_and_only_theirs(la
             lifted_leaf(clouds, minkowski if backend == "minkowski" else sparse)[1],
             clouds.labels,
         )
-        for backend, maps in [("minkowski", "torch"), ("sparse", "torch"), ("sparse", "minkowski"), ("torch", "torch")]
+        for backend, maps in [
+            ("minkowski", "torch"),
+            ("sparse", "torch"),
+            ("sparse", "minkowski"),
+            ("torch", "torch"),
+        ]
     }
-    assert without.pop(("minkowski", "torch")) == [f"convolution_weights.{layer}" for layer in range(layers)]
+    assert without.pop(("minkowski", "torch")) == [
+        f"convolution_weights.{layer}" for layer in range(layers)
+    ]
     assert list(without.values()) == [[], [], []]
 
 
@@ -679,7 +768,10 @@ def test_minkowski_gradients_of_norm_biases_have_a_graph_that_leads_to_no_point(
         assert reached[minkowski, f"norm_biases.{layer}"].abs().sum() == 0
         assert reached[minkowski, f"norm_weights.{layer}"].abs().sum() > 0
     assert all(slope.abs().sum() > 0 for (layers, _), slope in reached.items() if layers is sparse)
-    for name in ("head.weight", "head.bias"):  # behind the last of MinkowskiEngine's layers nothing is lost
+    for name in (
+        "head.weight",
+        "head.bias",
+    ):  # behind the last of MinkowskiEngine's layers nothing is lost
         assert_close(reached[minkowski, name], reached[sparse, name], 1e-8)
 
 
@@ -691,7 +783,12 @@ def test_minkowski_gradients_of_norm_biases_have_a_graph_that_leads_to_no_point(
 def test_minkowski_distillation_runs_and_its_first_loss_is_that_of_sparse(norm):
     steps, made = {}, {}
     for backend in ("minkowski", "sparse"):
-        config = tiny.config(network__backend=backend, network__norm=norm, lift__name="coordinates", schedule__iterations=2)
+        config = tiny.config(
+            network__backend=backend,
+            network__norm=norm,
+            lift__name="coordinates",
+            schedule__iterations=2,
+        )
         steps[backend] = list(distill(config, tiny.three_digits()))
         made[backend] = type(lift_at(config, 0)(tiny.three_digits()))
     assert made == {"minkowski": MinkowskiTensor, "sparse": SparseTensor}
@@ -699,7 +796,9 @@ def test_minkowski_distillation_runs_and_its_first_loss_is_that_of_sparse(norm):
     first, other = steps["minkowski"][0], steps["sparse"][0]
     assert first.matching_loss == pytest.approx(other.matching_loss, rel=1e-4)
     assert first.mean_absolute_gradient > 0
-    assert first.mean_absolute_gradient != pytest.approx(other.mean_absolute_gradient, rel=0.01)  # much of it is missing
+    assert first.mean_absolute_gradient != pytest.approx(
+        other.mean_absolute_gradient, rel=0.01
+    )  # much of it is missing
 
 
 # --- without MinkowskiEngine --------------------------------------------------------------------------------------
@@ -736,8 +835,13 @@ def installed_as(forget_the_engine, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("asking", ASKING_FOR_IT)
-def test_without_minkowski_networks_that_need_it_say_how_to_get_it_or_go_without(not_installed, asking):
-    with pytest.raises(InputError, match="MinkowskiEngine is not installed.*`make minkowski`.*network.backend=sparse"):
+def test_without_minkowski_networks_that_need_it_say_how_to_get_it_or_go_without(
+    not_installed, asking
+):
+    with pytest.raises(
+        InputError,
+        match="MinkowskiEngine is not installed.*`make minkowski`.*network.backend=sparse",
+    ):
         built(**ASKING_FOR_IT[asking])
 
 
@@ -746,11 +850,20 @@ def test_without_minkowski_distillation_with_it_is_refused_before_the_first_step
         distill(tiny.config(network__backend="minkowski"), tiny.three_digits())
 
 
-@pytest.mark.parametrize("make", [minkowski.from_points, minkowski.from_sparse, minkowski.from_dense, minkowski.kernel_map])
+@pytest.mark.parametrize(
+    "make",
+    [minkowski.from_points, minkowski.from_sparse, minkowski.from_dense, minkowski.kernel_map],
+)
 def test_without_minkowski_tensors_of_it_say_how_to_get_it(not_installed, make):
     tensor, clouds = tensor_of([(0, 0, 0, 0)], clouds=1), scattered([3])
     inputs = {
-        minkowski.from_points: (clouds.coordinates, clouds.coordinates, clouds.cloud_index, 1, FLAT),
+        minkowski.from_points: (
+            clouds.coordinates,
+            clouds.coordinates,
+            clouds.cloud_index,
+            1,
+            FLAT,
+        ),
         minkowski.from_sparse: (tensor,),
         minkowski.from_dense: (tensor.dense(),),
         minkowski.kernel_map: (tensor, tensor.cells, 3),
@@ -768,7 +881,9 @@ def test_without_minkowski_the_other_backends_work(not_installed, backend):
 @pytest.mark.parametrize("asking", ASKING_FOR_IT)
 def test_minkowski_that_does_not_load_was_built_for_another_torch(installed_as, asking):
     installed_as("raise ImportError('MinkowskiEngineBackend.so: undefined symbol: _ZN3c10')")
-    with pytest.raises(InputError, match="undefined symbol: _ZN3c10.*built for another PyTorch.*`make minkowski`"):
+    with pytest.raises(
+        InputError, match="undefined symbol: _ZN3c10.*built for another PyTorch.*`make minkowski`"
+    ):
         built(**ASKING_FOR_IT[asking])
 
 
@@ -780,5 +895,8 @@ def test_minkowski_that_lacks_a_module_of_its_own_is_not_called_missing(installe
 
 @pytest.mark.parametrize("backend", ["torch", "minkowski"])
 def test_minkowski_kernel_maps_are_for_backend_sparse_only(backend):
-    with pytest.raises(InputError, match=f"network.kernel_maps = 'minkowski'.*network.backend=sparse, not {backend}"):
+    with pytest.raises(
+        InputError,
+        match=f"network.kernel_maps = 'minkowski'.*network.backend=sparse, not {backend}",
+    ):
         built(backend, kernel_maps="minkowski")

@@ -46,7 +46,9 @@ def load_script():
 
 script = load_script()
 CPU = script.Target(cuda=False, architectures="", version="0.5.4+torch2.7.1.cpu.0a")
-CUDA = script.Target(cuda=True, architectures="8.0;9.0", version="0.5.4+torch2.7.1.sm8090.0a", toolkit="/opt/cu da")
+CUDA = script.Target(
+    cuda=True, architectures="8.0;9.0", version="0.5.4+torch2.7.1.sm8090.0a", toolkit="/opt/cu da"
+)
 
 
 def sha256(content: bytes) -> str:
@@ -123,7 +125,9 @@ def parse_patch(text: str) -> list[tuple[list[str], list[tuple[str, str]]]]:
             while old or new:
                 sign = next(lines)[:1]
                 old, new = old - (sign in " -"), new - (sign in " +")
-                assert sign in tuple(" -+") and old >= 0 and new >= 0, f"not as long as its header says: {line}"
+                assert sign in tuple(" -+") and old >= 0 and new >= 0, (
+                    f"not as long as its header says: {line}"
+                )
         else:
             assert not groups or not line.strip(), f"neither explanation nor change: {line}"
     return groups
@@ -179,13 +183,15 @@ def test_minkowski_version_is_stamped_and_nothing_else_changed(tmp_path):
     ],
 )
 def test_minkowski_archive_is_found_on_an_index_page(link):
-    link = link.replace("NAME", script.ARCHIVE).replace("PERCENT", script.ARCHIVE.replace("-", "%2D"))
+    link = link.replace("NAME", script.ARCHIVE).replace(
+        "PERCENT", script.ARCHIVE.replace("-", "%2D")
+    )
     page = f"""<!DOCTYPE html><html><head><link href="https://example.org/{script.ARCHIVE}x"></head><body><a name="top"></a>
         <a href="../MinkowskiEngine-0.5.3.tar.gz#sha256=4567">MinkowskiEngine-0.5.3.tar.gz</a><br>
         <a data-requires-python="&gt;=3" href="{link}">the archive</a></body></html>"""
-    assert script.Links(page).found == {"MinkowskiEngine-0.5.3.tar.gz": "../MinkowskiEngine-0.5.3.tar.gz#sha256=4567"} | {
-        script.ARCHIVE: link
-    }
+    assert script.Links(page).found == {
+        "MinkowskiEngine-0.5.3.tar.gz": "../MinkowskiEngine-0.5.3.tar.gz#sha256=4567"
+    } | {script.ARCHIVE: link}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -208,27 +214,38 @@ def index(tmp_path, monkeypatch):
     address, page (a file), archive (a file), content (of the archive), cache (not yet there)
     """
     folder = tmp_path / "index"
-    page, archive = folder / "simple" / "minkowskiengine" / "index.html", folder / "files" / script.ARCHIVE
+    page, archive = (
+        folder / "simple" / "minkowskiengine" / "index.html",
+        folder / "files" / script.ARCHIVE,
+    )
     content = b"a source archive" * 100
     page.parent.mkdir(parents=True)
     page.write_text(f'<a href="../../files/{script.ARCHIVE}#sha256=0">0.5.4</a>')
     archive.parent.mkdir()
     archive.write_bytes(content)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=folder)
+    )
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}/simple"
     monkeypatch.setenv("PIP_INDEX_URL", address)
     monkeypatch.setattr(script, "SHA256", sha256(content))
-    yield SimpleNamespace(address=address, page=page, archive=archive, content=content, cache=tmp_path / "ca che")
+    yield SimpleNamespace(
+        address=address, page=page, archive=archive, content=content, cache=tmp_path / "ca che"
+    )
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-@pytest.mark.parametrize("link", ["../../files/{name}", "/files/{name}#sha256=0", "{host}/files/{name}?x=1"])
+@pytest.mark.parametrize(
+    "link", ["../../files/{name}", "/files/{name}#sha256=0", "{host}/files/{name}?x=1"]
+)
 def test_minkowski_archive_is_fetched_from_the_index_of_the_environment(index, link):
-    index.page.write_text(f'<a href="{link.format(name=script.ARCHIVE, host=index.address.removesuffix("/simple"))}">it</a>')
+    index.page.write_text(
+        f'<a href="{link.format(name=script.ARCHIVE, host=index.address.removesuffix("/simple"))}">it</a>'
+    )
     assert script.fetch(index.cache, None) == index.cache / script.ARCHIVE
     assert (index.cache / script.ARCHIVE).read_bytes() == index.content
     assert names(index.cache) == [script.ARCHIVE]
@@ -236,7 +253,11 @@ def test_minkowski_archive_is_fetched_from_the_index_of_the_environment(index, l
 
 def test_minkowski_archive_is_fetched_from_the_index_of_pips_configuration(index, monkeypatch):
     monkeypatch.delenv("PIP_INDEX_URL")
-    monkeypatch.setattr(script, "pip", lambda *words, check=True: {"global.index-url": index.address + "/"}[words[-1]])
+    monkeypatch.setattr(
+        script,
+        "pip",
+        lambda *words, check=True: {"global.index-url": index.address + "/"}[words[-1]],
+    )
     assert script.fetch(index.cache, None).read_bytes() == index.content
 
 
@@ -266,7 +287,11 @@ def test_missing_minkowski_archive_is_refused_by_name(index, tmp_path):
 
 @pytest.mark.parametrize("place", ["given", "cache", "index"])
 def test_anything_but_the_pinned_minkowski_archive_is_refused(index, tmp_path, place):
-    file = {"given": tmp_path / "given.tar.gz", "cache": index.cache / script.ARCHIVE, "index": index.archive}[place]
+    file = {
+        "given": tmp_path / "given.tar.gz",
+        "cache": index.cache / script.ARCHIVE,
+        "index": index.archive,
+    }[place]
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"something else")
     message = refusal(script.fetch, index.cache, file if place == "given" else None)
@@ -350,7 +375,10 @@ def test_memory_for_minkowski_is_limited_by_the_container(system_files, limit, f
 def test_files_cached_in_a_container_do_not_take_memory_from_minkowski(system_files):
     system_files("/sys/fs/cgroup/memory.max", f"{8 * GIBIBYTE}\n")
     system_files("/sys/fs/cgroup/memory.current", f"{7 * GIBIBYTE}\n")
-    system_files("/sys/fs/cgroup/memory.stat", f"anon {GIBIBYTE}\nfile {6 * GIBIBYTE}\ninactive_file {6 * GIBIBYTE}\n")
+    system_files(
+        "/sys/fs/cgroup/memory.stat",
+        f"anon {GIBIBYTE}\nfile {6 * GIBIBYTE}\ninactive_file {6 * GIBIBYTE}\n",
+    )
     assert script.free_memory() == 7 * GIBIBYTE
 
 
@@ -365,8 +393,12 @@ def test_memory_for_minkowski_is_limited_by_the_own_cgroup_of_either_version(sys
 
 
 @pytest.mark.parametrize("target", [CPU, CUDA], ids=["cpu", "cuda"])
-@pytest.mark.parametrize(("memory", "cores", "jobs"), [(1, 8, 1), (2.9, 8, 2), (100, 8, 8), (100, 1, 1), (5, 3, 3)])
-def test_minkowski_jobs_are_as_many_as_memory_and_cores_allow(monkeypatch, target, memory, cores, jobs):
+@pytest.mark.parametrize(
+    ("memory", "cores", "jobs"), [(1, 8, 1), (2.9, 8, 2), (100, 8, 8), (100, 1, 1), (5, 3, 3)]
+)
+def test_minkowski_jobs_are_as_many_as_memory_and_cores_allow(
+    monkeypatch, target, memory, cores, jobs
+):
     """memory: in multiples of what one job needs."""
     needed = script.GIBIBYTES_PER_JOB["cuda" if target.cuda else "cpu"] * GIBIBYTE
     monkeypatch.setattr(script, "free_memory", lambda: memory * needed)
@@ -377,7 +409,11 @@ def test_minkowski_jobs_are_as_many_as_memory_and_cores_allow(monkeypatch, targe
 def test_too_little_memory_for_minkowski_is_refused_with_numbers(monkeypatch):
     monkeypatch.setattr(script, "free_memory", lambda: 4.26 * GIBIBYTE)
     message = refusal(script.choose_jobs, CUDA)
-    assert f"{script.GIBIBYTES_PER_JOB['cuda']} GiB" in message and "4.3 GiB" in message and "JOBS=1" in message
+    assert (
+        f"{script.GIBIBYTES_PER_JOB['cuda']} GiB" in message
+        and "4.3 GiB" in message
+        and "JOBS=1" in message
+    )
 
 
 def test_minkowski_build_without_a_compiler_names_it(monkeypatch):
@@ -387,14 +423,22 @@ def test_minkowski_build_without_a_compiler_names_it(monkeypatch):
 
 
 def test_minkowski_build_with_a_compiler_that_fails_repeats_what_it_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", str(program(tmp_path / "c++", "echo 'omp.h: No such file' >&2", "exit 1")))
+    monkeypatch.setenv(
+        "CXX", str(program(tmp_path / "c++", "echo 'omp.h: No such file' >&2", "exit 1"))
+    )
     message = refusal(script.check_compiler)
-    assert str(tmp_path / "c++") in message and "omp.h: No such file" in message and "apt install" in message
+    assert (
+        str(tmp_path / "c++") in message
+        and "omp.h: No such file" in message
+        and "apt install" in message
+    )
 
 
 def test_minkowski_build_tries_the_compiler_on_what_it_needs(tmp_path, monkeypatch):
     record = tmp_path / "words"
-    compiler = program(tmp_path / "with space" / "c++", f"for word; do echo \"$word\"; done > '{record}'")
+    compiler = program(
+        tmp_path / "with space" / "c++", f"for word; do echo \"$word\"; done > '{record}'"
+    )
     monkeypatch.setenv("CXX", str(compiler))
     script.check_compiler()
     words = record.read_text().splitlines()
@@ -411,8 +455,14 @@ def toolkit(tmp_path, monkeypatch):
         if release:
             (folder / "include").mkdir(parents=True)
             (folder / "include" / "cuda_runtime.h").touch()
-            program(folder / "bin" / "nvcc", "echo 'nvcc: NVIDIA (R) Cuda compiler driver'", f"echo '{release}'")
-        monkeypatch.setitem(sys.modules, "torch.utils.cpp_extension", SimpleNamespace(CUDA_HOME=str(folder)))
+            program(
+                folder / "bin" / "nvcc",
+                "echo 'nvcc: NVIDIA (R) Cuda compiler driver'",
+                f"echo '{release}'",
+            )
+        monkeypatch.setitem(
+            sys.modules, "torch.utils.cpp_extension", SimpleNamespace(CUDA_HOME=str(folder))
+        )
         return folder
 
     return make
@@ -427,7 +477,12 @@ def test_minkowski_with_cuda_needs_a_torch_with_cuda(toolkit):
 def test_minkowski_with_cuda_needs_its_compiler(toolkit):
     nvcc = toolkit(None) / "bin" / "nvcc"
     message = refusal(script.find_toolkit, "12.8")
-    assert str(nvcc) in message and "12.x" in message and "CUDA_HOME" in message and "CUDA=no" in message
+    assert (
+        str(nvcc) in message
+        and "12.x" in message
+        and "CUDA_HOME" in message
+        and "CUDA=no" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -463,9 +518,13 @@ def torch_of(monkeypatch):
 
     def install(version: str, *gpus: tuple[int, int]) -> None:
         cuda = SimpleNamespace(
-            is_available=lambda: bool(gpus), device_count=lambda: len(gpus), get_device_capability=lambda card: gpus[card]
+            is_available=lambda: bool(gpus),
+            device_count=lambda: len(gpus),
+            get_device_capability=lambda card: gpus[card],
         )
-        torch = SimpleNamespace(__version__=version, version=SimpleNamespace(cuda="12.8"), cuda=cuda)
+        torch = SimpleNamespace(
+            __version__=version, version=SimpleNamespace(cuda="12.8"), cuda=cuda
+        )
         monkeypatch.setitem(sys.modules, "torch", torch)
 
     monkeypatch.setattr(script, "find_toolkit", lambda cuda: f"/opt/cuda-{cuda}")
@@ -486,7 +545,9 @@ def test_minkowski_refuses_torch_before_2_6(torch_of):
 @pytest.mark.parametrize("version", ["2.6.0", "2.10.0+cpu", "3.0.0a0+git12ab"])
 def test_minkowski_takes_torch_from_2_6_on(torch_of, version):
     torch_of(version)
-    assert script.choose_target("auto").version.startswith(f"0.5.4+torch{version.replace('+', '.')}.cpu.")
+    assert script.choose_target("auto").version.startswith(
+        f"0.5.4+torch{version.replace('+', '.')}.cpu."
+    )
 
 
 @pytest.mark.parametrize(
@@ -518,7 +579,13 @@ def test_minkowski_with_cuda_needs_to_know_an_architecture(torch_of):
 
 def test_minkowski_wheels_of_different_make_have_different_names(torch_of, monkeypatch, tmp_path):
     targets = []
-    for version, gpus in [("2.7.1", []), ("2.7.0", []), ("2.7.1+cu128", []), ("2.7.1", [(9, 0)]), ("2.7.1", [(8, 0)])]:
+    for version, gpus in [
+        ("2.7.1", []),
+        ("2.7.0", []),
+        ("2.7.1+cu128", []),
+        ("2.7.1", [(9, 0)]),
+        ("2.7.1", [(8, 0)]),
+    ]:
         torch_of(version, *gpus)
         targets.append(script.choose_target("auto"))
     monkeypatch.setattr(script, "SHA256", "0" * 64)
@@ -526,7 +593,12 @@ def test_minkowski_wheels_of_different_make_have_different_names(torch_of, monke
     monkeypatch.setattr(script, "PATCH", tmp_path / "other.patch")
     script.PATCH.write_text("something else\n")
     targets.append(script.choose_target("auto"))
-    assert len({target.version for target in targets}) == len({target.folder for target in targets}) == len(targets) == 7
+    assert (
+        len({target.version for target in targets})
+        == len({target.folder for target in targets})
+        == len(targets)
+        == 7
+    )
 
 
 def test_minkowski_wheels_of_different_pythons_lie_in_different_folders(monkeypatch):
@@ -545,7 +617,9 @@ def test_minkowski_wheels_of_different_pythons_lie_in_different_folders(monkeypa
         pytest.param("2.7.0a0+79aa17489c.nv25.04", "9.0"),
     ],
 )
-def test_minkowski_version_is_found_again_as_pip_writes_it(torch_of, monkeypatch, version, architectures):
+def test_minkowski_version_is_found_again_as_pip_writes_it(
+    torch_of, monkeypatch, version, architectures
+):
     torch_of(version)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
     wanted = script.choose_target("yes").version
@@ -584,7 +658,9 @@ def build(tmp_path, monkeypatch):
     """
 
     def make(setup: str, target=CPU, jobs=1) -> Path:
-        return script.build(target, source_archive(tmp_path / "source.tar.gz", setup), make.wheels, jobs)
+        return script.build(
+            target, source_archive(tmp_path / "source.tar.gz", setup), make.wheels, jobs
+        )
 
     make.wheels, make.temporary = tmp_path / "ca che" / "wheels", tmp_path / "tempo rary"
     make.temporary.mkdir()
@@ -615,7 +691,9 @@ def test_minkowski_build_is_told_its_target_and_jobs(build, target, flag):
 
 def test_minkowski_is_built_without_debugging_checks(build):
     environment = json.loads(build(MADE).read_text())["environment"]
-    assert "-DNDEBUG" in " ".join(environment.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS"))
+    assert "-DNDEBUG" in " ".join(
+        environment.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS")
+    )
 
 
 @pytest.mark.parametrize("name", ["CFLAGS", "CXXFLAGS", "CPLUS_INCLUDE_PATH"])
@@ -628,7 +706,11 @@ def test_minkowski_build_keeps_the_flags_of_the_environment(build, monkeypatch, 
 def test_failure_of_the_minkowski_build_shows_first_and_last_errors_and_the_log(build):
     message = refusal(build, FAILED)
     assert message.splitlines()[0] == "the build failed: a.cpp:3:5: error: the first of all"
-    assert "ninja: error: the last of all" in message and "noise 29" in message and "noise 0\n" not in message
+    assert (
+        "ninja: error: the last of all" in message
+        and "noise 29" in message
+        and "noise 0\n" not in message
+    )
     assert str(build.wheels / "build.log") in message and "JOBS=1" in message
     assert "noise 0\n" in (build.wheels / "build.log").read_text()
     assert names(build.wheels) == ["build.log"] and names(build.temporary) == []
@@ -639,7 +721,9 @@ def test_minkowski_build_without_a_wheel_is_a_failure(build):
     assert names(build.wheels) == ["build.log"]
 
 
-@pytest.mark.parametrize("setup", [MADE + "raise SystemExit(1)", MADE.replace("engine.whl", "engine.whl.part")])
+@pytest.mark.parametrize(
+    "setup", [MADE + "raise SystemExit(1)", MADE.replace("engine.whl", "engine.whl.part")]
+)
 def test_minkowski_wheel_of_a_failed_build_is_not_kept(build, setup):
     refusal(build, setup)
     assert names(build.wheels) == ["build.log"]
@@ -777,7 +861,9 @@ def test_minkowski_that_fails_its_self_test_is_refused(machine):
 
 def test_minkowski_that_failed_its_self_test_is_made_anew_as_the_message_says(machine):
     machine.installed, machine.passes = CPU.version, False
-    assert f"remove {machine.wheel.parent} and try again" in refusal(script.install, machine.options)
+    assert f"remove {machine.wheel.parent} and try again" in refusal(
+        script.install, machine.options
+    )
     shutil.rmtree(machine.wheel.parent, ignore_errors=True)
     machine.done.clear()
     refusal(script.install, machine.options)
@@ -811,14 +897,28 @@ def command(tmp_path, monkeypatch):
 
 
 def test_minkowski_command_hands_on_its_options(command, tmp_path):
-    options = command("--cuda", "no", "--jobs", "3", "--sdist", "an archive.tar.gz", "--cache", "wheels")
-    assert vars(options) == {"cuda": "no", "jobs": 3, "sdist": Path("an archive.tar.gz"), "cache": Path("wheels")}
-    assert vars(command()) == {"cuda": "auto", "jobs": None, "sdist": None, "cache": tmp_path / "pcdd" / "minkowski"}
+    options = command(
+        "--cuda", "no", "--jobs", "3", "--sdist", "an archive.tar.gz", "--cache", "wheels"
+    )
+    assert vars(options) == {
+        "cuda": "no",
+        "jobs": 3,
+        "sdist": Path("an archive.tar.gz"),
+        "cache": Path("wheels"),
+    }
+    assert vars(command()) == {
+        "cuda": "auto",
+        "jobs": None,
+        "sdist": None,
+        "cache": tmp_path / "pcdd" / "minkowski",
+    }
 
 
 def test_minkowski_command_that_cannot_build_says_why_and_that_it_is_not_needed(command):
     command.problem = "the reason"
-    with pytest.raises(SystemExit, match="the reason\n.*pcdd works without MinkowskiEngine.*MINKOWSKI=no"):
+    with pytest.raises(
+        SystemExit, match="the reason\n.*pcdd works without MinkowskiEngine.*MINKOWSKI=no"
+    ):
         command()
 
 
@@ -839,7 +939,9 @@ def make(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
     def run(*words: str) -> list[list[str]]:
-        result = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         return [shlex.split(line) for line in result.stdout.replace("\\\n", "").splitlines()]
 
     return run

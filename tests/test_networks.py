@@ -46,7 +46,16 @@ def with_drawn_norms(network, seed=3):
 def test_padding_by_3_makes_the_network_that_scores():
     """ConvNet-3 of the evaluation, literally: 28 x 28 padded to 32 x 32, pooled to 4 x 4."""
     network = with_drawn_norms(
-        built(grid=(1, 28, 28), channels=1, classes=10, layers=3, width=6, norm="instance", pooling="average", padding=3)
+        built(
+            grid=(1, 28, 28),
+            channels=1,
+            classes=10,
+            layers=3,
+            width=6,
+            norm="instance",
+            pooling="average",
+            padding=3,
+        )
     )
     channels, literal = [1, 6, 6], []
     for layer, (inputs, padding) in enumerate(zip(channels, (3, 1, 1))):
@@ -54,7 +63,10 @@ def test_padding_by_3_makes_the_network_that_scores():
         convolution.weight.data, convolution.bias.data = (
             network.convolution_weights[layer].data[:, :, 0], network.convolution_biases[layer].data,
         )  # fmt: skip
-        norm.weight.data, norm.bias.data = network.norm_weights[layer].data, network.norm_biases[layer].data
+        norm.weight.data, norm.bias.data = (
+            network.norm_weights[layer].data,
+            network.norm_biases[layer].data,
+        )
         literal += [convolution, norm, nn.ReLU(), nn.AvgPool2d(2)]
     images = torch.rand(3, 1, 28, 28, generator=generator(1))
     expected = network.head(nn.Sequential(*literal)(images).flatten(1))
@@ -80,8 +92,15 @@ def literal_paper_network(network, layers, pooling):
     stack = []
     for layer in range(layers):
         convolution = nn.Conv3d(4 if layer else 3, 4, (1, 3, 3), padding=1)
-        stack += [convolution, nn.ReLU(), {"max": nn.MaxPool3d, "average": nn.AvgPool3d}[pooling](2)]
-        convolution.weight, convolution.bias = network.convolution_weights[layer], network.convolution_biases[layer]
+        stack += [
+            convolution,
+            nn.ReLU(),
+            {"max": nn.MaxPool3d, "average": nn.AvgPool3d}[pooling](2),
+        ]
+        convolution.weight, convolution.bias = (
+            network.convolution_weights[layer],
+            network.convolution_biases[layer],
+        )
     return nn.Sequential(*stack, nn.Flatten(), network.head)
 
 
@@ -118,13 +137,20 @@ def test_paper_layout_where_it_is_not_defined_is_an_input_error(settings, grid):
 
 @pytest.mark.parametrize("norm, kind", [("instance", nn.InstanceNorm3d), ("batch", nn.BatchNorm3d)])
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("grid, kernel, window", [(FLAT, (1, 3, 3), (1, 2, 2)), (SOLID, (3, 3, 3), (2, 2, 2))])
-def test_norms_of_the_dense_network_equal_the_literal_layers(random_clouds, norm, kind, pooling, grid, kernel, window):
+@pytest.mark.parametrize(
+    "grid, kernel, window", [(FLAT, (1, 3, 3), (1, 2, 2)), (SOLID, (3, 3, 3), (2, 2, 2))]
+)
+def test_norms_of_the_dense_network_equal_the_literal_layers(
+    random_clouds, norm, kind, pooling, grid, kernel, window
+):
     network = with_drawn_norms(built(grid=grid, norm=norm, pooling=pooling).double())
     stack = []
     for layer in range(2):
         convolution = nn.Conv3d(4 if layer else 3, 4, kernel, padding="same")
-        convolution.weight, convolution.bias = network.convolution_weights[layer], network.convolution_biases[layer]
+        convolution.weight, convolution.bias = (
+            network.convolution_weights[layer],
+            network.convolution_biases[layer],
+        )
         normalise = kind(4, affine=True, track_running_stats=False)
         normalise.weight, normalise.bias = network.norm_weights[layer], network.norm_biases[layer]
         pool = {"max": nn.MaxPool3d, "average": nn.AvgPool3d}[pooling](window)
@@ -135,10 +161,14 @@ def test_norms_of_the_dense_network_equal_the_literal_layers(random_clouds, norm
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_with_batch_norm_alone_do_logits_depend_on_the_other_clouds_of_the_batch(random_clouds, backend, norm):
+def test_with_batch_norm_alone_do_logits_depend_on_the_other_clouds_of_the_batch(
+    random_clouds, backend, norm
+):
     clouds = random_clouds([9, 7, 8, 6], SOLID)
     network = with_drawn_norms(built(backend, SOLID, norm=norm).double())
-    alone, in_a_batch = (network(coordinates_as_features(clouds.select(torch.arange(count)))) for count in (1, 4))
+    alone, in_a_batch = (
+        network(coordinates_as_features(clouds.select(torch.arange(count)))) for count in (1, 4)
+    )
     if norm == "batch":
         assert (alone[0] - in_a_batch[0]).abs().max() > 0.01
     else:
@@ -151,8 +181,12 @@ def test_with_batch_norm_alone_do_logits_depend_on_the_other_clouds_of_the_batch
 def dense_twin(network, grid, **settings):
     """A dense network with the weights of a sparse one: kernels reordered, and no bias."""
     twin = built("torch", grid, **settings).double()
-    for own, weight, bias in zip(twin.convolution_weights, network.convolution_weights, twin.convolution_biases):
-        kernel = weight.detach().view(3, 3, 3, *weight.shape[1:]).permute(4, 3, 2, 1, 0)  # depth runs fastest
+    for own, weight, bias in zip(
+        twin.convolution_weights, network.convolution_weights, twin.convolution_biases
+    ):
+        kernel = (
+            weight.detach().view(3, 3, 3, *weight.shape[1:]).permute(4, 3, 2, 1, 0)
+        )  # depth runs fastest
         own.data = kernel if grid[0] > 1 else kernel[:, :, 1:2]
         bias.data.zero_()
     for part in ("head", "norm_weights", "norm_biases"):
@@ -163,21 +197,27 @@ def dense_twin(network, grid, **settings):
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("norm", ["none", "batch"])  # the epsilon of instance norm is another one in each
+@pytest.mark.parametrize(
+    "norm", ["none", "batch"]
+)  # the epsilon of instance norm is another one in each
 def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling, layers, norm):
     settings = dict(layers=layers, pooling=pooling, norm=norm)
     network = with_drawn_norms(built("sparse", grid, **settings).double())
     twin = dense_twin(network, grid, **settings)
     images = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator(1)).requires_grad_()
     assert_close(network(from_dense(images)), twin(images))
-    actual = torch.autograd.grad(network(from_dense(images)).square().sum(), [images, network.head.weight])
+    actual = torch.autograd.grad(
+        network(from_dense(images)).square().sum(), [images, network.head.weight]
+    )
     expected = torch.autograd.grad(twin(images).square().sum(), [images, twin.head.weight])
     assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("paper_layout", [False, True])
-def test_the_sparse_network_does_not_depend_on_the_order_of_points(random_clouds, norm, paper_layout):
+def test_the_sparse_network_does_not_depend_on_the_order_of_points(
+    random_clouds, norm, paper_layout
+):
     clouds = random_clouds([9, 1, 14], FLAT)
     network = built("sparse", norm=norm, paper_layout=paper_layout).double()
     shuffled = [cloud[torch.randperm(len(cloud), generator=generator(2))] for cloud in clouds]
@@ -196,7 +236,9 @@ def test_dense_and_sparse_inputs_give_the_same_logits(random_clouds, backend, no
     assert_close(network(lifted), network(lifted.dense()))
 
 
-def test_with_paper_layout_the_sparse_head_sees_the_whole_grid_but_its_corner_only_is_filled(random_clouds):
+def test_with_paper_layout_the_sparse_head_sees_the_whole_grid_but_its_corner_only_is_filled(
+    random_clouds,
+):
     network = built("sparse", paper_layout=True).double()
     assert network.head.in_features == 4 * math.prod(FLAT)
     network(coordinates_as_features(random_clouds([30, 30], FLAT))).sum().backward()
@@ -206,22 +248,32 @@ def test_with_paper_layout_the_sparse_head_sees_the_whole_grid_but_its_corner_on
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_instance_norm_makes_logits_independent_of_the_scale_of_a_clouds_features(random_clouds, backend):
+def test_instance_norm_makes_logits_independent_of_the_scale_of_a_clouds_features(
+    random_clouds, backend
+):
     lifted = coordinates_as_features(random_clouds([9, 14], SOLID))
     network = built(backend, SOLID, norm="instance").double()
     for bias in getattr(network, "convolution_biases", []):
         bias.data.zero_()
     scaled = lifted.with_features(lifted.features * 7)
-    torch.testing.assert_close(network(scaled), network(lifted), rtol=1e-4, atol=1e-4)  # not exact: the epsilon
+    torch.testing.assert_close(
+        network(scaled), network(lifted), rtol=1e-4, atol=1e-4
+    )  # not exact: the epsilon
 
 
 @needs_minkowski
 @pytest.mark.parametrize("norm", NORMS)
 def test_minkowski_and_sparse_networks_agree_where_points_share_a_cell(random_clouds, norm):
     clouds = random_clouds([12, 9, 11], (1, 4, 4))  # on 16 cells
-    sparse, minkowski = (with_drawn_norms(built(name, (1, 4, 4), norm=norm).double()) for name in ("sparse", "minkowski"))
+    sparse, minkowski = (
+        with_drawn_norms(built(name, (1, 4, 4), norm=norm).double())
+        for name in ("sparse", "minkowski")
+    )
     minkowski.load_state_dict(sparse.state_dict())
-    assert_close(minkowski(coordinates_as_features(clouds, minkowski_points)), sparse(coordinates_as_features(clouds)))
+    assert_close(
+        minkowski(coordinates_as_features(clouds, minkowski_points)),
+        sparse(coordinates_as_features(clouds)),
+    )
 
 
 # --- second derivatives -------------------------------------------------------------------------------------------
@@ -233,37 +285,58 @@ HALVINGS = (1, 16, 16)  # room for 4 layers
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [2, 3, 4])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_both_derivatives_of_a_network(check_two_derivatives, random_clouds, backend, layers, pooling, norm):
+def test_both_derivatives_of_a_network(
+    check_two_derivatives, random_clouds, backend, layers, pooling, norm
+):
     # With these weights no network is dead, and no feature within reach of finite differences of a kink or a tie.
-    network = built(backend, HALVINGS, classes=2, layers=layers, width=2, pooling=pooling, norm=norm).double()
+    network = built(
+        backend, HALVINGS, classes=2, layers=layers, width=2, pooling=pooling, norm=norm
+    ).double()
     draws = generator(227, "weights")
-    weights = {name: torch.randn(p.shape, dtype=p.dtype, generator=draws) for name, p in network.named_parameters()}
+    weights = {
+        name: torch.randn(p.shape, dtype=p.dtype, generator=draws)
+        for name, p in network.named_parameters()
+    }
     for name in weights:
         if name.startswith("norm"):
             weights[name] = 1 + 0.3 * weights[name]
-    directions = [torch.randn(p.shape, dtype=p.dtype, generator=generator(1, name)) for name, p in weights.items()]
+    directions = [
+        torch.randn(p.shape, dtype=p.dtype, generator=generator(1, name))
+        for name, p in weights.items()
+    ]
     clouds = random_clouds([4, 3], HALVINGS, seed=1)
 
     def logits(coordinates, steps):
         """Of moved points, by a network each of whose parameters went one step in a direction of its own."""
-        moved = {name: weights[name] + step * way for name, step, way in zip(weights, steps, directions, strict=True)}
+        moved = {
+            name: weights[name] + step * way
+            for name, step, way in zip(weights, steps, directions, strict=True)
+        }
         lifted = coordinates_as_features(clouds.with_coordinates(coordinates))
         return torch.func.functional_call(network, moved, (lifted,))
 
-    check_two_derivatives(logits, clouds.coordinates, torch.zeros(len(weights), dtype=torch.float64))
+    check_two_derivatives(
+        logits, clouds.coordinates, torch.zeros(len(weights), dtype=torch.float64)
+    )
     coordinates = clouds.coordinates.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(logits(coordinates, [0.0] * len(weights)).square().sum(), coordinates)
+    (gradient,) = torch.autograd.grad(
+        logits(coordinates, [0.0] * len(weights)).square().sum(), coordinates
+    )
     assert gradient.abs().max() > 0.1  # of a dead network both derivatives are right, too: 0
 
 
 LAYOUTS = [("torch", "none", True)]  # with a norm, paper_layout is not defined for backend torch
-LAYOUTS += [("sparse", norm, True) for norm in NORMS] + [(*pair, False) for pair in itertools.product(BACKENDS, NORMS)]
+LAYOUTS += [("sparse", norm, True) for norm in NORMS] + [
+    (*pair, False) for pair in itertools.product(BACKENDS, NORMS)
+]
 
 
 @pytest.mark.parametrize("backend, norm, paper_layout", LAYOUTS)
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [2, 3, 4])
-def test_every_parameter_gradient_has_a_graph(random_clouds, backend, norm, paper_layout, pooling, layers):
+def test_every_parameter_gradient_has_a_graph(
+    random_clouds, backend, norm, paper_layout, pooling, layers
+):
     settings = dict(layers=layers, pooling=pooling, norm=norm, paper_layout=paper_layout)
     network = built(backend, HALVINGS, **settings).double()
     lifted = coordinates_as_features(random_clouds([8, 5], HALVINGS))
@@ -292,7 +365,9 @@ def test_a_sparse_network_on_a_grid_of_one_cell_is_an_input_error():
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("weights", ["default", "kaiming_normal"])
 def test_weights_are_a_function_of_the_seed(backend, weights):
-    first, same, other = (built(backend, weights=weights, norm="instance", seed=seed) for seed in (0, 0, 1))
+    first, same, other = (
+        built(backend, weights=weights, norm="instance", seed=seed) for seed in (0, 0, 1)
+    )
     for name, parameter in first.named_parameters():
         assert torch.equal(parameter, same.get_parameter(name))
         drawn = not name.startswith("norm")
@@ -309,7 +384,10 @@ def test_draw_gives_other_weights(backend):
 
 def is_uniform(weight, bound):
     """Fills the interval of +-bound and has its standard deviation, at a few thousand draws."""
-    return 0.98 * bound < weight.abs().max() <= bound and abs(weight.std() / (bound / 3**0.5) - 1) < 0.03
+    return (
+        0.98 * bound < weight.abs().max() <= bound
+        and abs(weight.std() / (bound / 3**0.5) - 1) < 0.03
+    )
 
 
 @pytest.mark.parametrize("backend, volume", [("torch", 9), ("sparse", 27)])
@@ -322,7 +400,9 @@ def test_default_weights_are_uniform_within_one_over_root_fan_in(backend, volume
 
 def test_default_weights_have_the_distribution_that_torch_gives_a_new_layer():
     torch_bound = nn.Conv3d(64, 64, (1, 3, 3)).weight.abs().max().item()
-    assert math.isclose(built(width=64).convolution_weights[1].abs().max().item(), torch_bound, rel_tol=0.001)
+    assert math.isclose(
+        built(width=64).convolution_weights[1].abs().max().item(), torch_bound, rel_tol=0.001
+    )
 
 
 @pytest.mark.parametrize("backend, volume", [("torch", 9), ("sparse", 27)])
@@ -357,7 +437,9 @@ def test_norms_start_as_the_identity():
 def test_average_pool_equals_torch_s_with_its_first_and_second_derivatives(grid, window, seed):
     """Odd lengths lose their last cell, as there."""
     window = tuple(window[: len(grid)])
-    features = torch.randn(2, 3, *grid, dtype=torch.float64, generator=generator(seed)).requires_grad_()
+    features = torch.randn(
+        2, 3, *grid, dtype=torch.float64, generator=generator(seed)
+    ).requires_grad_()
     torch_s = F.avg_pool2d if len(grid) == 2 else F.avg_pool3d
     found = []
     for pool in (average_pool, torch_s):

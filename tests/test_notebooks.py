@@ -18,7 +18,10 @@ every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: s
 
 
 def cells(path: Path) -> list[tuple]:
-    return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in jupytext.read(path).cells]
+    return [
+        (cell.cell_type, cell.source, cell.metadata.get("tags", []))
+        for cell in jupytext.read(path).cells
+    ]
 
 
 def test_every_notebook_has_its_script_and_every_script_its_notebook():
@@ -34,7 +37,9 @@ def test_notebook_and_script_have_the_same_cells(script):
 @every_notebook
 def test_notebook_is_kept_without_outputs(script):
     code = [
-        cell for cell in nbformat.read(script.with_suffix(".ipynb"), as_version=4).cells if cell.cell_type == "code"
+        cell
+        for cell in nbformat.read(script.with_suffix(".ipynb"), as_version=4).cells
+        if cell.cell_type == "code"
     ]
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
@@ -51,13 +56,21 @@ def test_notebook_uses_public_names_only(script):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for imported in node.names:
-                assert not imported.name.startswith("pcdd_core."), f"line {node.lineno} imports {imported.name}"
-                aliases |= {imported.asname or imported.name} if imported.name == "pcdd_core" else set()
+                assert not imported.name.startswith("pcdd_core."), (
+                    f"line {node.lineno} imports {imported.name}"
+                )
+                aliases |= (
+                    {imported.asname or imported.name} if imported.name == "pcdd_core" else set()
+                )
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pcdd_core"):
             assert node.module == "pcdd_core", f"line {node.lineno} imports from {node.module}"
             assert {imported.name for imported in node.names} <= public
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in aliases
+        ):
             assert node.attr in public, f"line {node.lineno} uses {node.attr}"
 
 
@@ -94,6 +107,8 @@ def test_quickstart_runs_from_end_to_end(tmp_path):
     ]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     printed = "".join(
-        output["text"] for output in outputs if output.output_type == "stream" and output.name == "stdout"
+        output["text"]
+        for output in outputs
+        if output.output_type == "stream" and output.name == "stdout"
     )
     assert str(tmp_path / "run") in printed and "random" in printed and "herding" in printed

@@ -24,7 +24,9 @@ def test_every_change_of_the_groups_asked_for_is_held_against_the_base(tiny_run)
         assert any(f"<th>{named}</th>" in row for row in rows), named
     base = next(row for row in rows if "<th>base</th>\n      <th>base</th>" in row)
     assert "<td>0.0</td>" in base
-    assert any("random-1" in row for row in rows) and not any("objective.distance" in row for row in rows)
+    assert any("random-1" in row for row in rows) and not any(
+        "objective.distance" in row for row in rows
+    )
     assert tiny_run.pictures == 2 + len(OF_DIGITS)
 
 
@@ -35,8 +37,14 @@ def test_released_sets_are_listed_with_what_they_cost(tiny_run):
 
 def test_with_default_parameters_records_are_read_and_nothing_is_run(tmp_path, monkeypatch):
     committed = find_records([COMMITTED])
-    lacking = [cell.label for cell in experiment("ingredients", seeds=SEEDS) if cell.identity not in committed]
+    lacking = [
+        cell.label
+        for cell in experiment("ingredients", seeds=SEEDS)
+        if cell.identity not in committed
+    ]
     assert not lacking, f"figures/records lacks {len(lacking)} records: {'; '.join(lacking[:5])}"
-    monkeypatch.setenv("PCDD_DATA", str(tmp_path / "no_data"))  # whatever were run instead of read would fail
+    monkeypatch.setenv(
+        "PCDD_DATA", str(tmp_path / "no_data")
+    )  # whatever were run instead of read would fail
     executed = Executed(NAME, tmp_path, {})
     assert not (tmp_path / "runs").exists() and executed.pictures == 2 + len(OF_DIGITS)

@@ -26,9 +26,13 @@ def test_a_mesh_becomes_a_cloud_and_scatter_a_set_that_is_scored(tiny_run):
 
 def test_the_table_is_of_the_committed_records(tiny_run):
     committed = find_records([COMMITTED])
-    there = {cell.preset for cell in experiment("shapes", "paper", seeds=3) if cell.identity in committed}
+    there = {
+        cell.preset for cell in experiment("shapes", "paper", seeds=3) if cell.identity in committed
+    }
     rows = " ".join(tiny_run.rows("from scatter"))
     assert "shapes-1" in there
     for kind in ("from scatter", "from real ones", "split, from scatter", "random", "herding"):
         assert f"<th>{kind}</th>" in rows
-    assert "maximum" not in tiny_run.rows("compared", "minutes")[1] and "features" in " ".join(tiny_run.rows("compared", "minutes"))
+    assert "maximum" not in tiny_run.rows("compared", "minutes")[1] and "features" in " ".join(
+        tiny_run.rows("compared", "minutes")
+    )

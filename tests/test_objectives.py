@@ -49,12 +49,19 @@ def gradients(seed, shapes=SHAPES):
 
 def cosine_distances(real, synthetic):
     """1 - cosine per row; a bias is one row."""
-    return [1 - r @ s / np.sqrt(r @ r * (s @ s)) for r, s in zip(np.atleast_2d(real), np.atleast_2d(synthetic))]
+    return [
+        1 - r @ s / np.sqrt(r @ r * (s @ s))
+        for r, s in zip(np.atleast_2d(real), np.atleast_2d(synthetic))
+    ]
 
 
 FORMULAS = {
-    "sum_of_squares": lambda real, synthetic: sum(((s - r) ** 2).sum() for r, s in zip(real, synthetic)),
-    "layerwise_cosine": lambda real, synthetic: sum(sum(cosine_distances(r, s)) for r, s in zip(real, synthetic)),
+    "sum_of_squares": lambda real, synthetic: sum(
+        ((s - r) ** 2).sum() for r, s in zip(real, synthetic)
+    ),
+    "layerwise_cosine": lambda real, synthetic: sum(
+        sum(cosine_distances(r, s)) for r, s in zip(real, synthetic)
+    ),
     "layerwise_cosine_of_weights": lambda real, synthetic: sum(
         sum(cosine_distances(real[place], synthetic[place])) for place in (0, 2)
     ),
@@ -75,9 +82,13 @@ def test_every_distance_has_a_formula_here():
 @given(seed=st.integers(0, 1000))
 def test_a_distance_equals_its_formula(name, seed):
     real, synthetic = gradients(seed), gradients(seed + 1)
-    expected = FORMULAS[name]([gradient.numpy() for gradient in real], [gradient.numpy() for gradient in synthetic])
+    expected = FORMULAS[name](
+        [gradient.numpy() for gradient in real], [gradient.numpy() for gradient in synthetic]
+    )
     # Cosines differ by the 1e-12 in the root: in proportion to it over the squared norms, which are not tiny here.
-    np.testing.assert_allclose(DISTANCES[name](real, synthetic).item(), expected, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(
+        DISTANCES[name](real, synthetic).item(), expected, rtol=1e-7, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -99,14 +110,20 @@ def test_layerwise_cosine_of_weights_ignores_one_dimensional_parameters():
     with_other_bias = [synthetic[0], -3 * synthetic[1] + 1, synthetic[2]]
     same = layerwise_cosine_of_weights(real, synthetic)
     assert torch.equal(layerwise_cosine_of_weights(real, with_other_bias), same)
-    assert DISTANCES["layerwise_cosine"](real, with_other_bias) != DISTANCES["layerwise_cosine"](real, synthetic)
+    assert DISTANCES["layerwise_cosine"](real, with_other_bias) != DISTANCES["layerwise_cosine"](
+        real, synthetic
+    )
 
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_both_derivatives_of_a_distance(check_two_derivatives, name):
-    shapes = [shape for shape in SHAPES if len(shape) > 1]  # a bias does not take part in every distance
+    shapes = [
+        shape for shape in SHAPES if len(shape) > 1
+    ]  # a bias does not take part in every distance
     real = gradients(0, shapes)
-    check_two_derivatives(lambda *synthetic: DISTANCES[name](real, synthetic), *gradients(1, shapes))
+    check_two_derivatives(
+        lambda *synthetic: DISTANCES[name](real, synthetic), *gradients(1, shapes)
+    )
 
 
 @pytest.mark.parametrize("name", DISTANCES)
@@ -114,7 +131,9 @@ def test_derivatives_are_finite_where_a_gradient_is_exactly_zero(name):
     synthetic = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in SHAPES]
     options = dict(create_graph=True, materialize_grads=True)
     first = torch.autograd.grad(DISTANCES[name](gradients(0), synthetic), synthetic, **options)
-    second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), synthetic, **options)
+    second = torch.autograd.grad(
+        sum(gradient.square().sum() for gradient in first), synthetic, **options
+    )
     for gradient in (*first, *second):
         assert gradient.isfinite().all()
 
@@ -145,7 +164,10 @@ def test_as_rows_leaves_a_bias_as_it_is():
 # --- the matching loss --------------------------------------------------------------------------------------------
 
 GRIDS = {"flat": (1, 8, 8), "solid": (4, 4, 4)}
-LIFTS = {"coordinates": coordinates_as_features, "gaussian": lambda clouds: gaussian_occupancy(clouds, 0.9, 3.0)}
+LIFTS = {
+    "coordinates": coordinates_as_features,
+    "gaussian": lambda clouds: gaussian_occupancy(clouds, 0.9, 3.0),
+}
 CASES = [
     (backend, pooling, norm, lift, grid, False)
     for backend in ("torch", "sparse")
@@ -169,15 +191,23 @@ def matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layou
     description = NetworkConfig(
         backend=backend, layers=2, width=4, pooling=pooling, norm=norm, paper_layout=paper_layout
     )
-    network = build_network(description, {"coordinates": 3, "gaussian": 1}[lift], grid, 3, generator(0)).double()
-    return network, LIFTS[lift](random_clouds([7, 4, 9], grid, seed=1)), random_clouds([5, 3], grid, seed=2)
+    network = build_network(
+        description, {"coordinates": 3, "gaussian": 1}[lift], grid, 3, generator(0)
+    ).double()
+    return (
+        network,
+        LIFTS[lift](random_clouds([7, 4, 9], grid, seed=1)),
+        random_clouds([5, 3], grid, seed=2),
+    )
 
 
 @every_case
 def test_every_parameter_gradient_of_the_synthetic_loss_has_a_graph(
     random_clouds, backend, pooling, norm, lift, grid, paper_layout
 ):
-    network, _, clouds = matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout)
+    network, _, clouds = matching_case(
+        random_clouds, backend, pooling, norm, lift, grid, paper_layout
+    )
     coordinates = clouds.coordinates.requires_grad_()
     lifted = LIFTS[lift](clouds.with_coordinates(coordinates))
     found = parameter_gradients(network, lifted, LABELS, create_graph=True)
@@ -193,7 +223,9 @@ def test_every_parameter_gradient_of_the_synthetic_loss_has_a_graph(
 def test_the_gradient_of_the_matching_loss_agrees_with_finite_differences(
     random_clouds, backend, pooling, norm, lift, grid, paper_layout, distance
 ):
-    network, real, clouds = matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout)
+    network, real, clouds = matching_case(
+        random_clouds, backend, pooling, norm, lift, grid, paper_layout
+    )
 
     def loss(coordinates):
         lifted = LIFTS[lift](clouds.with_coordinates(coordinates))
@@ -206,26 +238,42 @@ def test_the_gradient_of_the_matching_loss_agrees_with_finite_differences(
         for axis in range(3):
             move = torch.zeros_like(gradient)
             move[point, axis] = step
-            differences[point, axis] = (loss(clouds.coordinates + move) - loss(clouds.coordinates - move)) / (2 * step)
+            differences[point, axis] = (
+                loss(clouds.coordinates + move) - loss(clouds.coordinates - move)
+            ) / (2 * step)
     assert gradient.abs().max() > 1e-6
-    torch.testing.assert_close(gradient, differences, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+    torch.testing.assert_close(
+        gradient, differences, rtol=1e-5, atol=1e-6 * gradient.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
-def test_the_matching_loss_is_the_distance_between_the_gradients_of_two_mean_cross_entropies(random_clouds, backend):
-    network, real, clouds = matching_case(random_clouds, backend, "max", "instance", "coordinates", "flat", False)
+def test_the_matching_loss_is_the_distance_between_the_gradients_of_two_mean_cross_entropies(
+    random_clouds, backend
+):
+    network, real, clouds = matching_case(
+        random_clouds, backend, "max", "instance", "coordinates", "flat", False
+    )
     lifted = coordinates_as_features(clouds)
     sides = []
     for inputs, labels in ((real, REAL_LABELS), (lifted, LABELS)):
         logits = network(inputs)
-        loss = -sum(logits[cloud].log_softmax(0)[label] for cloud, label in enumerate(labels)) / len(labels)
-        sides.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]))
-    actual = gradient_matching(network, real, REAL_LABELS, lifted, LABELS, DISTANCES["sum_of_squares"])
+        loss = -sum(
+            logits[cloud].log_softmax(0)[label] for cloud, label in enumerate(labels)
+        ) / len(labels)
+        sides.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))])
+        )
+    actual = gradient_matching(
+        network, real, REAL_LABELS, lifted, LABELS, DISTANCES["sum_of_squares"]
+    )
     torch.testing.assert_close(actual.detach(), (sides[0] - sides[1]).square().sum())
 
 
 def test_parameter_gradients_are_those_of_backward_in_the_order_of_the_parameters(random_clouds):
-    network, real, _ = matching_case(random_clouds, "sparse", "max", "instance", "coordinates", "solid", False)
+    network, real, _ = matching_case(
+        random_clouds, "sparse", "max", "instance", "coordinates", "solid", False
+    )
     found = parameter_gradients(network, real, REAL_LABELS)
     F.cross_entropy(network(real), REAL_LABELS).backward()
     for parameter, gradient in zip(network.parameters(), found, strict=True):
@@ -234,7 +282,9 @@ def test_parameter_gradients_are_those_of_backward_in_the_order_of_the_parameter
 
 
 def test_the_matching_loss_is_zero_for_equal_clouds_and_has_no_gradient_there(random_clouds):
-    network, _, clouds = matching_case(random_clouds, "torch", "max", "none", "gaussian", "flat", False)
+    network, _, clouds = matching_case(
+        random_clouds, "torch", "max", "none", "gaussian", "flat", False
+    )
     coordinates = clouds.coordinates.requires_grad_()
     lifted = LIFTS["gaussian"](clouds.with_coordinates(coordinates))
     loss = gradient_matching(network, lifted, LABELS, lifted, LABELS, DISTANCES["sum_of_squares"])
@@ -244,11 +294,17 @@ def test_the_matching_loss_is_zero_for_equal_clouds_and_has_no_gradient_there(ra
 
 
 def test_the_real_clouds_are_a_constant_target(random_clouds):
-    network, _, clouds = matching_case(random_clouds, "torch", "max", "none", "gaussian", "flat", False)
+    network, _, clouds = matching_case(
+        random_clouds, "torch", "max", "none", "gaussian", "flat", False
+    )
     real = clouds.coordinates.clone().requires_grad_()
     synthetic = (clouds.coordinates + 0.05).requires_grad_()
-    lifted = [LIFTS["gaussian"](clouds.with_coordinates(coordinates)) for coordinates in (real, synthetic)]
-    gradient_matching(network, lifted[0], LABELS, lifted[1], LABELS, DISTANCES["sum_of_squares"]).backward()
+    lifted = [
+        LIFTS["gaussian"](clouds.with_coordinates(coordinates)) for coordinates in (real, synthetic)
+    ]
+    gradient_matching(
+        network, lifted[0], LABELS, lifted[1], LABELS, DISTANCES["sum_of_squares"]
+    ).backward()
     assert real.grad is None
     assert synthetic.grad.abs().sum() > 0
 
@@ -274,8 +330,13 @@ def numbers(rows, seed):
 
 def test_distribution_matching_equals_its_formula():
     network, real, synthetic = Features(), numbers(7, 0), numbers(2, 1)
-    means = [np.mean([np.tanh(row @ network.weight.detach().numpy()) for row in x.numpy()], axis=0) for x in (real, synthetic)]
-    assert distribution_matching(network, real, synthetic).item() == pytest.approx(((means[0] - means[1]) ** 2).sum())
+    means = [
+        np.mean([np.tanh(row @ network.weight.detach().numpy()) for row in x.numpy()], axis=0)
+        for x in (real, synthetic)
+    ]
+    assert distribution_matching(network, real, synthetic).item() == pytest.approx(
+        ((means[0] - means[1]) ** 2).sum()
+    )
 
 
 def test_maximum_mean_discrepancy_equals_scikit_learn_s_kernels():
@@ -296,7 +357,9 @@ def test_maximum_mean_discrepancy_sees_a_spread_that_distribution_matching_does_
     assert distribution_matching(network, real, at_the_mean) < 1e-25
     assert maximum_mean_discrepancy(network, real, at_the_mean) > 0.1
     assert abs(maximum_mean_discrepancy(network, real, real)) < 1e-12
-    assert maximum_mean_discrepancy(network, real, real[[0, 1, 4, 5]]) < maximum_mean_discrepancy(network, real, at_the_mean)
+    assert maximum_mean_discrepancy(network, real, real[[0, 1, 4, 5]]) < maximum_mean_discrepancy(
+        network, real, at_the_mean
+    )
 
 
 def test_feature_regression_equals_scikit_learn_s_ridge():
@@ -304,13 +367,17 @@ def test_feature_regression_equals_scikit_learn_s_ridge():
     real_labels, labels = torch.tensor([0, 1, 2, 0, 1, 2, 2]), torch.tensor([0, 1, 2, 1])
     fitted, seen = (network.features(x).detach().numpy() for x in (synthetic, real))
     targets, wanted = (np.eye(3)[y] - 1 / 3 for y in (labels, real_labels))
-    model = Ridge(alpha=0.3 * (fitted**2).sum(1).mean(), fit_intercept=False, solver="cholesky").fit(fitted, targets)
+    model = Ridge(
+        alpha=0.3 * (fitted**2).sum(1).mean(), fit_intercept=False, solver="cholesky"
+    ).fit(fitted, targets)
     expected = ((model.predict(seen) - wanted) ** 2).sum(1) / 2
     found = feature_regression(network, real, real_labels, synthetic, labels, classes=3, ridge=0.3)
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("objective", ["distribution_matching", "maximum_mean_discrepancy", "feature_regression"])
+@pytest.mark.parametrize(
+    "objective", ["distribution_matching", "maximum_mean_discrepancy", "feature_regression"]
+)
 def test_gradient_of_a_feature_objective_against_finite_differences(objective):
     network, real, labels = Features(), numbers(7, 0), torch.tensor([0, 1, 2, 1])
     real_labels = torch.tensor([0, 1, 2, 0, 1, 2, 2])
@@ -337,11 +404,21 @@ def test_less_precision_changes_a_real_gradient_far_less_than_another_batch_does
 
     def weights(shown, precision=torch.float32):
         with in_precision(network, precision):
-            return [gradient for gradient in parameter_gradients(network, shown, labels) if gradient.dim() > 1]
+            return [
+                gradient
+                for gradient in parameter_gradients(network, shown, labels)
+                if gradient.dim() > 1
+            ]
 
-    exact, less, other = weights(threes[:50]), weights(threes[:50], torch.bfloat16), weights(threes[50:])
+    exact, less, other = (
+        weights(threes[:50]),
+        weights(threes[:50], torch.bfloat16),
+        weights(threes[50:]),
+    )
     for layer, gradient in enumerate(exact):
-        by_precision, by_batch = (1 - F.cosine_similarity(gradient, found[layer]).mean().item() for found in (less, other))
+        by_precision, by_batch = (
+            1 - F.cosine_similarity(gradient, found[layer]).mean().item() for found in (less, other)
+        )
         assert 0 < by_precision < 0.03 * by_batch
         assert less[layer].dtype == torch.float32
 
@@ -372,7 +449,10 @@ def moved_at_each_call(synthetic, labels=LABELS_OF_4):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_unrolled_training_equals_training_by_torch_s_sgd(steps):
     network, trained, synthetic = smooth_network(), smooth_network(), numbers(4, 1)
-    optimiser, shown = torch.optim.SGD(trained.parameters(), 0.3, momentum=0.9), moved_at_each_call(synthetic)
+    optimiser, shown = (
+        torch.optim.SGD(trained.parameters(), 0.3, momentum=0.9),
+        moved_at_each_call(synthetic),
+    )
     for _ in range(steps):
         optimiser.zero_grad()
         clouds, labels = shown()
@@ -390,7 +470,9 @@ def test_gradient_through_unrolled_training_against_finite_differences():
     network, real, synthetic = smooth_network(), numbers(7, 0), numbers(4, 1).requires_grad_()
 
     def loss(synthetic):
-        return unrolled_training(network, real, LABELS_OF_7, moved_at_each_call(synthetic), 5, step_size=0.3)
+        return unrolled_training(
+            network, real, LABELS_OF_7, moved_at_each_call(synthetic), 5, step_size=0.3
+        )
 
     assert torch.autograd.gradcheck(loss, synthetic)
 
@@ -398,9 +480,17 @@ def test_gradient_through_unrolled_training_against_finite_differences():
 def test_steps_before_unrolled_training_are_steps_of_the_same_training_that_are_not_differentiated():
     network, synthetic = smooth_network(), numbers(4, 1).requires_grad_()
     found = unrolled_training(
-        network, numbers(7, 0), LABELS_OF_7, moved_at_each_call(synthetic), 3, step_size=0.3, steps_before=4
+        network,
+        numbers(7, 0),
+        LABELS_OF_7,
+        moved_at_each_call(synthetic),
+        3,
+        step_size=0.3,
+        steps_before=4,
     )
-    same = unrolled_training(network, numbers(7, 0), LABELS_OF_7, moved_at_each_call(synthetic), 7, step_size=0.3)
+    same = unrolled_training(
+        network, numbers(7, 0), LABELS_OF_7, moved_at_each_call(synthetic), 7, step_size=0.3
+    )
     torch.testing.assert_close(found, same, rtol=1e-12, atol=1e-12)
 
     whole = moved_at_each_call(synthetic)
@@ -425,7 +515,12 @@ def test_unrolled_training_on_probabilities_that_are_certain_is_that_on_labels()
 
 
 def test_gradient_of_learned_labels_through_unrolled_training_against_finite_differences():
-    network, real, synthetic, logits = smooth_network(), numbers(7, 0), numbers(4, 1), numbers(4, 2)[:, :3].requires_grad_()
+    network, real, synthetic, logits = (
+        smooth_network(),
+        numbers(7, 0),
+        numbers(4, 1),
+        numbers(4, 2)[:, :3].requires_grad_(),
+    )
 
     def loss(logits):
         shown = moved_at_each_call(synthetic, logits.softmax(1))
@@ -435,17 +530,26 @@ def test_gradient_of_learned_labels_through_unrolled_training_against_finite_dif
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
-def test_gradient_of_coordinates_through_unrolled_training_against_finite_differences(backend, random_clouds):
+def test_gradient_of_coordinates_through_unrolled_training_against_finite_differences(
+    backend, random_clouds
+):
     """Along one random direction of all coordinates, through lift, network and three steps."""
     clouds = random_clouds([6, 5, 4], (1, 8, 8), 0)
     settings = NetworkConfig(backend=backend, layers=2, width=3, norm="instance", pooling="average")
     network = build_network(settings, 1, (1, 8, 8), 3, generator(0)).double()
-    real, labels = gaussian_occupancy(random_clouds([5, 7, 6], (1, 8, 8), 1), 1.0, 3.0), torch.arange(3)
+    real, labels = (
+        gaussian_occupancy(random_clouds([5, 7, 6], (1, 8, 8), 1), 1.0, 3.0),
+        torch.arange(3),
+    )
     direction = torch.randn(clouds.coordinates.shape, generator=generator(2), dtype=torch.float64)
 
     def loss(length):
-        lifted = gaussian_occupancy(clouds.with_coordinates(clouds.coordinates + length * direction), 1.0, 3.0)
-        return unrolled_training(network, real, labels, lambda: (lifted, labels), 3, step_size=0.1).sum()
+        lifted = gaussian_occupancy(
+            clouds.with_coordinates(clouds.coordinates + length * direction), 1.0, 3.0
+        )
+        return unrolled_training(
+            network, real, labels, lambda: (lifted, labels), 3, step_size=0.1
+        ).sum()
 
     length = torch.zeros((), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(loss, length)
@@ -461,7 +565,9 @@ def test_network_is_its_features_and_its_head(backend, lift, random_clouds):
     clouds = random_clouds([9, 7], (1, 8, 8), 0)
     lifted = lift(clouds) if lift is coordinates_as_features else lift(clouds, 1.0, 3.0)
     channels = 3 if lift is coordinates_as_features else 1
-    network = build_network(NetworkConfig(backend=backend, layers=2, width=4), channels, (1, 8, 8), 3, generator(0))
+    network = build_network(
+        NetworkConfig(backend=backend, layers=2, width=4), channels, (1, 8, 8), 3, generator(0)
+    )
     network = network.double()  # as the clouds are
     features = network.features(lifted)
     assert features.shape == (2, network.head.in_features)

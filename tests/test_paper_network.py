@@ -28,7 +28,9 @@ def paper_config(backend: str, layers: int, distance: str = "sum-of-squares", **
     return override(preset(f"paper-{backend}-{layers}-{distance}").config, settings)
 
 
-def inner_clouds(seed: int, clouds: int = 3, points: int = 40, row: int = 3, column: int = 5) -> PointClouds:
+def inner_clouds(
+    seed: int, clouds: int = 3, points: int = 40, row: int = 3, column: int = 5
+) -> PointClouds:
     """Float64 clouds whose smallest cell is (row, column), so that they touch neither row 0 nor column 0."""
     low, room = torch.tensor([0, row, column]), torch.tensor([1, 28 - row, 28 - column])
     draws = generator(seed, "inner clouds")
@@ -77,9 +79,13 @@ def literal_sparse(network, clouds: PointClouds, shift: bool) -> torch.Tensor:
     features = literal_dense(cells, shift=False)[:, :, 0]
     occupied = (literal_dense(cells, shift=False) != 0).any(1).to(features)
     for weight in network.convolution_weights:
-        kernel = weight.view(3, 3, 3, *weight.shape[1:])[:, :, 1].permute(3, 2, 1, 0)  # width, height, depth
+        kernel = weight.view(3, 3, 3, *weight.shape[1:])[:, :, 1].permute(
+            3, 2, 1, 0
+        )  # width, height, depth
         features = F.conv2d(features, kernel, padding=1).relu() * occupied
-        features, occupied = (F.max_pool2d(grid, 2, ceil_mode=True) for grid in (features, occupied))
+        features, occupied = (
+            F.max_pool2d(grid, 2, ceil_mode=True) for grid in (features, occupied)
+        )
     if shift:
         rows, columns = (occupied.amax((0, 1, axis)).nonzero().min() for axis in (3, 2))
         height, width = features.shape[2:]
@@ -113,7 +119,9 @@ BACKENDS = ["torch", "sparse", pytest.param("minkowski", marks=needs_minkowski)]
 def network_and_lift(backend: str, layers: int, **settings):
     config = paper_config(backend, layers, **{"network.width": WIDTH, **settings})
     points = minkowski.from_points if backend == "minkowski" else sparse.from_points
-    return draw_network(config, inner_clouds(0), 0).double(), lambda clouds: coordinates_as_features(clouds, points)
+    return draw_network(
+        config, inner_clouds(0), 0
+    ).double(), lambda clouds: coordinates_as_features(clouds, points)
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -183,12 +191,16 @@ def test_matching_loss_and_its_gradient_equal_the_literal_ones(backend, layers, 
             gradients = []
             for clouds, graph in ((real, False), (synthetic, True)):
                 error = F.cross_entropy(logits(network, clouds, True), clouds.labels)
-                gradients.append(torch.autograd.grad(error, list(network.parameters()), create_graph=graph))
+                gradients.append(
+                    torch.autograd.grad(error, list(network.parameters()), create_graph=graph)
+                )
             loss = literal_distance(*gradients, distance)
         found[name] = loss, torch.autograd.grad(loss, coordinates)[0]
     for ours, literal in zip(found["ours"], found["literal"], strict=True):
         # the product's cosine keeps second derivatives finite by 1e-12 in its root
-        torch.testing.assert_close(ours, literal, rtol=1e-4 if "cosine" in distance else 1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            ours, literal, rtol=1e-4 if "cosine" in distance else 1e-6, atol=1e-6
+        )
     assert found["ours"][1].abs().max() > 0
 
 
@@ -221,16 +233,23 @@ def test_first_update_of_the_full_width_equals_minkowski_layers_called_literally
         found = []
         for logits in (None, literal_minkowski):
             coordinates = boundary_check(start, GRID).requires_grad_()
-            synthetic = from_list([start], [label], GRID, train.class_names).with_coordinates(coordinates)
+            synthetic = from_list([start], [label], GRID, train.class_names).with_coordinates(
+                coordinates
+            )
             if logits is None:
-                shown = [coordinates_as_features(clouds, minkowski.from_points) for clouds in (real, synthetic)]
+                shown = [
+                    coordinates_as_features(clouds, minkowski.from_points)
+                    for clouds in (real, synthetic)
+                ]
                 parts = shown[0], real.labels, shown[1], synthetic.labels
                 loss = gradient_matching(network, *parts, DISTANCES["sum_of_squares"])
             else:
                 gradients = []
                 for clouds, graph in ((real, False), (synthetic, True)):
                     error = F.cross_entropy(logits(network, clouds, True), clouds.labels)
-                    gradients.append(torch.autograd.grad(error, list(network.parameters()), create_graph=graph))
+                    gradients.append(
+                        torch.autograd.grad(error, list(network.parameters()), create_graph=graph)
+                    )
                 loss = literal_distance(*gradients, "sum_of_squares")
             found.append((loss, torch.autograd.grad(loss, coordinates)[0]))
         (loss, gradient), (expected_loss, expected) = found
@@ -242,7 +261,9 @@ def oracle_path() -> Path:
     return Path(os.environ.get("PCDD_DATA") or ".") / "paper_oracle" / "torch3_first_update.npz"
 
 
-@pytest.mark.skipif(not oracle_path().is_file(), reason="PCDD_DATA has no paper_oracle/torch3_first_update.npz")
+@pytest.mark.skipif(
+    not oracle_path().is_file(), reason="PCDD_DATA has no paper_oracle/torch3_first_update.npz"
+)
 def test_first_update_equals_that_of_the_paper_s_own_code():
     """Three PyTorch layers: losses and gradient of the coordinates, recorded from the paper's code (2023-09-04)."""
     config = paper_config("torch", 3)
@@ -252,9 +273,14 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
     with np.load(oracle_path()) as oracle:
         weights = [torch.from_numpy(oracle[f"weight.pyt.{place}.weight"]) for place in (0, 3, 6)]
         biases = [torch.from_numpy(oracle[f"weight.pyt.{place}.bias"]) for place in (0, 3, 6)]
-        head = [torch.from_numpy(oracle[f"weight.classifier.{name}"]) for name in ("weight", "bias")]
+        head = [
+            torch.from_numpy(oracle[f"weight.classifier.{name}"]) for name in ("weight", "bias")
+        ]
         start, losses = torch.from_numpy(oracle["initial_coordinates"]), oracle["matching_losses"]
-        chosen, gradients = torch.from_numpy(oracle["real_indices"]).long(), oracle["coordinate_gradient"]
+        chosen, gradients = (
+            torch.from_numpy(oracle["real_indices"]).long(),
+            oracle["coordinate_gradient"],
+        )
     for own, given in zip(
         [*network.convolution_weights, *network.convolution_biases, *network.head.parameters()],
         [*weights, *biases, *head],
@@ -265,7 +291,9 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
         real = train.select(chosen[label])
         assert (real.labels == label).all()
         coordinates = boundary_check(start[label], GRID).requires_grad_()
-        synthetic = from_list([start[label]], [label], GRID, train.class_names).with_coordinates(coordinates)
+        synthetic = from_list([start[label]], [label], GRID, train.class_names).with_coordinates(
+            coordinates
+        )
         shown = [coordinates_as_features(clouds) for clouds in (real, synthetic)]
         parts = shown[0], real.labels, shown[1], synthetic.labels
         loss = gradient_matching(network, *parts, DISTANCES["sum_of_squares"])
@@ -283,7 +311,9 @@ def test_presets_have_no_norm_and_shift_as_the_paper_s_code():
 
 
 def test_origin_shift_without_cells_is_refused():
-    config = paper_config("torch", 2, **{"lift.name": "gaussian", "objective.real_gradients": "fresh"})
+    config = paper_config(
+        "torch", 2, **{"lift.name": "gaussian", "objective.real_gradients": "fresh"}
+    )
     with pytest.raises(InputError, match="network.origin_shift = true with lift.name=gaussian"):
         distill(config, digits().train)
 
@@ -294,5 +324,3 @@ def test_max_points_cuts_training_clouds_only():
     assert cut.train.sizes.max() == 30 < whole.train.sizes.max()
     for split in ("validation", "test"):
         assert torch.equal(getattr(cut, split).coordinates, getattr(whole, split).coordinates)
-
-

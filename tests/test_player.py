@@ -26,13 +26,17 @@ from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.player import Recorder, Recording, read_recording, save_animation, save_player, still
 
 
-def recording(frames: int = 5, grid=(1, 28, 28), names=("zero", "one", "two"), points: int = 20) -> Recording:
+def recording(
+    frames: int = 5, grid=(1, 28, 28), names=("zero", "one", "two"), points: int = 20
+) -> Recording:
     """Clouds on random walks."""
     draws = np.random.default_rng(0)
     start = draws.uniform(0, 1, (points * len(names), 3)) * (np.array(grid) - 1)
     moves = draws.normal(0, 0.5, (frames, len(start), 3)).cumsum(0) * (np.array(grid) > 1)
     coordinates = np.clip(start + moves, 0, np.array(grid) - 1).astype(np.float32)
-    clouds = from_list(torch.from_numpy(coordinates[-1]).split(points), range(len(names)), grid, names)
+    clouds = from_list(
+        torch.from_numpy(coordinates[-1]).split(points), range(len(names)), grid, names
+    )
     curves = draws.uniform(1, 2, (2, frames - 1)).astype(np.float32)
     gradients = 10 ** draws.uniform(-6, 1, coordinates.shape[:2]).astype(np.float32)
     return Recording(clouds, np.arange(frames), coordinates, *curves, frames - 1, gradients)
@@ -54,7 +58,9 @@ def decoded(encoded: bytes) -> dict:
 
     low, high = (take("u1", frames, 3, points).astype(np.uint16) for _ in range(2))
     places = (low + 256 * high).cumsum(0, dtype=np.uint16)
-    gradients = take("u1", frames, points).cumsum(0, dtype=np.uint8) if header["has_gradients"] else None
+    gradients = (
+        take("u1", frames, points).cumsum(0, dtype=np.uint8) if header["has_gradients"] else None
+    )
     curves = take("<f4", 2, header["curve_length"])
     assert at == len(data)
     return header | {"places": places, "gradients": gradients, "curves": curves}
@@ -73,25 +79,48 @@ def test_recorder_keeps_every_frame_of_a_short_run_and_thins_a_long_one_evenly(m
     recorder = Recorder(clouds, 30)
     for iteration in range(30):
         moved = clouds.with_coordinates(clouds.coordinates + iteration / 100)
-        step = Step(iteration, [1.0, 2.0, float(iteration)], 0.1 * iteration, 0.0, torch.ones(60, 3), moved, {})
+        step = Step(
+            iteration,
+            [1.0, 2.0, float(iteration)],
+            0.1 * iteration,
+            0.0,
+            torch.ones(60, 3),
+            moved,
+            {},
+        )
         recorder.add(step)
         updates = recorder.recording().updates
         assert updates[0] == 0 and updates[-1] == iteration + 1 and len(updates) <= 9
-        assert set(np.diff(updates[:-1])) <= {recorder.stride} and 0 < updates[-1] - updates[-2] <= recorder.stride
+        assert (
+            set(np.diff(updates[:-1])) <= {recorder.stride}
+            and 0 < updates[-1] - updates[-2] <= recorder.stride
+        )
         if iteration < 7:
             assert updates.tolist() == list(range(iteration + 2))
     kept = recorder.recording()
     assert np.allclose(kept.matching_loss, 3 + np.arange(30))
     assert np.allclose(kept.mean_absolute_gradient, 0.1 * np.arange(30))
-    assert np.array_equal(kept.coordinates[-1], moved.coordinates.numpy()) and kept.clouds is not clouds
+    assert (
+        np.array_equal(kept.coordinates[-1], moved.coordinates.numpy())
+        and kept.clouds is not clouds
+    )
     assert np.allclose(kept.gradients[-1], 3**0.5) and not kept.gradients[0].any()
 
 
 def test_recording_of_a_run_folder_is_what_the_run_kept(tmp_path):
-    assert tiny.pcdd("distill", "--preset", "quickstart", "--output", str(tmp_path / "run"), "--quiet") == 0
+    assert (
+        tiny.pcdd("distill", "--preset", "quickstart", "--output", str(tmp_path / "run"), "--quiet")
+        == 0
+    )
     read = read_recording(tmp_path / "run")
-    assert read.updates.tolist() == [0, 1, 2, 3, 4, 5] and read.iterations == 5 and read.gradients is None
-    assert len(read.matching_loss) == 5 and torch.equal(read.clouds.coordinates, torch.from_numpy(read.coordinates[-1]))
+    assert (
+        read.updates.tolist() == [0, 1, 2, 3, 4, 5]
+        and read.iterations == 5
+        and read.gradients is None
+    )
+    assert len(read.matching_loss) == 5 and torch.equal(
+        read.clouds.coordinates, torch.from_numpy(read.coordinates[-1])
+    )
     assert not decoded(player.encode(read))["has_gradients"]
 
 
@@ -102,19 +131,31 @@ def test_recording_of_a_run_folder_is_what_the_run_kept(tmp_path):
         ("steps.jsonl", None, "no such file"),
         ("clouds.npz", None, "no such file"),
         ("trajectory.npz", b"nonsense", "not a readable trajectory"),
-        ("trajectory.npz", np.zeros((2, 7, 3), np.float32), r"shape \(2, 7, 3\); expected \(2, 6, 3\)"),
+        (
+            "trajectory.npz",
+            np.zeros((2, 7, 3), np.float32),
+            r"shape \(2, 7, 3\); expected \(2, 6, 3\)",
+        ),
         ("trajectory.npz", np.full((2, 6, 3), np.nan, np.float32), "outside of the grid"),
         ("trajectory.npz", np.full((2, 6, 3), 9, np.float32), "outside of the grid"),
         ("steps.jsonl", b'{"iteration": 0}\n', "not the steps of a run.*matching_loss"),
         ("steps.jsonl", b'{"iteration"', "not the steps of a run"),
     ],
 )
-def test_run_folder_that_is_not_whole_is_refused_by_the_file_that_is_wrong(tmp_path, name, content, said):
+def test_run_folder_that_is_not_whole_is_refused_by_the_file_that_is_wrong(
+    tmp_path, name, content, said
+):
     clouds = from_list([torch.rand(6, 3)], [0], (1, 8, 8), ("only",))
     clouds = clouds.with_coordinates(clouds.coordinates * torch.tensor([0.0, 7, 7]))
     player.cloud_files.save(clouds, tmp_path / "clouds.npz")
-    np.savez(tmp_path / "trajectory.npz", updates=[0, 1], coordinates=np.stack([clouds.coordinates.numpy()] * 2))
-    (tmp_path / "steps.jsonl").write_text('{"matching_loss": [1.0], "mean_absolute_gradient": 0.5}\n')
+    np.savez(
+        tmp_path / "trajectory.npz",
+        updates=[0, 1],
+        coordinates=np.stack([clouds.coordinates.numpy()] * 2),
+    )
+    (tmp_path / "steps.jsonl").write_text(
+        '{"matching_loss": [1.0], "mean_absolute_gradient": 0.5}\n'
+    )
     assert len(read_recording(tmp_path)) == 2
     if content is None:
         (tmp_path / name).unlink()
@@ -142,7 +183,11 @@ def test_encoded_coordinates_stay_in_their_cell_and_are_half_a_step_off_at_most(
 def test_encoding_keeps_everything_else():
     given = recording()
     found = decoded(player.encode(given))
-    assert found["labels"] == [0, 1, 2] and found["offsets"] == [0, 20, 40, 60] and found["grid"] == [1, 28, 28]
+    assert (
+        found["labels"] == [0, 1, 2]
+        and found["offsets"] == [0, 20, 40, 60]
+        and found["grid"] == [1, 28, 28]
+    )
     assert found["class_names"] == ["zero", "one", "two"] and found["iterations"] == 4
     assert found["updates"] == [0, 1, 2, 3, 4]
     assert np.array_equal(found["curves"], [given.matching_loss, given.mean_absolute_gradient])
@@ -166,23 +211,35 @@ def test_page_is_self_contained_and_holds_the_recording(tmp_path):
     given = recording()
     save_player(given, tmp_path / "folder" / "page.html")
     page = (tmp_path / "folder" / "page.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|//cdn|\bimport\b\s*[\"'({*]|\bfrom\s+[\"']|fetch\(|\bsrc=|\bhref=", page)
+    assert not re.search(
+        r"https?:|//cdn|\bimport\b\s*[\"'({*]|\bfrom\s+[\"']|fetch\(|\bsrc=|\bhref=", page
+    )
     assert "default-src 'none'" in page
     assert data_of(page) == player.encode(given)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["page.html"]
 
 
 def test_names_cannot_break_out_of_the_page(tmp_path):
-    names = ("</title></script><script>alert(1)</script>", "{data}{script}", '"&amp;<img onerror=x>')
+    names = (
+        "</title></script><script>alert(1)</script>",
+        "{data}{script}",
+        '"&amp;<img onerror=x>',
+    )
     save_player(recording(names=names), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<script") == page.count("</script") == 1 and "<img" not in page and page.count("</title>") == 1
+    assert (
+        page.count("<script") == page.count("</script") == 1
+        and "<img" not in page
+        and page.count("</title>") == 1
+    )
     assert decoded(data_of(page))["class_names"] == list(names)
 
 
 def test_page_of_a_run_of_ten_digits_is_small(tmp_path):
     names = tuple("0123456789")
-    save_player(replace(recording(61, names=names, points=250), gradients=None), tmp_path / "page.html")
+    save_player(
+        replace(recording(61, names=names, points=250), gradients=None), tmp_path / "page.html"
+    )
     assert (tmp_path / "page.html").stat().st_size < 600_000
 
 
@@ -198,7 +255,9 @@ def test_wrong_suffix_is_refused_and_nothing_written(tmp_path, save, name):
 # --- animations ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [recording(), recording(grid=(6, 6, 6)), recording(names=("only",))], ids="236")
+@pytest.mark.parametrize(
+    "given", [recording(), recording(grid=(6, 6, 6)), recording(names=("only",))], ids="236"
+)
 def test_gif_has_every_frame_and_moves(tmp_path, given):
     save_animation(given, tmp_path / "points.GIF")
     image = Image.open(tmp_path / "points.GIF")
@@ -263,7 +322,9 @@ def test_watched_distillation_ends_where_an_unwatched_one_does():
     recorded = watched.finish()
     *_, last = distill(tiny.config(schedule__iterations=6), tiny.three_digits())
     assert torch.equal(recorded.clouds.coordinates, last.clouds.coordinates)
-    assert watched.status == "finished, update 6 of 6" and recorded.updates.tolist() == list(range(7))
+    assert watched.status == "finished, update 6 of 6" and recorded.updates.tolist() == list(
+        range(7)
+    )
 
 
 def test_step_makes_exactly_one_iteration():
@@ -292,7 +353,9 @@ def test_nothing_moves_after_a_pause_and_start_goes_on():
     until(lambda: updates(watched) > at.updates[-1])
     watched.stop()
     watched.wait()
-    *_, last = islice(distill(tiny.config(schedule__iterations=2000), tiny.three_digits()), updates(watched))
+    *_, last = islice(
+        distill(tiny.config(schedule__iterations=2000), tiny.three_digits()), updates(watched)
+    )
     assert torch.equal(watched.recording.clouds.coordinates, last.clouds.coordinates)
 
 
@@ -379,4 +442,9 @@ def test_3d_clouds_can_be_watched(tmp_path):
 
 
 def test_ffmpeg_is_there():
-    assert subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-version"], capture_output=True).returncode == 0
+    assert (
+        subprocess.run(
+            [imageio_ffmpeg.get_ffmpeg_exe(), "-version"], capture_output=True
+        ).returncode
+        == 0
+    )

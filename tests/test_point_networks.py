@@ -30,7 +30,9 @@ LABELS = torch.tensor([0, 1, 2])
 
 
 def network(width=8) -> PointNet:
-    return build_network(NetworkConfig(backend="pointnet", width=width), 3, SOLID, 3, generator(5)).double()
+    return build_network(
+        NetworkConfig(backend="pointnet", width=width), 3, SOLID, 3, generator(5)
+    ).double()
 
 
 @pytest.fixture
@@ -86,7 +88,10 @@ def test_the_largest_value_is_looked_for_in_less_precision_and_computed_in_full(
 
 
 def test_norms_are_instance_norm_of_the_points_there_are(points):
-    features, norm = torch.randn(3, 4, 7, dtype=torch.float64, generator=generator(8)), PointNorm(4).double()
+    features, norm = (
+        torch.randn(3, 4, 7, dtype=torch.float64, generator=generator(8)),
+        PointNorm(4).double(),
+    )
     torch.nn.init.uniform_(norm.weight), torch.nn.init.uniform_(norm.bias)
     normed = norm(features, points[..., 3:].transpose(1, 2))
     for cloud, count in enumerate((7, 5, 7)):
@@ -104,7 +109,9 @@ def test_networks_are_drawn_by_their_generator():
 def test_both_derivatives_of_pointnet(check_two_derivatives, points):
     net = network(width=4)
     present = points[..., 3:]
-    check_two_derivatives(lambda coordinates: net(torch.cat([coordinates * present, present], -1)), points[..., :3])
+    check_two_derivatives(
+        lambda coordinates: net(torch.cat([coordinates * present, present], -1)), points[..., :3]
+    )
 
 
 def test_every_parameter_of_pointnet_has_a_gradient_with_a_graph(points):
@@ -117,7 +124,9 @@ def test_the_gradient_of_matching_gradients_against_finite_differences(points):
 
     def loss(coordinates):
         shown = torch.cat([coordinates * present, present], -1)
-        return gradient_matching(net, real, LABELS, shown, LABELS, DISTANCES["layerwise_cosine_of_weights"])
+        return gradient_matching(
+            net, real, LABELS, shown, LABELS, DISTANCES["layerwise_cosine_of_weights"]
+        )
 
     assert torch.autograd.gradcheck(loss, points[..., :3].detach().requires_grad_())
 
@@ -155,7 +164,9 @@ def test_sorted_features_move_every_point_where_their_maximum_moves_few():
         (gradient,) = torch.autograd.grad(objective(Coordinates(1, 1), real, ours), ours)
         moved[objective.__name__] = int((gradient[..., :3] != 0).any(-1).sum())
     assert moved["sorted_feature_matching"] == 18
-    assert moved["maximum_mean_discrepancy"] <= 9  # of each of three clouds the farthest along each axis
+    assert (
+        moved["maximum_mean_discrepancy"] <= 9
+    )  # of each of three clouds the farthest along each axis
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 9])
@@ -163,13 +174,17 @@ def test_clouds_of_other_sizes_are_compared_at_quantiles(count, monkeypatch):
     from pcdd_core import objectives
 
     features = torch.rand(2, 6, 3, dtype=torch.float64, generator=generator(3))
-    expected = np.quantile(features.numpy(), np.linspace(0, 1, count) if count > 1 else [0.0], axis=1).swapaxes(0, 1)
+    expected = np.quantile(
+        features.numpy(), np.linspace(0, 1, count) if count > 1 else [0.0], axis=1
+    ).swapaxes(0, 1)
     assert_close(objectives._sorted(features, count), torch.from_numpy(expected).transpose(1, 2))
 
 
 def test_gradient_of_sorted_features_against_finite_differences():
     net, real = network(width=4), centred_points_of(1)
-    other = torch.cat([centred_points_of(6)[:, :4], centred_points_of(7)[:, :1]], 1)  # of another size
+    other = torch.cat(
+        [centred_points_of(6)[:, :4], centred_points_of(7)[:, :1]], 1
+    )  # of another size
     for ours in (centred_points_of(2), other):
 
         def loss(coordinates, present=ours[..., 3:]):
@@ -197,7 +212,9 @@ def solids():
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_moves_the_points_of_shapes(name, solids):
-    steps = list(distill(tiny.config(**SHAPES, objective__name=name, objective__unrolled_steps=2), solids))
+    steps = list(
+        distill(tiny.config(**SHAPES, objective__name=name, objective__unrolled_steps=2), solids)
+    )
     assert steps[-1].clouds.grid == (24, 24, 24)
     assert all(step.mean_absolute_displacement > 1e-3 for step in steps)
 
@@ -217,14 +234,24 @@ def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, soli
 
 
 @pytest.mark.parametrize(("optimiser", "turn_step_size"), [("adam", 0.02), ("sgd", 1e-4)])
-def test_with_steps_of_their_own_clouds_turn_as_a_whole(optimiser, turn_step_size, solids, monkeypatch):
+def test_with_steps_of_their_own_clouds_turn_as_a_whole(
+    optimiser, turn_step_size, solids, monkeypatch
+):
     """With points that hardly move by themselves, what is left is a rotation of each cloud."""
-    monkeypatch.setattr(distillation, "boundary_check", lambda coordinates, grid: coordinates.clone())  # corners turn out of the grid
-    config = tiny.config(**{**SHAPES, "optimiser__step_size": 1e-9}, optimiser__name=optimiser, optimiser__turn_step_size=turn_step_size)
+    monkeypatch.setattr(
+        distillation, "boundary_check", lambda coordinates, grid: coordinates.clone()
+    )  # corners turn out of the grid
+    config = tiny.config(
+        **{**SHAPES, "optimiser__step_size": 1e-9},
+        optimiser__name=optimiser,
+        optimiser__turn_step_size=turn_step_size,
+    )
     steps = list(distill(config, solids))
     assert steps[-1].mean_absolute_displacement > 1e-3 or optimiser == "sgd"
     first, last = steps[0].clouds, steps[-1].clouds
-    for before, after in zip(first.coordinates.split(first.sizes.tolist()), last.coordinates.split(last.sizes.tolist())):
+    for before, after in zip(
+        first.coordinates.split(first.sizes.tolist()), last.coordinates.split(last.sizes.tolist())
+    ):
         assert_close(torch.pdist(after.double()), torch.pdist(before.double()), atol=1e-3, rtol=0)
         assert not torch.equal(after, before)
 
@@ -239,9 +266,19 @@ def test_a_run_that_turns_clouds_resumes(solids):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"network__backend": "torch"}, "network.backend = 'torch' with lift.name=points.*expected network.backend=pointnet"),
+        (
+            {"network__backend": "torch"},
+            "network.backend = 'torch' with lift.name=points.*expected network.backend=pointnet",
+        ),
         ({"lift__name": "gaussian"}, "network.backend = 'pointnet' with lift.name=gaussian"),
-        ({"lift__name": "gaussian", "network__backend": "torch", "objective__name": "sorted_feature_matching"}, "needs network.backend=pointnet"),
+        (
+            {
+                "lift__name": "gaussian",
+                "network__backend": "torch",
+                "objective__name": "sorted_feature_matching",
+            },
+            "needs network.backend=pointnet",
+        ),
     ],
 )
 def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solids):
@@ -250,5 +287,7 @@ def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solid
 
 
 def test_clouds_on_a_flat_grid_are_not_turned():
-    with pytest.raises(InputError, match="turn_step_size = 0.1: clouds would turn out of the flat grid"):
+    with pytest.raises(
+        InputError, match="turn_step_size = 0.1: clouds would turn out of the flat grid"
+    ):
         distill(tiny.config(optimiser__turn_step_size=0.1), tiny.three_digits())

@@ -14,14 +14,40 @@ from pcdd_core.clouds import load
 from pcdd_core.distillation import distill
 from pcdd_core.errors import InputError
 
-SETTINGS = {**tiny.DISTILLATION, **tiny.EVALUATION, "clouds.clouds_per_class": 2, "objective.augmentation": True}
+SETTINGS = {
+    **tiny.DISTILLATION,
+    **tiny.EVALUATION,
+    "clouds.clouds_per_class": 2,
+    "objective.augmentation": True,
+}
 ALONE = [sys.executable, "-m", "pcdd_core"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "pcdd_core"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    "-m",
+    "pcdd_core",
+]
 
 
 def distilled(command, folder, *more):
-    arguments = ["distill", "--preset", "quickstart", "--device", "cpu", "--quiet", "--output", str(folder)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun sets it; more sum in another order
+    arguments = [
+        "distill",
+        "--preset",
+        "quickstart",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--output",
+        str(folder),
+    ]
+    one_thread = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # as torchrun sets it; more sum in another order
     command = [*command, *arguments, *tiny.arguments(SETTINGS), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread)
     return done, folder
@@ -30,7 +56,10 @@ def distilled(command, folder, *more):
 @pytest.mark.parametrize("objective", ["gradient_matching", "maximum_mean_discrepancy"])
 def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
     name = f"objective.name={objective}"
-    runs = [distilled(command, tmp_path / str(number), name) for number, command in enumerate((ALONE, TORCHRUN))]
+    runs = [
+        distilled(command, tmp_path / str(number), name)
+        for number, command in enumerate((ALONE, TORCHRUN))
+    ]
     for done, _ in runs:
         assert done.returncode == 0, done.stderr
     assert runs[1][0].stdout.count("standard:") == 1  # one process reports
@@ -38,7 +67,9 @@ def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
     assert torch.equal(alone.coordinates, together.coordinates)
     lines, other_lines = ((folder / "steps.jsonl").read_text() for _, folder in runs)
     assert lines == other_lines and len(lines.splitlines()) == SETTINGS["schedule.iterations"]
-    scores, other_scores = (json.loads((folder / "record.json").read_text())["scores"] for _, folder in runs)
+    scores, other_scores = (
+        json.loads((folder / "record.json").read_text())["scores"] for _, folder in runs
+    )
     assert scores == other_scores
 
 
@@ -57,7 +88,9 @@ def test_processes_part_for_good(tmp_path):
         "    torch.optim.Adam([points]).step()\n"
         "print('held' if group() else 'gone')\n"
     )
-    done = subprocess.run([*TORCHRUN[:-2], str(script)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*TORCHRUN[:-2], str(script)], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["gone", "gone"]
 
@@ -74,8 +107,16 @@ def test_all_processes_refuse_a_folder_that_holds_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("count", "changes", "said"),
     [
-        (2, {"objective__name": "unrolled_training"}, "objective.name = 'unrolled_training'.*shared among 2 processes.*gradient_matching"),
-        (2, {"objective__name": "feature_regression"}, "objective.name = 'feature_regression'.*shared among 2 processes"),
+        (
+            2,
+            {"objective__name": "unrolled_training"},
+            "objective.name = 'unrolled_training'.*shared among 2 processes.*gradient_matching",
+        ),
+        (
+            2,
+            {"objective__name": "feature_regression"},
+            "objective.name = 'feature_regression'.*shared among 2 processes",
+        ),
         (4, {}, "4 processes for 3 classes; expected at most one for each class"),
     ],
 )

@@ -17,12 +17,24 @@ OPTIONS = {  # where not 5 seeds at small scale
     "step-size": ["--seeds", "3"], "initialisation": ["--seeds", "10"], "ingredients": ["--seeds", "1"],
     "best": ["--scale", "paper"], "architectures": ["--seeds", "1"], "shapes": ["--scale", "paper", "--seeds", "3"],
 }  # fmt: skip
-TABLES = ("table1", "table2", "ablation", "step-size", "initialisation", "ingredients", "best", "architectures", "shapes")
+TABLES = (
+    "table1",
+    "table2",
+    "ablation",
+    "step-size",
+    "initialisation",
+    "ingredients",
+    "best",
+    "architectures",
+    "shapes",
+)
 UNFINISHED = ("best", "shapes")  # their first rows alone have all seeds
 
 
 def stated_in_readme(title: str) -> str:
-    return re.search(rf"<!-- {title} -->\n(.*?)\n<!-- end of {title} -->", README, re.DOTALL).group(1)
+    return re.search(rf"<!-- {title} -->\n(.*?)\n<!-- end of {title} -->", README, re.DOTALL).group(
+        1
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if f"<!-- {name} -->" in README])
@@ -44,15 +56,27 @@ def test_saved_tables_are_made_of_the_records(name, tmp_path, capsys):
     [
         ("missed gradient", "figures/missed_gradient.py", "figures/records/missed-gradient.json"),
         ("speed", "benchmarks/bench.py", "benchmarks/results/cpu.json"),
-        ("sparse layers", "benchmarks/sparse_layers.py", "benchmarks/records/sparse-layers-cpu.json"),
+        (
+            "sparse layers",
+            "benchmarks/sparse_layers.py",
+            "benchmarks/records/sparse-layers-cpu.json",
+        ),
         ("pointnet", "benchmarks/pointnet.py", "benchmarks/records/pointnet-cpu.json"),
-        ("sparse shapes", "benchmarks/sparse_shapes.py", "benchmarks/records/sparse-shapes-cpu.json"),
+        (
+            "sparse shapes",
+            "benchmarks/sparse_shapes.py",
+            "benchmarks/records/sparse-shapes-cpu.json",
+        ),
     ],
 )
-def test_table_is_made_of_its_record_by_the_script_that_makes_both(title, script, record, monkeypatch):
+def test_table_is_made_of_its_record_by_the_script_that_makes_both(
+    title, script, record, monkeypatch
+):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     kept = json.loads((ROOT / record).read_text())
-    assert stated_in_readme(title) == runpy.run_path(str(ROOT / script))["markdown"](kept["rows"] if "rows" in kept else kept)
+    assert stated_in_readme(title) == runpy.run_path(str(ROOT / script))["markdown"](
+        kept["rows"] if "rows" in kept else kept
+    )
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)", README))

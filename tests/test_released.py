@@ -23,7 +23,9 @@ def test_released_set_is_the_one_of_its_record(name):
     found, record = clouds.released(name), read_record(clouds.RELEASED / f"{name}.json")
     assert len(found) == record["clouds"] and len(found.coordinates) == record["points"]
     solid = record["config"]["data"]["name"] == "solids"
-    assert record["scored_on"].startswith("solids, test split, 400" if solid else "mnist, test split, 10000")
+    assert record["scored_on"].startswith(
+        "solids, test split, 400" if solid else "mnist, test split, 10000"
+    )
     assert not record["machine"].get("changes")
     assert found.class_names == tuple(SOLIDS if solid else "0123456789")
     assert set(found.labels.tolist()) == set(range(len(found.class_names)))
@@ -36,12 +38,26 @@ def test_unknown_name_is_refused_with_the_nearest():
 
 
 def test_released_set_is_scored_with_the_settings_of_its_record(capsys):
-    main(["evaluate", f"released:{NAMES[0]}", "data.name=digits", *arguments(EVALUATION), "--json", "--quiet"])
+    main(
+        [
+            "evaluate",
+            f"released:{NAMES[0]}",
+            "data.name=digits",
+            *arguments(EVALUATION),
+            "--json",
+            "--quiet",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
-    assert found["config"]["seed"] == read_record(clouds.RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
+    assert (
+        found["config"]["seed"]
+        == read_record(clouds.RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
+    )
 
 
-def test_picture_of_a_released_set_is_drawn_here_not_in_the_installation(capsys, monkeypatch, tmp_path):
+def test_picture_of_a_released_set_is_drawn_here_not_in_the_installation(
+    capsys, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     before = sorted(clouds.RELEASED.iterdir())
     assert main(["show", f"released:{NAMES[0]}"]) == 0

@@ -66,10 +66,15 @@ def interrupt_at(iteration: int, monkeypatch) -> None:
 
 def assert_same_result(folder: Path, other: Path) -> None:
     """Distilled set, steps and trajectory are equal to the last bit."""
-    assert torch.equal(clouds.load(folder / "clouds.npz").coordinates, clouds.load(other / "clouds.npz").coordinates)
+    assert torch.equal(
+        clouds.load(folder / "clouds.npz").coordinates,
+        clouds.load(other / "clouds.npz").coordinates,
+    )
     assert (folder / "steps.jsonl").read_text() == (other / "steps.jsonl").read_text()
     one, two = read_trajectory(folder), read_trajectory(other)
-    assert np.array_equal(one["updates"], two["updates"]) and np.array_equal(one["coordinates"], two["coordinates"])
+    assert np.array_equal(one["updates"], two["updates"]) and np.array_equal(
+        one["coordinates"], two["coordinates"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +108,10 @@ def test_finished_run_holds_its_files_and_nothing_else(finished):
 
 def test_run_folder_is_named_by_preset_seed_and_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert pcdd("distill", "--preset", "quickstart", "--quiet", "--seed", "7", schedule__iterations=1) == 0
+    assert (
+        pcdd("distill", "--preset", "quickstart", "--quiet", "--seed", "7", schedule__iterations=1)
+        == 0
+    )
     expected = identity(tiny.config(schedule__iterations=1, seed=7))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"quickstart-7-{expected}"]
 
@@ -127,7 +135,9 @@ def test_trajectory_goes_from_the_initial_to_the_distilled_clouds(finished):
     assert trajectory["updates"].tolist() == [0, 2, 4, 6, 8]
     start = initial_clouds(tiny.config(**SCHEDULE), tiny.digits().train)
     assert np.array_equal(trajectory["coordinates"][0], start.coordinates.numpy())
-    assert np.array_equal(trajectory["coordinates"][-1], clouds.load(finished / "clouds.npz").coordinates.numpy())
+    assert np.array_equal(
+        trajectory["coordinates"][-1], clouds.load(finished / "clouds.npz").coordinates.numpy()
+    )
 
 
 def test_more_snapshots_than_iterations_keep_every_iteration(tmp_path):
@@ -152,7 +162,11 @@ def test_record_says_what_was_run_where_and_at_what_cost(finished):
     always = {"torch", "torchvision", "numpy", "scikit-learn"}
     assert always <= set(record["machine"]["versions"]) <= always | {"MinkowskiEngine"}
     assert record["machine"]["versions"]["torch"] == torch.__version__
-    assert record["machine"]["device"] and record["machine"]["threads"] >= 1 and "commit" in record["machine"]
+    assert (
+        record["machine"]["device"]
+        and record["machine"]["threads"] >= 1
+        and "commit" in record["machine"]
+    )
     assert record["seconds"]["distillation"] > 0 and record["seconds"]["evaluation"] > 0
     assert record["peak_memory_bytes"] > 2**26
     assert record["health"] == "moving"
@@ -167,11 +181,26 @@ def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missi
 @tiny.needs_minkowski
 def test_missing_second_derivatives_of_minkowski_are_in_the_record_and_said_once(tmp_path, capsys):
     options = ("--preset", "quickstart", "--output", str(tmp_path / "run"))
-    assert pcdd("distill", *options, network__backend="minkowski", network__norm="none", schedule__iterations=2) == 0
+    assert (
+        pcdd(
+            "distill",
+            *options,
+            network__backend="minkowski",
+            network__norm="none",
+            schedule__iterations=2,
+        )
+        == 0
+    )
     found = read_record(tmp_path / "run")["second_derivatives"]
     assert found["gradients_without_graph"] == ["convolution_weights.0", "convolution_weights.1"]
-    assert 0 < found["missed"] and list(found["layers"]) == ["convolution 1", "convolution 2", "head"]
-    said = "".join(capsys.readouterr())  # in a notebook, or where one has been run before, on standard output
+    assert 0 < found["missed"] and list(found["layers"]) == [
+        "convolution 1",
+        "convolution 2",
+        "head",
+    ]
+    said = "".join(
+        capsys.readouterr()
+    )  # in a notebook, or where one has been run before, on standard output
     assert said.count(sentence(found)) == 1 and said.count("no second derivatives") == 1
 
 
@@ -179,7 +208,12 @@ def test_record_s_scores_are_consistent_with_their_accuracies(finished):
     record = read_record(finished)
     assert set(record["scores"]) == {"standard", "paper"}
     for score in record["scores"].values():
-        assert (len(score["accuracies"]), score["networks"], score["epochs"], score["width"]) == (2, 2, 2, 4)
+        assert (len(score["accuracies"]), score["networks"], score["epochs"], score["width"]) == (
+            2,
+            2,
+            2,
+            4,
+        )
         assert score["mean"] == pytest.approx(np.mean(score["accuracies"]))
         assert score["standard_deviation"] == pytest.approx(np.std(score["accuracies"]))
         assert 0 <= min(score["accuracies"]) and max(score["accuracies"]) <= 100
@@ -194,7 +228,9 @@ def test_run_is_scored_on_the_split_asked_for(tmp_path):
 
 def test_run_that_could_not_be_scored_is_refused_before_it_begins(tmp_path):
     config = tiny.config(evaluation__split="validation", data__validation_fraction=0.0)
-    with pytest.raises(InputError, match="validation_fraction = 0.0: the validation split is empty"):
+    with pytest.raises(
+        InputError, match="validation_fraction = 0.0: the validation split is empty"
+    ):
         runs.run(config, "tiny", tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
@@ -213,7 +249,12 @@ def test_record_s_averages_are_those_of_the_steps(finished):
 
 def test_long_runs_also_have_the_gradient_as_the_paper_logs_it(tmp_path):
     rows = [
-        {"iteration": i, "matching_loss": [1.0], "mean_absolute_gradient": float(i), "mean_absolute_displacement": 0.1}
+        {
+            "iteration": i,
+            "matching_loss": [1.0],
+            "mean_absolute_gradient": float(i),
+            "mean_absolute_displacement": 0.1,
+        }
         for i in range(1300)
     ]
     path = tmp_path / "steps.jsonl"
@@ -256,15 +297,22 @@ def test_overwrite_replaces_the_run_and_leaves_foreign_files_alone(copy):
     (copy / "more").mkdir()
     (copy / "more" / "clouds.npz").write_text("mine too")
     assert distill(copy, "--overwrite", schedule__iterations=3) == 0
-    assert read_record(copy)["iterations"] == 3 and len((copy / "steps.jsonl").read_text().splitlines()) == 3
-    assert (copy / "notes.txt").read_text() == "mine" and (copy / "more" / "clouds.npz").read_text() == "mine too"
+    assert (
+        read_record(copy)["iterations"] == 3
+        and len((copy / "steps.jsonl").read_text().splitlines()) == 3
+    )
+    assert (copy / "notes.txt").read_text() == "mine" and (
+        copy / "more" / "clouds.npz"
+    ).read_text() == "mine too"
 
 
 def test_run_that_is_overwritten_is_not_taken_for_finished(copy, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(0, patch)
         assert distill(copy, "--overwrite") == 130
-    assert not {"record.json", "clouds.npz", "checkpoint.pt"} & {path.name for path in copy.iterdir()}
+    assert not {"record.json", "clouds.npz", "checkpoint.pt"} & {
+        path.name for path in copy.iterdir()
+    }
 
 
 @pytest.mark.parametrize(
@@ -292,8 +340,12 @@ def test_unfinished_run_is_not_started_over_unasked(interrupted, capsys):
 # --- stop and go on -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("iteration", [0, 2, 5, 7], ids=["before any checkpoint", "early", "late", "at the last"])
-def test_interrupted_and_resumed_run_equals_the_unbroken_one(iteration, finished, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "iteration", [0, 2, 5, 7], ids=["before any checkpoint", "early", "late", "at the last"]
+)
+def test_interrupted_and_resumed_run_equals_the_unbroken_one(
+    iteration, finished, tmp_path, monkeypatch, capsys
+):
     with monkeypatch.context() as patch:
         interrupt_at(iteration, patch)
         assert distill(tmp_path / "run") == 130
@@ -305,14 +357,23 @@ def test_interrupted_and_resumed_run_equals_the_unbroken_one(iteration, finished
 
 
 @pytest.mark.parametrize("iteration", [2, 7], ids=["early", "at the last"])
-def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(iteration, tmp_path, monkeypatch):
-    learning = dict(objective__name="unrolled_training", objective__learned_labels=True, objective__unrolled_steps=2)
+def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(
+    iteration, tmp_path, monkeypatch
+):
+    learning = dict(
+        objective__name="unrolled_training",
+        objective__learned_labels=True,
+        objective__unrolled_steps=2,
+    )
     assert distill(tmp_path / "unbroken", **learning) == 0
     with monkeypatch.context() as patch:
         interrupt_at(iteration, patch)
         assert distill(tmp_path / "run", **learning) == 130
     assert distill(tmp_path / "run", "--resume", **learning) == 0
-    one, two = (clouds.load(tmp_path / name / "clouds.npz").label_probabilities for name in ("unbroken", "run"))
+    one, two = (
+        clouds.load(tmp_path / name / "clouds.npz").label_probabilities
+        for name in ("unbroken", "run")
+    )
     assert torch.equal(one, two) and (one.max(1).values < 1).all()
 
 
@@ -362,7 +423,9 @@ def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
     assert np.array_equal(result.coordinates, steps["coordinates"][place[5]])
     assert not np.array_equal(result.coordinates, steps["coordinates"][place[8]])
     whole = read_trajectory(finished)
-    assert np.array_equal(whole["coordinates"][-1], steps["coordinates"][-1])  # scores change no run
+    assert np.array_equal(
+        whole["coordinates"][-1], steps["coordinates"][-1]
+    )  # scores change no run
 
 
 def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
@@ -416,10 +479,20 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"evaluation__iteration": 9}, "evaluation.iteration has 9, but the run has schedule.iterations = 8"),
-        ({"evaluation__curve": [0, 12]}, "evaluation.curve has 12, but the run has schedule.iterations = 8"),
         (
-            {"evaluation__curve": [2], "objective__name": "unrolled_training", "objective__learned_labels": True},
+            {"evaluation__iteration": 9},
+            "evaluation.iteration has 9, but the run has schedule.iterations = 8",
+        ),
+        (
+            {"evaluation__curve": [0, 12]},
+            "evaluation.curve has 12, but the run has schedule.iterations = 8",
+        ),
+        (
+            {
+                "evaluation__curve": [2],
+                "objective__name": "unrolled_training",
+                "objective__learned_labels": True,
+            },
             "evaluation.curve has 2: learned labels",
         ),
     ],
@@ -455,11 +528,15 @@ def start(folder: Path, *options: str) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a test run in the background ignores it
     )
 
 
-def stop_after_the_first_checkpoint(process: subprocess.Popen, folder: Path, how: signal.Signals) -> str:
+def stop_after_the_first_checkpoint(
+    process: subprocess.Popen, folder: Path, how: signal.Signals
+) -> str:
     """Returns what the process said on standard error."""
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.stderr.read()
@@ -519,7 +596,9 @@ class Malicious:
 
 
 @pytest.mark.parametrize("damage", ["empty", "no checkpoint", "cut short", "malicious"])
-def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(damage, interrupted, capsys, tmp_path):
+def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
+    damage, interrupted, capsys, tmp_path
+):
     path = interrupted / "checkpoint.pt"
     content = {
         "empty": b"",
@@ -531,7 +610,9 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(damage, inte
     before = files(interrupted)
     assert distill(interrupted, "--resume") == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"pcdd: {path}: not a readable checkpoint") and "--overwrite" in message
+    assert (
+        message.startswith(f"pcdd: {path}: not a readable checkpoint") and "--overwrite" in message
+    )
     assert message.count("\n") == 1
     assert "weights_only" not in message  # torch's advice to switch its protection off
     assert files(interrupted) == before and not (tmp_path / "harm").exists()
@@ -552,7 +633,9 @@ def failed(tmp_path, monkeypatch, capsys) -> Path:
     calls = itertools.count()
 
     def broken(real, synthetic):
-        return sum(s.square().sum() for s in synthetic) * (float("nan") if next(calls) >= 10 else 1.0)
+        return sum(s.square().sum() for s in synthetic) * (
+            float("nan") if next(calls) >= 10 else 1.0
+        )
 
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
     assert distill(tmp_path / "failed", objective__distance="sum_of_squares") == 1
@@ -562,15 +645,22 @@ def failed(tmp_path, monkeypatch, capsys) -> Path:
     return tmp_path / "failed"
 
 
-def test_a_run_whose_classifiers_diverge_keeps_its_clouds_and_has_no_score(tmp_path, monkeypatch, capsys):
+def test_a_run_whose_classifiers_diverge_keeps_its_clouds_and_has_no_score(
+    tmp_path, monkeypatch, capsys
+):
     def diverging(*all):
         raise EvaluationFailed("epoch 3 of training classifiers: no numbers")
 
     monkeypatch.setattr(runs, "evaluate", diverging)
     assert distill(tmp_path / "run") == 1
-    assert capsys.readouterr().err.startswith("pcdd: the run failed at epoch 3 of training classifiers")
+    assert capsys.readouterr().err.startswith(
+        "pcdd: the run failed at epoch 3 of training classifiers"
+    )
     record = read_record(tmp_path / "run")
-    assert record["health"].startswith("failed at epoch 3 of training classifiers") and record["scores"] == {}
+    assert (
+        record["health"].startswith("failed at epoch 3 of training classifiers")
+        and record["scores"] == {}
+    )
     assert len(clouds.load(tmp_path / "run" / "clouds.npz")) == 10
 
 
@@ -583,7 +673,11 @@ def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
     other_seed = read_record(finished)
     other_seed["config"]["seed"] += 1
     alone, pair = table([read_record(failed), read_record(finished), other_seed])
-    assert alone["health"] == "failed" and "standard" not in alone and alone["name"].startswith("quickstart ")
+    assert (
+        alone["health"] == "failed"
+        and "standard" not in alone
+        and alone["name"].startswith("quickstart ")
+    )
     assert pair["health"] == "moving" and pair["seeds"] == 2 and "sum_of_squares" in alone["name"]
 
 
@@ -625,6 +719,16 @@ def test_table_averages_over_the_records_of_a_name():
     rows = table([record("a", 0, 10.0, 1.0), record("b", 0, 50.0, 4.0), record("a", 1, 20.0, 3.0)])
     assert [row["name"] for row in rows] == ["a", "b"]
     a, b = rows
-    assert (a["seeds"], a["standard"], a["standard sd"], a["evaluation seconds"]) == (2, 15.0, 5.0, 2.0)
-    assert (b["seeds"], b["standard"], b["standard sd"], b["peak memory MiB"]) == (1, 50.0, None, 1024)
+    assert (a["seeds"], a["standard"], a["standard sd"], a["evaluation seconds"]) == (
+        2,
+        15.0,
+        5.0,
+        2.0,
+    )
+    assert (b["seeds"], b["standard"], b["standard sd"], b["peak memory MiB"]) == (
+        1,
+        50.0,
+        None,
+        1024,
+    )
     assert a["health"] == "moving; stopped moving"

@@ -9,8 +9,19 @@ from tiny import needs_minkowski
 
 from pcdd_core import distillation, networks, second_order, sparse
 from pcdd_core.distillation import batch_at, draw_network, lift_at
-from pcdd_core.objectives import DISTANCES, gradient_matching, gradients_without_graph, parameter_gradients
-from pcdd_core.second_order import coordinate_gradients, layer_of, missed_gradient, second_derivatives, sentence
+from pcdd_core.objectives import (
+    DISTANCES,
+    gradient_matching,
+    gradients_without_graph,
+    parameter_gradients,
+)
+from pcdd_core.second_order import (
+    coordinate_gradients,
+    layer_of,
+    missed_gradient,
+    second_derivatives,
+    sentence,
+)
 
 CONVOLUTIONS = ["convolution_weights.0", "convolution_weights.1"]
 GRID = (1, 8, 8)
@@ -18,14 +29,28 @@ GRID = (1, 8, 8)
 
 def config(backend, **changes):
     """Two layers of width 2 on raw coordinates, in batches of 2 real clouds."""
-    settings = {"network__backend": backend, "network__width": 2, "network__norm": "none", "lift__name": "coordinates"}
-    return tiny.config(**{**settings, "objective__real_batch": 2, "objective__distance": "sum_of_squares", **changes})
+    settings = {
+        "network__backend": backend,
+        "network__width": 2,
+        "network__norm": "none",
+        "lift__name": "coordinates",
+    }
+    return tiny.config(
+        **{
+            **settings,
+            "objective__real_batch": 2,
+            "objective__distance": "sum_of_squares",
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(autouse=True)
 def float64_networks(monkeypatch):
     """The clouds below are in float64."""
-    monkeypatch.setattr(second_order, "draw_network", lambda *settings: draw_network(*settings).double())
+    monkeypatch.setattr(
+        second_order, "draw_network", lambda *settings: draw_network(*settings).double()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +95,9 @@ def once(layer):
         def features(values, *weights):
             return layer(tensor.with_features(values), *weights, *settings).features
 
-        return layer(tensor, *arguments).with_features(DifferentiableOnce.apply(features, tensor.features, *weights))
+        return layer(tensor, *arguments).with_features(
+            DifferentiableOnce.apply(features, tensor.features, *weights)
+        )
 
     return lossy
 
@@ -80,8 +107,18 @@ def losing(monkeypatch):
     """losing("pool", ...): backend minkowski becomes `sparse.py`, of which these layers lose their second derivative."""
 
     def replace_engine(*layers):
-        names = ("from_points", "from_dense", "convolution", "pool", "relu", "instance_norm", "batch_norm")
-        engine = {name: getattr(sparse, name) for name in names} | {name: once(getattr(sparse, name)) for name in layers}
+        names = (
+            "from_points",
+            "from_dense",
+            "convolution",
+            "pool",
+            "relu",
+            "instance_norm",
+            "batch_norm",
+        )
+        engine = {name: getattr(sparse, name) for name in names} | {
+            name: once(getattr(sparse, name)) for name in layers
+        }
         engine |= {"engine": lambda: None, "from_sparse": lambda tensor: tensor}
         for module in (networks, distillation):
             monkeypatch.setattr(module, "minkowski", SimpleNamespace(**engine))
@@ -102,8 +139,12 @@ def engine(request, losing):
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(real, synthetic, distance, backend, lift):
-    settings = config(backend, objective__distance=distance, network__norm="instance", lift__name=lift)
+def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
+    real, synthetic, distance, backend, lift
+):
+    settings = config(
+        backend, objective__distance=distance, network__norm="instance", lift__name=lift
+    )
     network = draw_network(settings, real, 0).double()
     theirs, ours = real.select(torch.tensor([0, 3])), synthetic.select(torch.tensor([0]))
     parts = coordinate_gradients(settings, network, theirs, ours, iteration=2)
@@ -111,18 +152,26 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(real, synth
     lifted = lift_at(settings, 2)
     coordinates = ours.coordinates.clone().requires_grad_()
     synthetic_lifted = lifted(ours.with_coordinates(coordinates))
-    loss = gradient_matching(network, lifted(theirs), theirs.labels, synthetic_lifted, ours.labels, DISTANCES[distance])
+    loss = gradient_matching(
+        network, lifted(theirs), theirs.labels, synthetic_lifted, ours.labels, DISTANCES[distance]
+    )
     loss.backward(inputs=[coordinates], retain_graph=True)
     assert coordinates.grad.abs().max() > 0
     torch.testing.assert_close(sum(parts.values()), coordinates.grad, rtol=1e-9, atol=1e-12)
 
     # and each part is what is left if all other gradients are held fast
-    target = [gradient.detach() for gradient in parameter_gradients(network, lifted(theirs), theirs.labels)]
+    target = [
+        gradient.detach()
+        for gradient in parameter_gradients(network, lifted(theirs), theirs.labels)
+    ]
     gradients = parameter_gradients(network, synthetic_lifted, ours.labels, create_graph=True)
     names = [name for name, _ in network.named_parameters()]
     assert list(parts) == names
     for moved, name in enumerate(names):
-        held = [gradient if place == moved else gradient.detach() for place, gradient in enumerate(gradients)]
+        held = [
+            gradient if place == moved else gradient.detach()
+            for place, gradient in enumerate(gradients)
+        ]
         expected = torch.zeros_like(coordinates)
         if (distance_to_held := DISTANCES[distance](target, held)).requires_grad:
             options = {"retain_graph": True, "materialize_grads": True}
@@ -134,7 +183,9 @@ def test_a_parameter_that_the_distance_leaves_out_moves_no_point(real, synthetic
     settings = config("torch", objective__distance="layerwise_cosine_of_weights")
     network = draw_network(settings, real, 0).double()
     ours = synthetic.select(torch.tensor([0]))
-    parts = coordinate_gradients(settings, network, real.select(torch.tensor([0, 3])), ours, iteration=0)
+    parts = coordinate_gradients(
+        settings, network, real.select(torch.tensor([0, 3])), ours, iteration=0
+    )
     for name, part in parts.items():
         assert part.shape == ours.coordinates.shape
         assert (part.abs().sum() > 0) == ("bias" not in name)
@@ -166,7 +217,9 @@ def test_sparse_misses_nothing(real, synthetic, lift, norm):
     assert found["gradients_without_graph"] == [] and found["missed"] == 0
     assert found["cosine"] == pytest.approx(1, abs=1e-6)
     assert {layer["missed"] for layer in found["layers"].values()} == {0}
-    assert sum(layer["share"] for layer in found["layers"].values()) > 1 - 1e-6  # parts may cancel, so more than 1
+    assert (
+        sum(layer["share"] for layer in found["layers"].values()) > 1 - 1e-6
+    )  # parts may cancel, so more than 1
     assert sentence(found) == ""
 
 
@@ -187,8 +240,15 @@ def parts_by_finite_differences(settings, network, theirs, ours, iteration):
     def gradients(coordinates):
         return parameter_gradients(network, lift(ours.with_coordinates(coordinates)), ours.labels)
 
-    differences = zip(gradients(ours.coordinates), parameter_gradients(network, lift(theirs), theirs.labels), strict=True)
-    names, directions = [name for name, _ in network.named_parameters()], [2 * (s - r) for s, r in differences]
+    differences = zip(
+        gradients(ours.coordinates),
+        parameter_gradients(network, lift(theirs), theirs.labels),
+        strict=True,
+    )
+    names, directions = (
+        [name for name, _ in network.named_parameters()],
+        [2 * (s - r) for s, r in differences],
+    )
     parts = {layer_of(name): torch.zeros_like(ours.coordinates) for name in names}
     for point in range(len(ours.coordinates)):
         for axis in range(3):
@@ -210,21 +270,30 @@ def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, 
     settings, iteration = config("minkowski", network__norm=norm, network__pooling=pooling), 1
     found = missed_gradient(settings, real, synthetic, iteration=iteration)
 
-    network = draw_network(settings, real, 0).double()  # differences of first derivatives, which this backend has
+    network = draw_network(
+        settings, real, 0
+    ).double()  # differences of first derivatives, which this backend has
     members = [torch.tensor([label, label + 3, label + 6]) for label in range(3)]
     batch = batch_at(settings, real, members, iteration).split(2)
-    pairs = [(real.select(chosen), synthetic.select(torch.tensor([label]))) for label, chosen in enumerate(batch)]
+    pairs = [
+        (real.select(chosen), synthetic.select(torch.tensor([label])))
+        for label, chosen in enumerate(batch)
+    ]
     true = [parts_by_finite_differences(settings, network, *pair, iteration) for pair in pairs]
     moving = []
     for theirs, ours in pairs:
         coordinates, lift = ours.coordinates.clone().requires_grad_(), lift_at(settings, iteration)
         lifted = lift(theirs), theirs.labels, lift(ours.with_coordinates(coordinates)), ours.labels
-        gradient_matching(network, *lifted, DISTANCES["sum_of_squares"]).backward(inputs=[coordinates])
+        gradient_matching(network, *lifted, DISTANCES["sum_of_squares"]).backward(
+            inputs=[coordinates]
+        )
         moving.append(coordinates.grad)
 
     whole, moving = flat(sum(parts.values()) for parts in true), flat(moving)
     assert found["missed"] == pytest.approx(float((whole - moving).norm() / whole.norm()), rel=1e-5)
-    assert found["cosine"] == pytest.approx(float(torch.cosine_similarity(whole, moving, dim=0)), abs=1e-5)
+    assert found["cosine"] == pytest.approx(
+        float(torch.cosine_similarity(whole, moving, dim=0)), abs=1e-5
+    )
     assert found["missed"] > 0.01 and -1 <= found["cosine"] < 0.9999
     assert found["layers"].keys() == true[0].keys()
     for layer, numbers in found["layers"].items():
@@ -240,11 +309,15 @@ def test_convolutions_lose_all_of_their_part_and_the_head_nothing(engine, real, 
         assert numbers["missed"] == pytest.approx(0 if layer == "head" else 1, abs=1e-12)
         assert numbers["share"] > 0
     shares = [numbers["share"] for numbers in found["layers"].values()]
-    assert sum(shares[:2]) >= found["missed"] >= abs(shares[0] - shares[1])  # it is the norm of what both lose
+    assert (
+        sum(shares[:2]) >= found["missed"] >= abs(shares[0] - shares[1])
+    )  # it is the norm of what both lose
     assert sum(shares) >= 1
 
 
-def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_much(engine, real, synthetic):
+def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_much(
+    engine, real, synthetic
+):
     settings = config("minkowski")
     found = second_derivatives(settings, real, synthetic)
     assert found == missed_gradient(settings, real, synthetic)
@@ -254,8 +327,15 @@ def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_muc
 
 
 def test_the_sentence_names_parameters_and_numbers():
-    words = sentence({"gradients_without_graph": ["one", "two"], "missed": 0.1234, "cosine": -0.5, "layers": {}})
-    assert "one, two" in words and "12.3%" in words and "-0.5000" in words and "network.backend=sparse" in words
+    words = sentence(
+        {"gradients_without_graph": ["one", "two"], "missed": 0.1234, "cosine": -0.5, "layers": {}}
+    )
+    assert (
+        "one, two" in words
+        and "12.3%" in words
+        and "-0.5000" in words
+        and "network.backend=sparse" in words
+    )
 
 
 def test_a_lossless_imitation_misses_nothing(losing, real, synthetic):
@@ -272,8 +352,12 @@ def test_a_norm_that_loses_its_second_derivative_is_found(losing, real, syntheti
     assert found["layers"]["head"]["missed"] == pytest.approx(0, abs=1e-12)
 
 
-def test_a_loss_that_leaves_every_gradient_a_graph_is_measured_all_the_same(losing, real, synthetic):
-    losing("pool")  # of a weight's gradient one factor is a constant now, the other one still depends on the points
+def test_a_loss_that_leaves_every_gradient_a_graph_is_measured_all_the_same(
+    losing, real, synthetic
+):
+    losing(
+        "pool"
+    )  # of a weight's gradient one factor is a constant now, the other one still depends on the points
     found = missed_gradient(config("minkowski", network__pooling="average"), real, synthetic)
     assert found["gradients_without_graph"] == []
     assert found["missed"] > 0.01 and found["cosine"] < 0.9999
@@ -293,4 +377,7 @@ def test_gradients_without_graph_are_named_in_the_order_of_the_parameters(losing
     losing("convolution")
     settings = config("minkowski", network__layers=3)
     network, lifted = draw_network(settings, real, 0), lift_at(settings, 0)(real)
-    assert gradients_without_graph(network.double(), lifted, real.labels) == [*CONVOLUTIONS, "convolution_weights.2"]
+    assert gradients_without_graph(network.double(), lifted, real.labels) == [
+        *CONVOLUTIONS,
+        "convolution_weights.2",
+    ]

@@ -68,16 +68,23 @@ def test_points_of_a_mesh_lie_on_its_surface_in_proportion_to_area(tmp_path):
     found = shapes.read_shape(write(tmp_path / "box.off"), 6000, draws())
     sides = np.array([0.5, 1, 1.5]) / np.linalg.norm([0.5, 1, 1.5])
     on_side = np.abs(np.abs(found) - sides).argmin(1)
-    assert np.abs(np.take_along_axis(np.abs(found), on_side[:, None], 1)[:, 0] - sides[on_side]).max() < 0.05
+    assert (
+        np.abs(np.take_along_axis(np.abs(found), on_side[:, None], 1)[:, 0] - sides[on_side]).max()
+        < 0.05
+    )
     # each pair of sides has the area of the other two lengths' product
-    np.testing.assert_allclose(np.bincount(on_side) / len(found), np.array([6, 3, 2]) / 11, atol=0.03)
+    np.testing.assert_allclose(
+        np.bincount(on_side) / len(found), np.array([6, 3, 2]) / 11, atol=0.03
+    )
 
 
 def test_the_first_line_of_modelnet_s_meshes_may_hold_the_counts_too(tmp_path):
     text = write(tmp_path / "box.off").read_text()
     assert text.startswith("OFF\n")
     (tmp_path / "joined.off").write_text(text.replace("OFF\n", "OFF", 1))
-    joined, plain = (shapes.read_shape(tmp_path / name, 50, draws()) for name in ("joined.off", "box.off"))
+    joined, plain = (
+        shapes.read_shape(tmp_path / name, 50, draws()) for name in ("joined.off", "box.off")
+    )
     assert np.array_equal(joined, plain)
 
 
@@ -100,17 +107,37 @@ def test_normalised_points_do_not_depend_on_place_and_size(seed, count, scale, s
     [
         ("empty.off", b"", "empty.off: not a readable .off file"),
         ("cut.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n", "cut.off: not a readable .off file"),
-        ("index.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "index.off: not a readable .off file"),
-        ("nan.off", b"OFF\n3 1 0\n0 0 0\n1 0 nan\n0 1 0\n3 0 1 2\n", "nan.off: coordinate nan in row 1; expected finite"),
-        ("flat.off", b"OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n", "flat.off: a mesh without surface .1 faces of area 0"),
+        (
+            "index.off",
+            b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n",
+            "index.off: not a readable .off file",
+        ),
+        (
+            "nan.off",
+            b"OFF\n3 1 0\n0 0 0\n1 0 nan\n0 1 0\n3 0 1 2\n",
+            "nan.off: coordinate nan in row 1; expected finite",
+        ),
+        (
+            "flat.off",
+            b"OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n",
+            "flat.off: a mesh without surface .1 faces of area 0",
+        ),
         ("noise.ply", b"ply\nnonsense", "noise.ply: not a readable .ply file"),
         ("words.xyz", b"1 2 3\none two three\n", "words.xyz: not a readable .xyz file .*one"),
         ("short.xyz", b"1 2 3\n4 5\n", "short.xyz: 2 numbers in row 1; expected 3 or more"),
         ("none.xyz", b"\n", r"none.xyz: an array of shape \(0,\); expected one or more rows of 3"),
         ("infinite.txt", b"1,2,3\n4,inf,6\n", "infinite.txt: coordinate inf in row 1"),
-        ("same.xyz", b"1 2 3\n1 2 3\n", r"same.xyz: all points are at \[1.0, 2.0, 3.0\]; expected a shape with some extent"),
+        (
+            "same.xyz",
+            b"1 2 3\n1 2 3\n",
+            r"same.xyz: all points are at \[1.0, 2.0, 3.0\]; expected a shape with some extent",
+        ),
         ("noise.npy", b"\x93NUMPY", "noise.npy: not a readable .npy file"),
-        ("shape.obj", b"v 0 0 0\n", "shape.obj: files of this ending are not read; expected one of .off, .ply, .xyz"),
+        (
+            "shape.obj",
+            b"v 0 0 0\n",
+            "shape.obj: files of this ending are not read; expected one of .off, .ply, .xyz",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(name, content, said, tmp_path):
@@ -124,7 +151,9 @@ def test_arrays_that_could_run_code_or_are_ambiguous_are_refused(tmp_path):
     with pytest.raises(InputError, match="object.npy: not a readable .npy file"):
         shapes.read_shape(tmp_path / "object.npy", 10, draws())
     np.savez(tmp_path / "two.npz", a=np.ones((3, 3)), b=np.ones((3, 3)))
-    with pytest.raises(InputError, match="two.npz: arrays a, b; expected one, or one called points"):
+    with pytest.raises(
+        InputError, match="two.npz: arrays a, b; expected one, or one called points"
+    ):
         shapes.read_shape(tmp_path / "two.npz", 10, draws())
     np.save(tmp_path / "plane.npy", np.ones((5, 2)))
     with pytest.raises(InputError, match=r"plane.npy: an array of shape \(5, 2\)"):
@@ -159,7 +188,11 @@ def test_of_a_folder_without_splits_every_third_shape_is_for_testing(tmp_path):
             write(tmp_path / name / f"{number}{suffix}")
     (tmp_path / "a" / "notes.md").write_text("not a shape")
     train, test, names = shapes.read_folder(tmp_path, 8)
-    assert names == ("a", "b") and train.labels.tolist() == [0] * 5 + [1] * 5 and test.labels.tolist() == [0] * 2 + [1] * 2
+    assert (
+        names == ("a", "b")
+        and train.labels.tolist() == [0] * 5 + [1] * 5
+        and test.labels.tolist() == [0] * 2 + [1] * 2
+    )
 
 
 def test_damaged_files_are_left_out_and_named_at_the_end(tmp_path):
@@ -167,7 +200,9 @@ def test_damaged_files_are_left_out_and_named_at_the_end(tmp_path):
         write(tmp_path / "a" / f"{number}.off")
     (tmp_path / "a" / "1.off").write_text("OFF\n")
     (tmp_path / "a" / "3.off").write_text("")
-    with pytest.warns(UserWarning, match=r"2 of 4 files are left out:\n.*1.off: not a readable.*\n.*3.off") as said:
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 files are left out:\n.*1.off: not a readable.*\n.*3.off"
+    ) as said:
         train, test, _ = shapes.read_folder(tmp_path, 8)
     assert len(said) == 1 and len(train.labels) == 2 and len(test.labels) == 2
 
@@ -188,7 +223,10 @@ def test_what_is_read_of_a_file_does_not_depend_on_the_others(tmp_path):
     [
         ({}, "no folders of classes in it"),
         ({"a/0.md": ""}, "a: no files for training; expected some of .off"),
-        ({"a/0.off": "", "a/1.off": "", "a/2.off": ""}, "class 'a': none of its files can be used; the first: .*0.off"),
+        (
+            {"a/0.off": "", "a/1.off": "", "a/2.off": ""},
+            "class 'a': none of its files can be used; the first: .*0.off",
+        ),
     ],
 )
 def test_a_folder_without_shapes_is_an_error(files, said, tmp_path):
@@ -205,7 +243,11 @@ def test_a_folder_without_shapes_is_an_error(files, said, tmp_path):
 
 def hdf5(path, labels, points=20, **changed):
     path.parent.mkdir(parents=True, exist_ok=True)
-    fields = {"data": DRAWS.normal(size=(len(labels), points, 3)).astype("f4"), "label": np.array(labels, "u1")[:, None], **changed}
+    fields = {
+        "data": DRAWS.normal(size=(len(labels), points, 3)).astype("f4"),
+        "label": np.array(labels, "u1")[:, None],
+        **changed,
+    }
     with h5py.File(path, "w") as file:
         for field, value in fields.items():
             if value is not None:
@@ -224,11 +266,20 @@ def test_modelnet_as_hdf5(tmp_path):
     hdf5(root / "ply_data_train1.h5", [1])
     hdf5(root / "ply_data_test0.h5", [1, 0])
     lines(root / "shape_names.txt", "airplane", "bed")
-    lines(root / "train_files.txt", *(f"data/modelnet40_ply_hdf5_2048/ply_data_train{number}.h5" for number in (0, 1)))
+    lines(
+        root / "train_files.txt",
+        *(f"data/modelnet40_ply_hdf5_2048/ply_data_train{number}.h5" for number in (0, 1)),
+    )
     lines(root / "test_files.txt", "data/modelnet40_ply_hdf5_2048/ply_data_test0.h5")
     train, test, names = shapes.read_published("modelnet40", tmp_path, 16)
-    assert names == ("airplane", "bed") and train.labels.tolist() == [0, 1, 1] and test.labels.tolist() == [1, 0]
-    np.testing.assert_allclose(train.points[0], shapes.normalised(data[0, :16].astype("f8"), ""), atol=1e-6)
+    assert (
+        names == ("airplane", "bed")
+        and train.labels.tolist() == [0, 1, 1]
+        and test.labels.tolist() == [1, 0]
+    )
+    np.testing.assert_allclose(
+        train.points[0], shapes.normalised(data[0, :16].astype("f8"), ""), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("classes", [10, 40])
@@ -240,7 +291,9 @@ def test_modelnet_resampled(classes, tmp_path):
     lines(root / f"modelnet{classes}_train.txt", "night_stand_0001", "bed_0001")
     lines(root / f"modelnet{classes}_test.txt", "night_stand_0002", "bed_0002")
     train, test, names = shapes.read_published(f"modelnet{classes}", tmp_path, 16)
-    assert names == ("bed", "night_stand") and train.labels.tolist() == [1, 0] == test.labels.tolist()
+    assert (
+        names == ("bed", "night_stand") and train.labels.tolist() == [1, 0] == test.labels.tolist()
+    )
 
 
 def test_modelnet_as_meshes(tmp_path):
@@ -259,7 +312,13 @@ def test_shapenet_core_and_scanobjectnn(tmp_path):
     train, test, _ = shapes.read_published("shapenetcore", tmp_path, 16)
     assert train.labels.tolist() == [0, 1, 1, 0] and test.labels.tolist() == [1]
     for split in ("training", "test"):
-        hdf5(tmp_path / "ScanObjectNN" / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5", [14, 0])
+        hdf5(
+            tmp_path
+            / "ScanObjectNN"
+            / "main_split"
+            / f"{split}_objectdataset_augmentedrot_scale75.h5",
+            [14, 0],
+        )
     train, _, names = shapes.read_published("scanobjectnn", tmp_path, 16)
     assert len(names) == 15 and [names[label] for label in train.labels] == ["toilet", "bag"]
 
@@ -267,19 +326,33 @@ def test_shapenet_core_and_scanobjectnn(tmp_path):
 def test_shapenet_part(tmp_path):
     root = tmp_path / "shapenetcore_partanno_segmentation_benchmark_v0_normal"
     lines(root / "synsetoffset2category.txt", "Airplane\t02691156", "Bag\t02773838")
-    for split, listed in (("train", ["02773838/a"]), ("val", ["02691156/b"]), ("test", ["02773838/c"])):
+    for split, listed in (
+        ("train", ["02773838/a"]),
+        ("val", ["02691156/b"]),
+        ("test", ["02773838/c"]),
+    ):
         path = root / "train_test_split" / f"shuffled_{split}_file_list.json"
         lines(path, json.dumps([f"shape_data/{shape}" for shape in listed]))
         for shape in listed:
             write(root / f"{shape}.txt", DRAWS.normal(size=(30, 7)))
     train, test, names = shapes.read_published("shapenetpart", tmp_path, 16)
-    assert names == ("Airplane", "Bag") and train.labels.tolist() == [1, 0] and test.labels.tolist() == [1]
+    assert (
+        names == ("Airplane", "Bag")
+        and train.labels.tolist() == [1, 0]
+        and test.labels.tolist() == [1]
+    )
 
 
 def test_modelnet10_from_voxels(tmp_path):
-    arrays = {"class_names": np.array(["bed", "chair"]), "test_voxels_also_in_train": np.array([True])}
+    arrays = {
+        "class_names": np.array(["bed", "chair"]),
+        "test_voxels_also_in_train": np.array([True]),
+    }
     for split, labels in (("train", [0, 1, 1]), ("test", [1])):
-        arrays |= {f"x_{split}": DRAWS.normal(size=(len(labels), 20, 3)).astype("f2"), f"y_{split}": np.array(labels)}
+        arrays |= {
+            f"x_{split}": DRAWS.normal(size=(len(labels), 20, 3)).astype("f2"),
+            f"y_{split}": np.array(labels),
+        }
     (tmp_path / "modelnet10_voxels24").mkdir()
     np.savez(tmp_path / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
     train, test, names = shapes.read_published("modelnet10-voxels24", tmp_path, 20)
@@ -287,16 +360,29 @@ def test_modelnet10_from_voxels(tmp_path):
     assert (train.also_in_training, test.also_in_training) == (0, 1)
     assert_well_formed(train.points, 20)
     config = Config(data=DataConfig(name="modelnet10-voxels24", points=20, validation_fraction=0.5))
-    few = override(config, {"evaluation.networks": 1, "evaluation.epochs": 1, "evaluation.classifier": "pointnet", "evaluation.projection": "soft"})
+    few = override(
+        config,
+        {
+            "evaluation.networks": 1,
+            "evaluation.epochs": 1,
+            "evaluation.classifier": "pointnet",
+            "evaluation.projection": "soft",
+        },
+    )
     _, record = score(lambda real: random(real, 1, 0), "random", few, data=tmp_path, device="cpu")
-    assert record["scored_on"] == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"
+    assert (
+        record["scored_on"]
+        == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"
+    )
     with pytest.raises(InputError, match="data.points = 21.*has 20"):
         shapes.read_published("modelnet10-voxels24", tmp_path, 21)
 
 
 @pytest.mark.parametrize("name", shapes.PUBLISHED)
 def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
-    with pytest.raises(InputError, match="no such folder; .* is expected there, from .*data.name=solids"):
+    with pytest.raises(
+        InputError, match="no such folder; .* is expected there, from .*data.name=solids"
+    ):
         shapes.read_published(name, tmp_path, 16)
 
 
@@ -305,9 +391,15 @@ def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
     [
         ({"data": None}, "field 'data' is missing"),
         ({"label": None}, "field 'label' is missing"),
-        ({"data": np.ones((2, 20))}, r"field 'data' is of shape \(2, 20\); expected \(shapes, 16 points or more, 3\)"),
+        (
+            {"data": np.ones((2, 20))},
+            r"field 'data' is of shape \(2, 20\); expected \(shapes, 16 points or more, 3\)",
+        ),
         ({"data": np.ones((2, 4, 3))}, r"field 'data' is of shape \(2, 4, 3\)"),
-        ({"label": np.zeros(3, int)}, r"field 'label' is of shape \(3,\); expected one for each of 2 shapes"),
+        (
+            {"label": np.zeros(3, int)},
+            r"field 'label' is of shape \(3,\); expected one for each of 2 shapes",
+        ),
         ({"label": np.array([0, 2])}, "field 'label' is 2 at shape 1; expected 0 to 1"),
     ],
 )
@@ -321,7 +413,9 @@ def test_shapes_of_an_hdf5_file_that_cannot_be_used_are_left_out(tmp_path):
     data = DRAWS.normal(size=(3, 20, 3))
     data[1] = 5
     hdf5(tmp_path / "some.h5", [0, 1, 1], data=data)
-    with pytest.warns(UserWarning, match="1 shapes are left out; the first: .*some.h5, shape 1: all points are at"):
+    with pytest.warns(
+        UserWarning, match="1 shapes are left out; the first: .*some.h5, shape 1: all points are at"
+    ):
         found = shapes.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
     assert found.labels.tolist() == [0, 1]
     (tmp_path / "cut.h5").write_bytes((tmp_path / "some.h5").read_bytes()[:100])
@@ -338,11 +432,17 @@ def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
 
     train, test, names = shapes.solids(128, train=30, test=15)
     assert_well_formed(train.points, 128)
-    assert np.bincount(train.labels).tolist() == [30] * 8 and len(np.unique(train.points[:, 0], axis=0)) == 240
+    assert (
+        np.bincount(train.labels).tolist() == [30] * 8
+        and len(np.unique(train.points[:, 0], axis=0)) == 240
+    )
 
     def seen(points):
         return np.sort(np.linalg.norm(points, axis=2), axis=1)
 
     forest = RandomForestClassifier(random_state=0).fit(seen(train.points), train.labels)
     assert forest.score(seen(test.points), test.labels) > 0.7
-    assert np.array_equal(shapes.solids(128, train=1, test=1)[0].points[3], shapes.solids(128, train=2, test=1)[0].points[6])
+    assert np.array_equal(
+        shapes.solids(128, train=1, test=1)[0].points[3],
+        shapes.solids(128, train=2, test=1)[0].points[6],
+    )

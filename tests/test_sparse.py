@@ -60,7 +60,9 @@ def loop_offsets(kernel_size, centred):
 
 
 def loop_strided(cells, step):
-    return sorted({(cloud, *(math.floor(c / step) * step for c in place)) for cloud, *place in cells})
+    return sorted(
+        {(cloud, *(math.floor(c / step) * step for c in place)) for cloud, *place in cells}
+    )
 
 
 def loop_neighbours(cells, outputs, offsets, spacing):
@@ -82,6 +84,7 @@ POOLING = {
 
 # --- convolution --------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def missing(request, monkeypatch):
     """Up to which share of missing neighbours a convolution is one product: all of them, or none."""
@@ -89,7 +92,9 @@ def missing(request, monkeypatch):
     monkeypatch.setattr(sparse, "MISSING_PRODUCTS", -1)
 
 
-both_ways = pytest.mark.parametrize("missing", [1, -1], indirect=True, ids=["one product", "a product for each offset"])
+both_ways = pytest.mark.parametrize(
+    "missing", [1, -1], indirect=True, ids=["one product", "a product for each offset"]
+)
 
 
 @both_ways
@@ -102,15 +107,21 @@ both_ways = pytest.mark.parametrize("missing", [1, -1], indirect=True, ids=["one
     flat=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-def test_convolution_equals_a_loop_over_cells(missing, kernel_size, stride, dilation, tensor_stride, flat, seed):
+def test_convolution_equals_a_loop_over_cells(
+    missing, kernel_size, stride, dilation, tensor_stride, flat, seed
+):
     cells = random_cells(seed, flat, tensor_stride)
     features, bias = integers((len(cells), 2), seed), integers((3,), seed)
     weight = integers((kernel_size**3, 2, 3), seed + 1)
     outputs = loop_strided(cells, tensor_stride * stride) if stride > 1 else cells
     expected = []
-    for found in loop_neighbours(cells, outputs, loop_offsets(kernel_size, True), tensor_stride * dilation):
+    for found in loop_neighbours(
+        cells, outputs, loop_offsets(kernel_size, True), tensor_stride * dilation
+    ):
         expected.append(sum((features[row] @ weight[index] for index, row in found), bias))
-    result = sparse.convolution(tensor_of(cells, features, tensor_stride), weight, bias, kernel_size, stride, dilation)
+    result = sparse.convolution(
+        tensor_of(cells, features, tensor_stride), weight, bias, kernel_size, stride, dilation
+    )
     assert result.cells.tolist() == [list(cell) for cell in outputs]
     assert torch.equal(result.features, torch.stack(expected))
     assert result.stride == tensor_stride * stride
@@ -121,18 +132,26 @@ def test_convolution_equals_a_loop_over_cells(missing, kernel_size, stride, dila
 @pytest.mark.parametrize("kernel_size, dilation", [(1, 1), (3, 1), (3, 2), (5, 1)])
 def test_convolution_equals_conv3d_at_the_occupied_cells(missing, grid, kernel_size, dilation):
     dense, kept = full_grid(grid, 2, seed=1)
-    weight = torch.randn(kernel_size**3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(
+        kernel_size**3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     # (volume, in, out) with depth fastest -> (out, in, depth, height, width)
     dense_weight = weight.view(kernel_size, kernel_size, kernel_size, 2, 4).permute(4, 3, 2, 1, 0)
     padding = kernel_size // 2 * dilation
-    expected = F.conv3d(dense, dense_weight, padding=padding, dilation=dilation).movedim(1, -1)[kept]
-    result = sparse.convolution(sparse.from_dense(dense), weight, None, kernel_size, dilation=dilation)
+    expected = F.conv3d(dense, dense_weight, padding=padding, dilation=dilation).movedim(1, -1)[
+        kept
+    ]
+    result = sparse.convolution(
+        sparse.from_dense(dense), weight, None, kernel_size, dilation=dilation
+    )
     torch.testing.assert_close(result.features, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_two_strided_convolutions_multiply_their_strides():
     cells = random_cells(3, flat=False)
-    once = sparse.convolution(tensor_of(cells, integers((len(cells), 1), 0)), integers((8, 1, 1), 1), None, 2, 2)
+    once = sparse.convolution(
+        tensor_of(cells, integers((len(cells), 1), 0)), integers((8, 1, 1), 1), None, 2, 2
+    )
     twice = sparse.convolution(once, integers((8, 1, 1), 2), None, 2, 2)
     assert twice.stride == 4
     assert twice.cells.tolist() == [list(cell) for cell in loop_strided(cells, 4)]
@@ -140,20 +159,30 @@ def test_two_strided_convolutions_multiply_their_strides():
 
 @both_ways
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weights_no_gradient(missing, with_bias):
+def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weights_no_gradient(
+    missing, with_bias
+):
     # a kernel of 2 at stride 3: the output cell (0, 0, 0) sees coordinates 0 and 1, the only input cell lies at 2
     features, weight = normal(1, 2).requires_grad_(), normal(8, 2, 3, seed=1).requires_grad_()
     bias = normal(3, seed=2) if with_bias else None
-    result = sparse.convolution(tensor_of([(0, 2, 2, 2)], features), weight, bias, kernel_size=2, stride=3)
+    result = sparse.convolution(
+        tensor_of([(0, 2, 2, 2)], features), weight, bias, kernel_size=2, stride=3
+    )
     assert result.cells.tolist() == [[0, 0, 0, 0]]
-    assert torch.equal(result.features, bias[None] if with_bias else torch.zeros(1, 3, dtype=torch.float64))
-    for gradient in torch.autograd.grad(result.features.sum(), [features, weight], create_graph=True):
+    assert torch.equal(
+        result.features, bias[None] if with_bias else torch.zeros(1, 3, dtype=torch.float64)
+    )
+    for gradient in torch.autograd.grad(
+        result.features.sum(), [features, weight], create_graph=True
+    ):
         assert (gradient == 0).all() and gradient.grad_fn is not None
 
 
 def test_cost_follows_the_neighbours_that_are_there(monkeypatch):
     """Cells far from each other: each is its own only neighbour, so the products see no more rows than cells."""
-    cells = [(0, 4 * depth, 4 * height, 0) for depth in range(5) for height in range(5)] + [(0, 17, 16, 0)]
+    cells = [(0, 4 * depth, 4 * height, 0) for depth in range(5) for height in range(5)] + [
+        (0, 17, 16, 0)
+    ]
     monkeypatch.setattr(sparse, "MISSING_PRODUCTS", 0)
     rows, gathered = [], torch.Tensor.index_select
 
@@ -183,7 +212,9 @@ def test_pooling_equals_a_loop_over_cells(mode, kernel_size, stride, tensor_stri
     features = integers((len(cells), 3), seed)
     outputs = loop_strided(cells, tensor_stride * stride)
     expected = []
-    for found in loop_neighbours(cells, outputs, loop_offsets(kernel_size, kernel_size != stride), tensor_stride):
+    for found in loop_neighbours(
+        cells, outputs, loop_offsets(kernel_size, kernel_size != stride), tensor_stride
+    ):
         expected.append(POOLING[mode](torch.stack([features[row] for _, row in found])))
     result = sparse.pool(tensor_of(cells, features, tensor_stride), mode, kernel_size, stride)
     assert result.cells.tolist() == [list(cell) for cell in outputs]
@@ -229,7 +260,9 @@ def test_a_tie_of_maxima_gives_the_whole_gradient_to_the_lowest_kernel_offset(ce
 
 
 @given(kernel_size=st.integers(2, 4), stride=st.integers(1, 3), seed=st.integers(0, 10_000))
-def test_with_all_features_equal_every_output_gives_its_gradient_to_one_cell(kernel_size, stride, seed):
+def test_with_all_features_equal_every_output_gives_its_gradient_to_one_cell(
+    kernel_size, stride, seed
+):
     assume(kernel_size >= stride)
     cells = random_cells(seed, flat=False)
     features = torch.ones(len(cells), 2, requires_grad=True)
@@ -242,7 +275,9 @@ def test_with_all_features_equal_every_output_gives_its_gradient_to_one_cell(ker
 
 
 def test_max_pooling_keeps_negative_features():
-    result = sparse.pool(tensor_of([(0, 0, 0, 0), (0, 0, 0, 1)], torch.tensor([[-3.0], [-2.0]])), "max")
+    result = sparse.pool(
+        tensor_of([(0, 0, 0, 0), (0, 0, 0, 1)], torch.tensor([[-3.0], [-2.0]])), "max"
+    )
     assert result.features.tolist() == [[-2.0]]
 
 
@@ -261,7 +296,9 @@ def leaves_gaps(kernel_size, stride):
 def test_kernels_that_leave_gaps_are_refused_and_no_others(kernel_size, stride):
     if not leaves_gaps(kernel_size, stride):
         return sparse.refuse_gaps(kernel_size, stride)
-    with pytest.raises(ValueError, match=f"kernel {kernel_size} and stride {stride} leaves cells out"):
+    with pytest.raises(
+        ValueError, match=f"kernel {kernel_size} and stride {stride} leaves cells out"
+    ):
         sparse.refuse_gaps(kernel_size, stride)
     with pytest.raises(ValueError, match="leaves cells out"):
         sparse.pool(tensor_of([(0, 0, 0, 0)], torch.ones(1, 1)), "sum", kernel_size, stride)
@@ -279,7 +316,9 @@ def test_global_pooling_equals_a_loop_over_clouds(mode, seed, stride):
     tensor = tensor_of(cells, features, stride)
     assert tensor.cells_per_cloud.tolist() == [len(rows) for rows in members]
     if mode != "sum" and [] in members:
-        with pytest.raises(ValueError, match=f"cloud {members.index([])} has no occupied cell, so it has no {mode}"):
+        with pytest.raises(
+            ValueError, match=f"cloud {members.index([])} has no occupied cell, so it has no {mode}"
+        ):
             sparse.global_pool(tensor, mode)
     else:
         expected = [POOLING[mode](features[rows]) for rows in members]
@@ -287,12 +326,16 @@ def test_global_pooling_equals_a_loop_over_clouds(mode, seed, stride):
 
 
 def test_the_global_sum_of_a_cloud_without_cells_is_zero_wherever_it_stands():
-    tensor = tensor_of([(1, 0, 0, 0), (1, 0, 0, 2), (3, 0, 0, 0)], torch.tensor([[1.0], [2.0], [-7.0]]), clouds=5)
+    tensor = tensor_of(
+        [(1, 0, 0, 0), (1, 0, 0, 2), (3, 0, 0, 0)], torch.tensor([[1.0], [2.0], [-7.0]]), clouds=5
+    )
     assert sparse.global_pool(tensor, "sum").tolist() == [[0.0], [3.0], [0.0], [-7.0], [0.0]]
 
 
 def test_in_a_tie_the_global_maximum_has_one_winner_per_cloud_and_channel():
-    features = torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 2.0], [3.0, 3.0], [3.0, 3.0]], requires_grad=True)
+    features = torch.tensor(
+        [[1.0, 0.0], [1.0, 2.0], [0.0, 2.0], [3.0, 3.0], [3.0, 3.0]], requires_grad=True
+    )
     cells = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2), (1, 0, 0, 0), (1, 0, 0, 1)]
     sparse.global_pool(tensor_of(cells, features, clouds=2), "max").sum().backward()
     assert features.grad.tolist() == [[1, 0], [0, 1], [0, 0], [1, 1], [0, 0]]
@@ -314,23 +357,31 @@ def test_from_points_averages_the_points_of_each_cell(seed, points):
     features = torch.randn(points, 2, dtype=torch.float64, generator=draws)
     members = {}
     for point in range(points):
-        members.setdefault((int(cloud[point]), *map(math.floor, coordinates[point].tolist())), []).append(point)
+        members.setdefault(
+            (int(cloud[point]), *map(math.floor, coordinates[point].tolist())), []
+        ).append(point)
     result = sparse.from_points(coordinates, features, cloud, 3, SOLID)
     assert result.cells.tolist() == [list(cell) for cell in sorted(members)]
     for row, cell in enumerate(sorted(members)):
-        torch.testing.assert_close(result.features[row], features[members[cell]].mean(0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            result.features[row], features[members[cell]].mean(0), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_from_points_gives_each_of_n_points_in_a_cell_one_nth_of_the_gradient():
     coordinates = torch.tensor([[0.0, 1.1, 1.2], [0, 2.5, 1.2], [0, 1.9, 1.0], [0, 1.0, 1.9]])
     features = torch.randn(4, 2, requires_grad=True)
-    sparse.from_points(coordinates, features, torch.zeros(4, dtype=torch.int64), 1, FLAT).features.sum().backward()
+    sparse.from_points(
+        coordinates, features, torch.zeros(4, dtype=torch.int64), 1, FLAT
+    ).features.sum().backward()
     assert torch.equal(features.grad, torch.tensor([1 / 3, 1, 1 / 3, 1 / 3])[:, None].expand(4, 2))
 
 
 def test_all_points_in_one_cell_make_one_cell_with_their_average():
     coordinates = torch.tensor([[0.1, -1.9, 2.0], [0.9, -1.1, 2.9], [0.5, -2.0, 2.5]])
-    result = sparse.from_points(coordinates, torch.tensor([[1.0], [2.0], [6.0]]), torch.ones(3).long(), 3, FLAT)
+    result = sparse.from_points(
+        coordinates, torch.tensor([[1.0], [2.0], [6.0]]), torch.ones(3).long(), 3, FLAT
+    )
     assert (result.cells.tolist(), result.features.tolist()) == ([[1, 0, -2, 2]], [[3.0]])
     assert result.cells_per_cloud.tolist() == [0, 1, 0]
 
@@ -345,7 +396,9 @@ def test_one_point_makes_one_cell_with_its_features():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: sparse.from_points(torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(0).long(), 2, FLAT),
+        lambda: sparse.from_points(
+            torch.zeros(0, 3), torch.zeros(0, 2), torch.zeros(0).long(), 2, FLAT
+        ),
         lambda: sparse.from_dense(torch.zeros(2, 1, *FLAT)),
     ],
     ids=["no points", "empty grid"],
@@ -403,7 +456,9 @@ def test_instance_norm_equals_a_loop_over_clouds():
 
 def test_instance_norm_of_a_cloud_with_one_cell_is_the_bias():
     features = torch.tensor([[3.0, -7.0]], requires_grad=True)
-    result = sparse.instance_norm(tensor_of([(0, 0, 0, 0)], features), torch.full((2,), 5.0), torch.tensor([1.0, 2.0]))
+    result = sparse.instance_norm(
+        tensor_of([(0, 0, 0, 0)], features), torch.full((2,), 5.0), torch.tensor([1.0, 2.0])
+    )
     assert result.features.tolist() == [[1.0, 2.0]]
     result.features.sum().backward()
     assert features.grad.tolist() == [[0.0, 0.0]]
@@ -421,41 +476,69 @@ def test_relu_and_linear_equal_a_loop_over_cells():
     for result, values in (
         (sparse.relu(tensor), torch.tensor(expected).double()),
         (sparse.linear(tensor, weight), torch.stack([weight @ row for row in features])),
-        (sparse.linear(tensor, weight, bias), torch.stack([weight @ row + bias for row in features])),
+        (
+            sparse.linear(tensor, weight, bias),
+            torch.stack([weight @ row + bias for row in features]),
+        ),
     ):
         assert torch.equal(result.features, values)
-        assert result.cells is tensor.cells and (result.stride, result.clouds, result.grid) == (2, 3, SOLID)
+        assert result.cells is tensor.cells and (result.stride, result.clouds, result.grid) == (
+            2,
+            3,
+            SOLID,
+        )
 
 
 def test_batch_norm_equals_a_loop_over_all_cells_of_all_clouds():
     cells = random_cells(7, flat=False, clouds=4)
-    features, weight, bias = normal(len(cells), 3, seed=8) * 2 + 1, normal(3, seed=9), normal(3, seed=10)
+    features, weight, bias = (
+        normal(len(cells), 3, seed=8) * 2 + 1,
+        normal(3, seed=9),
+        normal(3, seed=10),
+    )
     result = sparse.batch_norm(tensor_of(cells, features, clouds=4), weight, bias).features
     for channel in range(3):
         values = features[:, channel].tolist()
         mean = sum(values) / len(values)
         deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values) + 1e-5)
-        expected = [(value - mean) / deviation * weight[channel].item() + bias[channel].item() for value in values]
-        torch.testing.assert_close(result[:, channel], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        expected = [
+            (value - mean) / deviation * weight[channel].item() + bias[channel].item()
+            for value in values
+        ]
+        torch.testing.assert_close(
+            result[:, channel], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_batch_norm_refuses_a_batch_of_a_single_cell():
     with pytest.raises(ValueError, match="more than one occupied cell"):
-        sparse.batch_norm(tensor_of([(1, 0, 0, 0)], torch.ones(1, 2)), torch.ones(2), torch.zeros(2))
+        sparse.batch_norm(
+            tensor_of([(1, 0, 0, 0)], torch.ones(1, 2)), torch.ones(2), torch.zeros(2)
+        )
 
 
 # --- clouds with few cells ----------------------------------------------------------------------------------------
 
 LAYERS = {
-    "convolution": lambda tensor: sparse.convolution(tensor, torch.ones(27, 2, 2, dtype=torch.float64)),
-    "strided convolution": lambda tensor: sparse.convolution(tensor, torch.ones(8, 2, 2).double(), None, 2, 2),
-    "dilated convolution": lambda tensor: sparse.convolution(tensor, torch.ones(27, 2, 2).double(), dilation=2),
+    "convolution": lambda tensor: sparse.convolution(
+        tensor, torch.ones(27, 2, 2, dtype=torch.float64)
+    ),
+    "strided convolution": lambda tensor: sparse.convolution(
+        tensor, torch.ones(8, 2, 2).double(), None, 2, 2
+    ),
+    "dilated convolution": lambda tensor: sparse.convolution(
+        tensor, torch.ones(27, 2, 2).double(), dilation=2
+    ),
     "max pooling": lambda tensor: sparse.pool(tensor, "max"),
     "average pooling": lambda tensor: sparse.pool(tensor, "average"),
     "sum pooling": lambda tensor: sparse.pool(tensor, "sum"),
     "relu": sparse.relu,
-    "linear": lambda tensor: sparse.linear(tensor, torch.ones(2, 2).double(), torch.ones(2).double()),
-    "instance norm": lambda tensor: sparse.instance_norm(tensor, *torch.ones(2, 2, dtype=torch.float64)),
+    "linear": lambda tensor: sparse.linear(
+        tensor, torch.ones(2, 2).double(), torch.ones(2).double()
+    ),
+    "instance norm": lambda tensor: sparse.instance_norm(
+        tensor, *torch.ones(2, 2, dtype=torch.float64)
+    ),
 }
 
 
@@ -510,11 +593,15 @@ def test_the_kernel_map_equals_a_loop_by_table_and_by_search(
     outputs = loop_strided(cells, tensor_stride * stride)
     expected = torch.full((len(outputs), kernel_size**3), len(cells))
     offsets = loop_offsets(kernel_size, centred)
-    for output, found in enumerate(loop_neighbours(cells, outputs, offsets, tensor_stride * dilation)):
+    for output, found in enumerate(
+        loop_neighbours(cells, outputs, offsets, tensor_stride * dilation)
+    ):
         for index, row in found:
             expected[output, index] = row
     tensor = tensor_of(cells, torch.zeros(len(cells), 1), tensor_stride)
-    by_table, by_search = both_kernel_maps(tensor, torch.tensor(outputs), kernel_size, dilation, centred)
+    by_table, by_search = both_kernel_maps(
+        tensor, torch.tensor(outputs), kernel_size, dilation, centred
+    )
     for neighbours, used in (by_table, by_search):
         assert used.tolist() == sorted(set(used.tolist()))
         actual = torch.full_like(expected, len(cells))
@@ -529,15 +616,20 @@ def test_neighbours_found_from_the_other_side_are_those_looked_up(kernel_size, f
     cells = random_cells(5, flat, stride=2)
     tensor = tensor_of(cells, integers((len(cells), 1), 0), stride=2)
     for by_mirror, looked_up in zip(
-        both_kernel_maps(tensor, tensor.cells, kernel_size, 1), both_kernel_maps(tensor, tensor.cells.clone(), kernel_size, 1)
+        both_kernel_maps(tensor, tensor.cells, kernel_size, 1),
+        both_kernel_maps(tensor, tensor.cells.clone(), kernel_size, 1),
     ):
         assert all(torch.equal(one, other) for one, other in zip(by_mirror, looked_up, strict=True))
 
 
 def test_in_a_flat_grid_two_thirds_of_a_cubic_kernel_are_left_out_of_the_kernel_map():
     cells = torch.tensor(list(itertools.product([0], [0], range(4), range(4))))
-    for neighbours, used in both_kernel_maps(tensor_of(cells.tolist(), torch.zeros(16, 1)), cells, 3):
-        assert used.tolist() == [index for index, offset in enumerate(loop_offsets(3, True)) if offset[0] == 0]
+    for neighbours, used in both_kernel_maps(
+        tensor_of(cells.tolist(), torch.zeros(16, 1)), cells, 3
+    ):
+        assert used.tolist() == [
+            index for index, offset in enumerate(loop_offsets(3, True)) if offset[0] == 0
+        ]
         assert neighbours.shape == (16, 9)
 
 
@@ -551,21 +643,32 @@ def test_cells_very_far_apart_need_no_table_of_the_space_between_them():
     far = 10**6
     cells = [(0, 0, 0, 0), (0, 0, 0, 1), (0, far, far, far)]
     tensor = tensor_of(cells, torch.tensor([[1.0], [2.0], [5.0]]))
-    assert sparse.convolution(tensor, torch.ones(27, 1, 1)).features.tolist() == [[3.0], [3.0], [5.0]]
+    assert sparse.convolution(tensor, torch.ones(27, 1, 1)).features.tolist() == [
+        [3.0],
+        [3.0],
+        [5.0],
+    ]
     assert sparse.pool(tensor, "sum").features.tolist() == [[3.0], [5.0]]
 
 
 def at_corners(*extent):
     """Two cells that span a box of this many cells along depth, height and width."""
-    return tensor_of([(0, 0, 0, 0), (0, *(size - 1 for size in extent))], torch.ones(2, 1), clouds=1)
+    return tensor_of(
+        [(0, 0, 0, 0), (0, *(size - 1 for size in extent))], torch.ones(2, 1), clouds=1
+    )
 
 
 def test_a_box_of_two_to_the_62_cells_is_the_largest():
     tensor = at_corners(2**20, 2**21, 2**21)
     assert torch.equal(sparse.strided_cells(tensor, 1), tensor.cells)
-    assert sparse.strided_cells(tensor, 2).tolist() == [[0, 0, 0, 0], [0, 2**20 - 2, 2**21 - 2, 2**21 - 2]]
+    assert sparse.strided_cells(tensor, 2).tolist() == [
+        [0, 0, 0, 0],
+        [0, 2**20 - 2, 2**21 - 2, 2**21 - 2],
+    ]
     for depth, height, width in [(2**20 + 1, 2**21, 2**21), (2**20, 2**21, 2**21 + 1)]:
-        with pytest.raises(ValueError, match=rf"\[{depth}, {height}, {width}\] cells.*too far apart"):
+        with pytest.raises(
+            ValueError, match=rf"\[{depth}, {height}, {width}\] cells.*too far apart"
+        ):
             sparse.strided_cells(at_corners(depth, height, width), 1)
 
 
@@ -574,7 +677,9 @@ def test_a_box_of_two_to_the_62_cells_is_the_largest():
     [
         lambda tensor: sparse.pool(tensor, "max"),
         lambda tensor: sparse.convolution(tensor, torch.ones(27, 1, 1)),
-        lambda tensor: sparse.from_points(tensor.cells[:, 1:].double(), tensor.features, tensor.cells[:, 0], 1, SOLID),
+        lambda tensor: sparse.from_points(
+            tensor.cells[:, 1:].double(), tensor.features, tensor.cells[:, 0], 1, SOLID
+        ),
     ],
     ids=["pool", "convolution", "from_points"],
 )
@@ -600,9 +705,19 @@ SMALL = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 2, 1), (0, 1, 1, 1), (2, 0, 3, 3)]
 @both_ways
 @pytest.mark.parametrize(
     "kernel_size, stride, dilation, tensor_stride",
-    [(3, 1, 1, 1), (2, 2, 1, 1), (1, 2, 1, 1), (3, 1, 2, 1), (3, 1, 1, 2), (2, 2, 1, 2), (3, 2, 2, 2)],
+    [
+        (3, 1, 1, 1),
+        (2, 2, 1, 1),
+        (1, 2, 1, 1),
+        (3, 1, 2, 1),
+        (3, 1, 1, 2),
+        (2, 2, 1, 2),
+        (3, 2, 2, 2),
+    ],
 )
-def test_both_derivatives_of_convolution(missing, check_two_derivatives, kernel_size, stride, dilation, tensor_stride):
+def test_both_derivatives_of_convolution(
+    missing, check_two_derivatives, kernel_size, stride, dilation, tensor_stride
+):
     spread = dilation * tensor_stride  # so that cells stay neighbours in the eyes of the kernel
     cells = [(cloud, *(spread * coordinate for coordinate in place)) for cloud, *place in SMALL]
 
@@ -610,20 +725,26 @@ def test_both_derivatives_of_convolution(missing, check_two_derivatives, kernel_
         tensor = tensor_of(cells, features, tensor_stride)
         return sparse.convolution(tensor, weight, bias, kernel_size, stride, dilation).features
 
-    check_two_derivatives(convolve, normal(5, 2), normal(kernel_size**3, 2, 1, seed=12), normal(1, seed=13))
+    check_two_derivatives(
+        convolve, normal(5, 2), normal(kernel_size**3, 2, 1, seed=12), normal(1, seed=13)
+    )
 
 
 @pytest.mark.parametrize("mode", POOLING)
 @pytest.mark.parametrize("kernel_size, stride", [(2, 2), (3, 2), (3, 3)])
 def test_both_derivatives_of_pooling(check_two_derivatives, mode, kernel_size, stride):
-    check_two_derivatives(lambda f: sparse.pool(tensor_of(SMALL, f), mode, kernel_size, stride).features, normal(5, 2))
+    check_two_derivatives(
+        lambda f: sparse.pool(tensor_of(SMALL, f), mode, kernel_size, stride).features, normal(5, 2)
+    )
 
 
 @pytest.mark.parametrize("mode", POOLING)
 def test_both_derivatives_of_global_pooling(check_two_derivatives, mode):
     cells = SMALL if mode == "sum" else [(min(cloud, 1), *place) for cloud, *place in SMALL]
     clouds = 3 if mode == "sum" else 2
-    check_two_derivatives(lambda f: sparse.global_pool(tensor_of(cells, f, clouds=clouds), mode), normal(5, 2))
+    check_two_derivatives(
+        lambda f: sparse.global_pool(tensor_of(cells, f, clouds=clouds), mode), normal(5, 2)
+    )
 
 
 def test_both_derivatives_of_relu(check_two_derivatives):
@@ -648,17 +769,24 @@ def test_both_derivatives_of_norms(check_two_derivatives, norm):
 def test_both_derivatives_of_from_points(check_two_derivatives):
     coordinates = torch.tensor([[0.5, 1.1, 1.2], [0.5, 2.5, 1.2], [0.5, 1.9, 1.0]])
     cloud = torch.zeros(3, dtype=torch.int64)
-    check_two_derivatives(lambda f: sparse.from_points(coordinates, f, cloud, 1, FLAT).features, normal(3, 2))
+    check_two_derivatives(
+        lambda f: sparse.from_points(coordinates, f, cloud, 1, FLAT).features, normal(3, 2)
+    )
 
 
 @pytest.mark.parametrize("corner", [False, True])
 def test_both_derivatives_of_dense(check_two_derivatives, corner):
     cells = [(0, 0, 0, 2), (0, 0, 2, 0), (1, 0, 2, 2)]
-    check_two_derivatives(lambda f: tensor_of(cells, f, stride=2, grid=(1, 4, 4), clouds=2).dense(corner), normal(3, 2))
+    check_two_derivatives(
+        lambda f: tensor_of(cells, f, stride=2, grid=(1, 4, 4), clouds=2).dense(corner),
+        normal(3, 2),
+    )
 
 
 def test_both_derivatives_of_from_dense(check_two_derivatives):
-    check_two_derivatives(lambda dense: sparse.from_dense(dense).features, full_grid((1, 3, 3), 2, seed=14)[0] + 0.1)
+    check_two_derivatives(
+        lambda dense: sparse.from_dense(dense).features, full_grid((1, 3, 3), 2, seed=14)[0] + 0.1
+    )
 
 
 def test_the_check_of_derivatives_rejects_a_gradient_without_a_graph(check_two_derivatives):

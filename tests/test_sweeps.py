@@ -45,7 +45,15 @@ def cells(seeds=2, **more):
 @pytest.mark.parametrize("scale", ["small", "paper"])
 @pytest.mark.parametrize(
     ("name", "kinds"),
-    [("table1", 9), ("table2", 6), ("ablation", 12), ("step-size", 12), ("initialisation", 2), ("why", 16), ("pool", 4)],
+    [
+        ("table1", 9),
+        ("table2", 6),
+        ("ablation", 12),
+        ("step-size", 12),
+        ("initialisation", 2),
+        ("why", 16),
+        ("pool", 4),
+    ],
 )
 def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
     found = experiment(name, scale, seeds=3)
@@ -64,23 +72,35 @@ def test_ingredients_are_chosen_on_the_validation_split_and_differ_from_the_base
     assert len({cell.identity for cell in found}) == len(found)
     ours = [cell for cell in found if cell.baseline is None]
     kinds = 1 + sum(map(len, INGREDIENTS.values()))
-    assert len(ours) == 2 * kinds and {cell.baseline for cell in found} == {None, *BASELINES} - {"whole"}
+    assert len(ours) == 2 * kinds and {cell.baseline for cell in found} == {None, *BASELINES} - {
+        "whole"
+    }
     base = {f"{section}.{name}": value for section, values in to_dict(ours[0].config).items() if isinstance(values, dict)
             for name, value in values.items()}  # fmt: skip
     for changed in (changed for group in INGREDIENTS.values() for changed in group):
         assert all(base[name] != value for name, value in changed.items()), changed
-    assert len({cell.label for cell in ours}) == kinds  # no variant is the base, or another one, in disguise
+    assert (
+        len({cell.label for cell in ours}) == kinds
+    )  # no variant is the base, or another one, in disguise
 
 
 def test_architectures_score_the_released_set_beside_real_clouds_by_every_classifier(tmp_path):
     found = experiment("architectures", seeds=2)
     assert {(cell.baseline, cell.config.evaluation.classifier) for cell in found} == {
-        (scored, kind) for scored in ("released:mnist-1", "class_mean", "random") for kind in OF_DIGITS
+        (scored, kind)
+        for scored in ("released:mnist-1", "class_mean", "random")
+        for kind in OF_DIGITS
     }
     assert all((cell.config.seed == 0) or cell.baseline == "random" for cell in found)
-    assert len({cell.label for cell in found}) == len({cell.folder for cell in found}) - len(OF_DIGITS)  # two seeds of random
+    assert len({cell.label for cell in found}) == len({cell.folder for cell in found}) - len(
+        OF_DIGITS
+    )  # two seeds of random
     assert not any(":" in cell.folder for cell in found)
-    small = [cell for cell in experiment("architectures", seeds=1, settings={"data.name": "digits", **TINY}) if cell.name != "random-1"]
+    small = [
+        cell
+        for cell in experiment("architectures", seeds=1, settings={"data.name": "digits", **TINY})
+        if cell.name != "random-1"
+    ]
     chosen = [cell for cell in small if cell.config.evaluation.classifier == "mlp"]
     made = obtain(chosen, tmp_path)
     assert [record["name"] for record in made] == ["released-mnist-1", "class_mean-1"]
@@ -91,44 +111,86 @@ def test_architectures_score_the_released_set_beside_real_clouds_by_every_classi
 @pytest.mark.parametrize(("scale", "split", "protocols"), [
     ("small", "validation", {"standard"}), ("paper", "test", {"standard", "paper"}),
 ])  # fmt: skip
-def test_the_best_start_from_scatter_within_the_budget_and_see_the_test_images_at_full_scale_only(scale, split, protocols):
+def test_the_best_start_from_scatter_within_the_budget_and_see_the_test_images_at_full_scale_only(
+    scale, split, protocols
+):
     for cell in experiment("best", scale, seeds=1):
         config = cell.config
         assert config.evaluation.split == split and set(config.evaluation.protocols) == protocols
-        assert (config.evaluation.width, config.evaluation.epochs) == ((128, 1001) if scale == "paper" else (64, 500))
+        assert (config.evaluation.width, config.evaluation.epochs) == (
+            (128, 1001) if scale == "paper" else (64, 500)
+        )
         assert config.clouds.initialisation == "scatter" and config.clouds.points_per_cloud <= 250
         if cell.name.startswith("mnist-1-split"):
             assert config.clouds.points_per_cloud * config.clouds.clouds_per_class <= 250
-        assert config.evaluation.projection == ("soft" if cell.name.startswith("mnist-1-soft") else "hard")
+        assert config.evaluation.projection == (
+            "soft" if cell.name.startswith("mnist-1-soft") else "hard"
+        )
 
 
 @pytest.mark.parametrize(("scale", "split"), [("small", "validation"), ("paper", "test")])
-def test_shapes_hold_scatter_real_and_split_sets_of_as_many_points_beside_real_clouds_in_the_same_protocol(scale, split):
+def test_shapes_hold_scatter_real_and_split_sets_of_as_many_points_beside_real_clouds_in_the_same_protocol(
+    scale, split
+):
     found = experiment("shapes", scale, seeds=3)
     assert len({cell.identity for cell in found}) == len(found)
-    assert all(cell.config.evaluation.split == split and cell.config.data.name == "modelnet10-voxels24" for cell in found)
+    assert all(
+        cell.config.evaluation.split == split and cell.config.data.name == "modelnet10-voxels24"
+        for cell in found
+    )
     for count in (1, 3, 10):
-        own = [cell for cell in found if cell.preset == f"shapes-{count}{SCALES[scale]}" and cell.config.seed == 0]
-        alike = {dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet") for cell in own}
-        split_own = [cell for cell in found if cell.preset == f"shapes-{count}-split{SCALES[scale]}" and cell.config.seed == 0]
-        alike |= {dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet") for cell in split_own}
+        own = [
+            cell
+            for cell in found
+            if cell.preset == f"shapes-{count}{SCALES[scale]}" and cell.config.seed == 0
+        ]
+        alike = {
+            dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet")
+            for cell in own
+        }
+        split_own = [
+            cell
+            for cell in found
+            if cell.preset == f"shapes-{count}-split{SCALES[scale]}" and cell.config.seed == 0
+        ]
+        alike |= {
+            dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet")
+            for cell in split_own
+        }
         assert len(alike) == 1
         assert {cell.config.clouds.initialisation for cell in own} == {"scatter", "real"}
         assert {cell.config.clouds.clouds_per_class for cell in own} == {count}
         on_a_grid = [cell.config for cell in own if cell.config.network.backend != "pointnet"]
-        assert {cell.config.clouds.points_per_cloud for cell in own if cell.config not in on_a_grid} == {1024, 256, 128}
-        assert {(config.network.backend, config.lift.closed) for config in on_a_grid} == ({("sparse", True), ("torch", True)} if count == 1 else set())
+        assert {
+            cell.config.clouds.points_per_cloud for cell in own if cell.config not in on_a_grid
+        } == {1024, 256, 128}
+        assert {(config.network.backend, config.lift.closed) for config in on_a_grid} == (
+            {("sparse", True), ("torch", True)} if count == 1 else set()
+        )
         for clouds in (cell.config.clouds for cell in split_own):
             assert clouds.clouds_per_class * clouds.points_per_cloud == count * 1024
-        assert {cell.baseline for cell in own} >= {None, "random", "herding", "k_center", "herding:256", "herding:128"}
+        assert {cell.baseline for cell in own} >= {
+            None,
+            "random",
+            "herding",
+            "k_center",
+            "herding:256",
+            "herding:128",
+        }
         assert {cell.config.clouds.initialisation for cell in split_own} == {"scatter", "real"}
         assert {cell.baseline for cell in split_own} == {None, "random:128"}
-    seeds = {cell.baseline: {other.config.seed for other in found if other.baseline == cell.baseline} for cell in found}
+    seeds = {
+        cell.baseline: {other.config.seed for other in found if other.baseline == cell.baseline}
+        for cell in found
+    }
     assert seeds["herding"] == seeds["random"] == {0, 1, 2} and seeds["whole"] == {0}
 
 
 def test_a_baseline_may_be_of_fewer_points(tmp_path):
-    config = override(preset("solids").config, {"evaluation.networks": 1, "evaluation.epochs": 1, "clouds.clouds_per_class": 2})
+    config = override(
+        preset("solids").config,
+        {"evaluation.networks": 1, "evaluation.epochs": 1, "clouds.clouds_per_class": 2},
+    )
     run_cell(Cell("solids", config, "random:40"), tmp_path / "fewer")
     run_cell(Cell("solids", config, "random"), tmp_path / "all")
     fewer, whole = (load(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
@@ -140,12 +202,16 @@ def test_a_baseline_may_be_of_fewer_points(tmp_path):
 
 
 def test_table1_holds_every_cell_of_the_papers_table_1():
-    stated = {PRESETS[cell.preset].paper_accuracy for cell in experiment("table1", "paper", seeds=1)}
+    stated = {
+        PRESETS[cell.preset].paper_accuracy for cell in experiment("table1", "paper", seeds=1)
+    }
     assert {33.9, 12.78, 10.48, 25.69, 30.22, 17.43} <= stated
 
 
 def test_table2_holds_every_cell_of_the_papers_table_2():
-    stated = {PRESETS[cell.preset].paper_accuracy for cell in experiment("table2", "paper", seeds=1)}
+    stated = {
+        PRESETS[cell.preset].paper_accuracy for cell in experiment("table2", "paper", seeds=1)
+    }
     assert {11.37, 33.9, 10.23, 30.22} <= stated
 
 
@@ -157,7 +223,10 @@ def test_ablation_compares_the_poolings_and_nothing_else():
             twin = found[name.replace("average-pooling", "sum-of-squares")]
             assert config.network.pooling == "average" and twin.network.pooling == "max"
             assert runs.scored_iteration(config) == runs.scored_iteration(twin)
-            same = {"schedule": twin.schedule, "evaluation": twin.evaluation}  # a run that goes on is scored at the same iteration
+            same = {
+                "schedule": twin.schedule,
+                "evaluation": twin.evaluation,
+            }  # a run that goes on is scored at the same iteration
             config = dataclasses.replace(config, **same)
             assert dataclasses.replace(config, network=twin.network) == twin
             assert dataclasses.replace(config.network, pooling="max") == twin.network
@@ -165,11 +234,19 @@ def test_ablation_compares_the_poolings_and_nothing_else():
 
 def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks():
     found = experiment("why", seeds=1)
-    rows = [{name: column(cell.config) for name, column in COLUMNS["why"].items()} for cell in found]
+    rows = [
+        {name: column(cell.config) for name, column in COLUMNS["why"].items()} for cell in found
+    ]
     assert len({tuple(row.values()) for row in rows}) == 16
-    assert {cell.preset for cell in found} == {f"paper-{backend}-2-sum-of-squares" for backend in ("minkowski", "sparse")}
+    assert {cell.preset for cell in found} == {
+        f"paper-{backend}-2-sum-of-squares" for backend in ("minkowski", "sparse")
+    }
     as_in_table1 = {cell.identity for cell in experiment("table1", seeds=1)}
-    of_paper = [cell for cell, row in zip(found, rows) if row["norm"] == "none" and row["origin shift"] and row["network"] == "fixed"]
+    of_paper = [
+        cell
+        for cell, row in zip(found, rows)
+        if row["norm"] == "none" and row["origin shift"] and row["network"] == "fixed"
+    ]
     assert len(of_paper) == 2 and all(cell.identity in as_in_table1 for cell in of_paper)
     assert {runs.scored_iteration(cell.config) for cell in found} == {1250}
 
@@ -192,7 +269,9 @@ def test_paper_tables_have_the_paper_s_scale_unless_another_is_asked_for():
 def test_step_sizes_multiply_the_presets_own():
     found = experiment("step-size", seeds=1, beside=False)
     usual = preset("paper-torch-3-sum-of-squares").config.optimiser.step_size
-    assert sorted({cell.config.optimiser.step_size for cell in found}) == [usual * f for f in STEP_SIZES]
+    assert sorted({cell.config.optimiser.step_size for cell in found}) == [
+        usual * f for f in STEP_SIZES
+    ]
 
 
 def test_vary_makes_every_combination():
@@ -222,11 +301,15 @@ def test_wrong_experiment_is_refused_by_name(wrong, message):
 # --- records found again --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(records.COMMITTED.glob("paper-*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(records.COMMITTED.glob("paper-*.json")), ids=lambda path: path.stem
+)
 def test_committed_record_is_found_by_its_settings(path):
     record = records.read_record(path)
     assert records.find_records([path.parent])[records.identity(record)].exists()
-    assert path.stem.startswith(record["name"]) and path.stem.endswith(f"seed{record['config']['seed']}")
+    assert path.stem.startswith(record["name"]) and path.stem.endswith(
+        f"seed{record['config']['seed']}"
+    )
 
 
 def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
@@ -237,7 +320,10 @@ def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
 
 
 def test_cell_and_its_record_have_the_same_identity(tmp_path):
-    kinds = [*cells(seeds=1), *[cell for cell in experiment("table1", "small", seeds=1, settings=TINY) if cell.baseline]]
+    kinds = [
+        *cells(seeds=1),
+        *[cell for cell in experiment("table1", "small", seeds=1, settings=TINY) if cell.baseline],
+    ]
     found = obtain(kinds, tmp_path / "runs")
     assert [records.identity(record) for record in found] == [cell.identity for cell in kinds]
     assert [record["name"] for record in found] == ["quickstart", "random-1", "herding-1"]
@@ -250,7 +336,10 @@ def test_finished_cells_are_not_run_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweeps, "run_cell", lambda *_: pytest.fail("a finished cell was run again"))
     assert obtain(cells(), tmp_path / "runs") == first
     assert capsys.readouterr().out == ""
-    assert [state.status for state in Sweep(cells(), tmp_path / "runs").states] == ["found", "found"]
+    assert [state.status for state in Sweep(cells(), tmp_path / "runs").states] == [
+        "found",
+        "found",
+    ]
 
 
 def test_record_from_before_a_setting_existed_is_found(tmp_path):
@@ -271,7 +360,9 @@ def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, ca
     assert "left out: MinkowskiEngine is not installed" in capsys.readouterr().out
 
 
-def test_scoring_that_fails_is_told_and_leaves_a_record_of_a_run_and_none_of_a_baseline(tmp_path, capsys, monkeypatch):
+def test_scoring_that_fails_is_told_and_leaves_a_record_of_a_run_and_none_of_a_baseline(
+    tmp_path, capsys, monkeypatch
+):
     def diverging(*_):
         raise EvaluationFailed("scoring: no numbers")
 
@@ -291,27 +382,52 @@ def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
     path.write_text(json.dumps(old))  # as written before there were curves
     kept = records.keep(path, tmp_path / "kept", with_clouds=True)
     assert records.read_record(kept) | {"clouds_file": None} == whole | {"clouds_file": None}
-    assert torch.equal(load(kept.with_suffix(".npz")).coordinates, load(path.with_name("clouds.npz")).coordinates)
+    assert torch.equal(
+        load(kept.with_suffix(".npz")).coordinates, load(path.with_name("clouds.npz")).coordinates
+    )
     assert kept.name.endswith("-seed0.json") and "network.width-4" in kept.name
     assert records.find_records([tmp_path / "kept"]) == {cell.identity: kept}
     assert not records.keep(path, tmp_path / "bare", with_clouds=False).with_suffix(".npz").exists()
 
 
 def test_a_kept_record_never_takes_the_place_of_another_experiment_s(tmp_path):
-    scores = {"standard": {"mean": 50.0, "standard_deviation": 0.0, "networks": 1, "epochs": 1, "width": 1, "accuracies": [50.0]}}
+    scores = {
+        "standard": {
+            "mean": 50.0,
+            "standard_deviation": 0.0,
+            "networks": 1,
+            "epochs": 1,
+            "width": 1,
+            "accuracies": [50.0],
+        }
+    }
     kept = []
     for split in ("test", "validation", "test", "validation"):
         (cell,) = cells(1, **{"evaluation.split": split})
-        record = {"name": "random-1", "config": {key: to_dict(cell.config)[key] for key in ("data", "evaluation", "seed")}}
+        record = {
+            "name": "random-1",
+            "config": {key: to_dict(cell.config)[key] for key in ("data", "evaluation", "seed")},
+        }
         path = tmp_path / split / "record.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record | {"scores": scores}))
         kept.append(records.keep(path, tmp_path / "kept", with_clouds=False))
     assert kept[:2] == kept[2:] and len(set(kept)) == 2
-    (cell,) = cells(1, **{"clouds.clouds_per_class": list(range(1, 11)), "clouds.points_per_cloud": list(range(1, 56))})
-    path.write_text(json.dumps({"name": "quickstart", "config": to_dict(cell.config), "scores": scores}))
+    (cell,) = cells(
+        1,
+        **{
+            "clouds.clouds_per_class": list(range(1, 11)),
+            "clouds.points_per_cloud": list(range(1, 56)),
+        },
+    )
+    path.write_text(
+        json.dumps({"name": "quickstart", "config": to_dict(cell.config), "scores": scores})
+    )
     assert len(records.keep(path, tmp_path / "kept", with_clouds=False).name) < 210
-    assert [records.read_record(path)["config"]["evaluation"]["split"] for path in kept[:2]] == ["test", "validation"]
+    assert [records.read_record(path)["config"]["evaluation"]["split"] for path in kept[:2]] == [
+        "test",
+        "validation",
+    ]
 
 
 def test_records_are_written_with_lists_of_numbers_on_one_line():
@@ -344,7 +460,9 @@ with sole_user(sys.argv[1]):
     print("in", flush=True)
     time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "in\n"
     with pytest.raises(FolderInUse), sole_user(tmp_path / "run"):
         pass
@@ -371,7 +489,9 @@ def assert_as_run_alone(states, tmp_path):
     for state in states:
         alone = tmp_path / "alone" / state.cell.folder
         sweeps.run_cell(state.cell, alone)
-        assert torch.equal(load(alone / "clouds.npz").coordinates, load(state.folder / "clouds.npz").coordinates)
+        assert torch.equal(
+            load(alone / "clouds.npz").coordinates, load(state.folder / "clouds.npz").coordinates
+        )
 
 
 @pytest.fixture()
@@ -382,9 +502,15 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker(tmp_path, one_thread):
+def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker(
+    tmp_path, one_thread
+):
     wrong = experiment("quickstart", seeds=1, settings={**TINY, "objective.real_batch": 10**6})
-    failing = experiment("quickstart", seeds=1, settings={**TINY, "optimiser.name": "sgd", "optimiser.step_size": 1e38})
+    failing = experiment(
+        "quickstart",
+        seeds=1,
+        settings={**TINY, "optimiser.name": "sgd", "optimiser.step_size": 1e38},
+    )
     slow = experiment("quickstart", seeds=1, settings=SLOW)
     killed, seen = [], set()
 
@@ -402,7 +528,13 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
     sweep = Sweep([*slow, *wrong, *failing, *cells()], tmp_path / "runs", cpus_per_run=1)
     states = watched(sweep, kill_once)
     assert len(killed) == 1
-    assert [state.status for state in states] == ["finished", "failed", "failed", "finished", "finished"]
+    assert [state.status for state in states] == [
+        "finished",
+        "failed",
+        "failed",
+        "finished",
+        "finished",
+    ]
     assert [state.attempts for state in states] == [2, 1, 1, 1, 1]
     assert "1000000" in states[1].note and "iteration" in states[2].note
     assert records.read_record(states[2].folder)["health"].startswith("failed at")
@@ -413,10 +545,16 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
 def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
     settings = tiny.arguments({**SLOW, "schedule.iterations": 3000})
     command = [sys.executable, "-m", "pcdd_core", "sweep", "quickstart", "--seeds", "2", *settings]
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # tests in the background ignore it
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, **heed)
+    heed = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # tests in the background ignore it
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True, **heed
+    )
     begun = time.monotonic()
-    while not any(len(path.read_text().splitlines()) >= 50 for path in tmp_path.glob("runs/*/steps.jsonl")):
+    while not any(
+        len(path.read_text().splitlines()) >= 50 for path in tmp_path.glob("runs/*/steps.jsonl")
+    ):
         assert time.monotonic() - begun < 200 and process.poll() is None
         time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
@@ -425,7 +563,9 @@ def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
     assert not list(tmp_path.glob("runs/*/record.json"))
     for folder in tmp_path.glob("runs/*"):
         if (folder / "checkpoint.pt").exists():
-            assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["iteration"] >= 24
+            assert (
+                torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["iteration"] >= 24
+            )
     cell = experiment("quickstart", seeds=1, settings={**SLOW, "schedule.iterations": 3000})[0]
     with sole_user(tmp_path / "runs" / cell.folder):  # nothing is left running in it
         assert (tmp_path / "runs" / cell.folder / "config.json").exists()
@@ -435,18 +575,26 @@ def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
     """Two raylets on this machine; the one without the sweep is killed while it works."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     try:
         doomed = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         lost, waited = [], []
 
         def lose_node_once(states):
-            on_doomed = [state for state in states if state.status == "running" and doomed.node_id[:8] in state.note]
+            on_doomed = [
+                state
+                for state in states
+                if state.status == "running" and doomed.node_id[:8] in state.note
+            ]
             steps = [state.folder / "steps.jsonl" for state in on_doomed]
             if lost:
                 waited.extend(s.note for s in states if s.status == "waiting" and s.attempts == 2)
-            if not lost and any(path.exists() and len(path.read_text().splitlines()) >= 50 for path in steps):
+            if not lost and any(
+                path.exists() and len(path.read_text().splitlines()) >= 50 for path in steps
+            ):
                 lost.append(on_doomed[0].cell)
                 cluster.remove_node(doomed, allow_graceful=False)
 
@@ -486,19 +634,37 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
     assert "1 of 2 cells have not been run" in text
     for suffix, sign in (("md", "| quickstart"), ("csv", "quickstart"), ("tex", r"\toprule")):
         assert sign in (tmp_path / f"tables/quickstart.{suffix}").read_text()
-    assert len(list((tmp_path / "kept").glob("*.json"))) == len(list((tmp_path / "kept").glob("*.npz"))) == 1
+    assert (
+        len(list((tmp_path / "kept").glob("*.json")))
+        == len(list((tmp_path / "kept").glob("*.npz")))
+        == 1
+    )
 
 
-def test_sweep_on_the_command_line_varies_a_setting_and_says_what_happens(tmp_path, capsys, monkeypatch):
+def test_sweep_on_the_command_line_varies_a_setting_and_says_what_happens(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    chosen = ["quickstart", "--seeds", "1", *tiny.arguments(TINY), "--vary", "network.layers", "3", "4"]
+    chosen = [
+        "quickstart",
+        "--seeds",
+        "1",
+        *tiny.arguments(TINY),
+        "--vary",
+        "network.layers",
+        "3",
+        "4",
+    ]
     assert tiny.main(["sweep", *chosen, "--json"]) == 0
     found = capsys.readouterr()
     assert [row["status"] for row in json.loads(found.out)] == ["finished", "finished"]
     assert found.err.count("finished") == 2
     assert tiny.main(["report", *chosen, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert ["network.layers=4" in row["name"] for row in rows] == [False, True]  # 3 is the preset's own
+    assert ["network.layers=4" in row["name"] for row in rows] == [
+        False,
+        True,
+    ]  # 3 is the preset's own
 
 
 def test_vary_needs_values(capsys):

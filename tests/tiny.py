@@ -17,7 +17,8 @@ from pcdd_core.presets import preset
 
 # With PCDD_TEST_MINKOWSKI=yes, as `make test` sets it, these tests fail without MinkowskiEngine instead of being skipped.
 needs_minkowski = pytest.mark.skipif(
-    importlib.util.find_spec("MinkowskiEngine") is None and os.environ.get("PCDD_TEST_MINKOWSKI") != "yes",
+    importlib.util.find_spec("MinkowskiEngine") is None
+    and os.environ.get("PCDD_TEST_MINKOWSKI") != "yes",
     reason="MinkowskiEngine is not installed: make minkowski",
 )
 
@@ -70,10 +71,17 @@ def three_solids() -> PointClouds:
 
 def pcdd(*words: str, **changes) -> int:
     """`pcdd words...` in this process, on the CPU, with tiny settings of a run on the digits; returns the exit code."""
-    settings = {**DISTILLATION, **EVALUATION, **{name.replace("__", "."): value for name, value in changes.items()}}
+    settings = {
+        **DISTILLATION,
+        **EVALUATION,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
     return main([words[0], *arguments(settings), "--device", "cpu", *words[1:]])
 
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file and folder below `folder`, with its content."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
