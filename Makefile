@@ -1,12 +1,24 @@
-# make demo             install, then the quickstart notebook, headless (make demo DATASET=mnist for MNIST)
-# make test             install, build MinkowskiEngine (Linux; MINKOWSKI=no leaves it out), then the whole test suite
-# make minkowski        install, then build and install MinkowskiEngine, for the backend of that name
-# make notebooks        install, then every notebook, headless, with the smallest settings (minutes)
-# make bench            install, then the engine's speed beside the published way and the machine's limits (BENCH: options)
-# make lab              install, then JupyterLab on the notebooks
-# Variables: PYTHON, DATASET, DATA (folder that holds MNIST/raw), CONSTRAINTS (constraints.txt: pinned versions), DEVICE;
-# of make minkowski: CUDA (yes, no; otherwise as found), JOBS (files compiled at once), SDIST (the source archive);
-# of make tables: SWEEP (options of `pcdd sweep`)
+# Every target except clean installs pcdd into .venv first.
+# make demo             run the quickstart notebook without a browser (DATASET=mnist: on MNIST)
+# make check            lint, check the format, run the unit tests: before every commit
+# make test             build MinkowskiEngine (Linux; MINKOWSKI=no: skip), run the whole test suite
+# make minkowski        build and install MinkowskiEngine, for the backend of that name
+# make notebooks        run every notebook without a browser, with the smallest settings (minutes)
+# make bench            measure the engine against published-style code and the machine's limits
+# make lab              open the notebooks in JupyterLab
+# make pair             synchronise the .py and .ipynb files of the notebooks
+# make tables           make the runs and tables of the paper (see below)
+# Variables:
+#   PYTHON        Python interpreter for .venv
+#   DATASET       digits or mnist
+#   DATA          folder that contains MNIST/raw
+#   DEVICE        cpu, cuda or cuda:N
+#   CONSTRAINTS   constraints.txt: pinned versions
+#   BENCH         options of benchmarks/bench.py
+#   SWEEP         options of `pcdd sweep` for make tables
+#   CUDA          make minkowski: yes or no (default: yes if there is a GPU)
+#   JOBS          make minkowski: files to compile at once
+#   SDIST         make minkowski: path of the source archive
 
 PYTHON ?= python3
 DATASET ?= digits
@@ -18,10 +30,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 export OMP_WAIT_POLICY ?= PASSIVE
-# a variable of the command line as an option; CUDA and JOBS mean other things in many environments
+# Pass a variable as an option only if it is set on the command line, because many environments use
+# CUDA and JOBS for something else.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo test minkowski notebooks bench lab install pair tables clean
+.PHONY: demo check test minkowski notebooks bench lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -41,13 +54,20 @@ demo: install
 		-p dataset $(DATASET) -p output runs/quickstart-$(DATASET) -p data_folder "$(abspath $(DATA))" -p device "$(DEVICE)"
 	@echo "The executed notebook is runs/quickstart-$(DATASET).ipynb"
 
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --no-loadscope-reorder \
+		-m "not slow and not minkowski and not browser and not ray and not gpu"
+
 test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
 	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 minkowski: install
 	$(BIN)/python minkowski/build.py $(call given,CUDA,--cuda) $(call given,JOBS,--jobs) $(call given,SDIST,--sdist)
 
-# One after another: kernels that start at once can race for ports. Parameters that a notebook does not have do no harm.
+# Notebooks run one after another, because kernels that start at once can race for ports. Papermill
+# ignores parameters that a notebook does not have.
 notebooks: install
 	@mkdir -p runs/notebooks
 	@set -e; for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
@@ -57,18 +77,19 @@ notebooks: install
 lab: install
 	$(BIN)/jupyter lab notebooks
 
-# Needs MNIST, a quiet machine, and for some rows MinkowskiEngine (make minkowski)
+# Needs MNIST and a machine without other load. Some rows need MinkowskiEngine (make minkowski).
 bench: install
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 	$(BIN)/python benchmarks/sparse_layers.py
 
-# After editing a notebook's .py or .ipynb: bring the pair in step
+# Run this after a change of the .py or the .ipynb of a notebook.
 pair: install
 	$(BIN)/jupytext --sync notebooks/*.py
 
-# The paper's tables at the paper's scale, then the ingredients, on Ray, into figures/records and figures/tables. A run of the
-# paper takes about 20 minutes of one core. --minutes, or Ctrl-C, stops; make tables again goes on. SWEEP: options of
-# `pcdd sweep`. Needs MNIST.
+# Make the paper's tables at the paper's scale, then the ingredients, on Ray. Results go to
+# figures/records and figures/tables. A run of the paper takes about 20 minutes of one core.
+# SWEEP="--minutes M" limits each sweep, Ctrl-C stops the target; a second call continues. Needs
+# MNIST.
 tables: install minkowski
 	set -e; for table in "table1 --seeds 5" "initialisation --seeds 10" "table2 --seeds 5" "ablation --seeds 5" \
 		"why --seeds 3" "pool --seeds 3" "ingredients --seeds 1"; do \

@@ -1,11 +1,12 @@
-"""How fast the engine is, beside the published way of writing it and beside what the machine could do.
+"""Measure the speed of the engine against published-style code and against the machine's limits.
 
-    make bench        (python benchmarks/bench.py --help: some of it, other devices)
+    make bench        (python benchmarks/bench.py --help: single benchmarks, other devices)
 
-Ours and the yardstick take turns, so that a noisy machine harms both alike, each in a process of its own, because how ours uses
-memory would help both; a ratio is the median over the pairs. The yardsticks are in published_style.py, the machine's own
-limits are measured by limits.py.
-Writes benchmarks/results/<device>.json, a list with one object per benchmark, and prints the README's table. Needs MNIST.
+The engine and the yardstick take turns, so that noise on the machine affects both alike. Each has
+its own process, because the memory settings of the engine would speed up both. A ratio is the
+median over the pairs. The yardsticks are in published_style.py. limits.py measures the limits of
+the machine. The script writes benchmarks/results/<device>.json, a list with one object per
+benchmark, and prints the tables of the README. It needs MNIST.
 """
 
 import argparse
@@ -42,9 +43,10 @@ from pcdd_core.randomness import generator
 from pcdd_core.runs import Progress
 
 HERE = Path(__file__).parent
-# Gradient matching, one cloud of 250 points per class: the field's setting, the same in float32 only, preset `gaussian`'s, and
-# the paper's two architectures, of which MinkowskiEngine's is ours by `sparse`, with all second derivatives. The last row is the
-# paper's PyTorch network with real gradients from a pool, against fresh ones in the published way.
+# Gradient matching with one cloud of 250 points per class: the field's setting, the same in float32
+# only, the setting of preset `gaussian`, and the paper's two architectures. The engine runs the
+# MinkowskiEngine architecture with `sparse`, so with all second derivatives. The last row is the
+# paper's PyTorch network with real gradients from a pool, against fresh ones in the yardstick.
 FIELD = {"network.width": 128, "objective.real_batch": 256}
 ITERATIONS = {
     "iteration-convnet3": {**FIELD, "objective.real_precision": "bfloat16"},
@@ -61,7 +63,7 @@ PRESETS = {
 }
 FILLED = 60  # iterations after which nearly every pool of 8 batches for 10 classes is full
 CLASSIFIERS, EPOCHS = 20, 1001
-DOUBLED = {  # what grows, from which value, and the setting that says so
+DOUBLED = {  # size: (first value, its setting)
     "points per cloud": (50, "clouds.points_per_cloud"),
     "clouds per class": (1, "clouds.clouds_per_class"),
     "classes": (2, None),
@@ -70,16 +72,16 @@ DOUBLED = {  # what grows, from which value, and the setting that says so
 
 
 def matching_config(preset: str = "gaussian", **changes) -> Config:
-    """A preset without an end, with spots of one width and one network."""
-    still = {
+    """Return a preset with constant bandwidth, one network and practically no end."""
+    constant = {
         "lift.bandwidth_start": 0.5, "lift.bandwidth_end": 0.5, "schedule.iterations": 10**6,
         "schedule.iterations_per_network": 0,
     }  # fmt: skip
-    return pcdd.override(pcdd.preset(preset).config, {**still, **changes})
+    return pcdd.override(pcdd.preset(preset).config, {**constant, **changes})
 
 
 def ours_iteration(config: Config, real: PointClouds, device: torch.device) -> Callable[[], object]:
-    """Each call makes one iteration; a pool of real gradients is filled before the first."""
+    """Return a function that makes one iteration. A pool of real gradients is full before that."""
     machine.keep_freed_memory()
     steps = pcdd.distill(config, real, device)
     if config.objective.real_gradients != "fresh":
@@ -91,7 +93,7 @@ def ours_iteration(config: Config, real: PointClouds, device: torch.device) -> C
 def published_iteration(
     config: Config, real: PointClouds, device: torch.device
 ) -> Callable[[], object]:
-    """The same work in the published way."""
+    """Return a function that makes the same iteration in the published style."""
     size, classes, network = real.grid[1], len(real.class_names), config.network
     if config.lift.name == "gaussian":
         axes, centre, make = slice(1, 3), 0.5, published_style.ConvNet
@@ -151,7 +153,7 @@ def published_iteration(
 
 
 def ours_evaluation(epochs: int, device: torch.device) -> Callable[[], object]:
-    """Each call trains 20 classifiers on the 10 clouds of `mnist-1`, and looks at one cloud with them."""
+    """Return a function that trains 20 classifiers on `mnist-1` (10 clouds) and tests one cloud."""
     machine.keep_freed_memory()
     clouds, settings = (
         pcdd.released("mnist-1"),
@@ -161,7 +163,7 @@ def ours_evaluation(epochs: int, device: torch.device) -> Callable[[], object]:
 
 
 def published_evaluation(epochs: int, device: torch.device) -> Callable[[], object]:
-    """The same in the published way: one classifier after another."""
+    """Return a function with the same work in the published style, classifier by classifier."""
     images, labels = (
         project(pcdd.released("mnist-1")).to(device),
         pcdd.released("mnist-1").labels.to(device),
@@ -172,7 +174,7 @@ def published_evaluation(epochs: int, device: torch.device) -> Callable[[], obje
 
 
 class Process:
-    """A process that makes some work, once, and then does it whenever asked to."""
+    """A process that prepares some work once, and then does it for each call of `seconds`."""
 
     def __init__(self, make: Callable, *arguments):
         self.pool = multiprocessing.get_context("spawn").Pool(1)
@@ -185,15 +187,15 @@ class Process:
         self.pool.terminate()
 
     def seconds(self) -> float:
-        """Do it; seconds."""
+        """Do the work once. Returns its seconds."""
         return self.pool.apply(_do)
 
     def peak(self) -> int:
-        """Bytes at the peak so far, the libraries and the data included on a CPU."""
+        """Return the peak memory in bytes. On a CPU it includes libraries and data."""
         return self.pool.apply(_peak)
 
 
-_work: list = []  # in such a process: what to do, and on which device
+_work: list = []  # in a `Process`: the work and its device
 
 
 def _make(make: Callable, arguments: tuple) -> None:
@@ -208,35 +210,45 @@ def _peak() -> int:
     return machine.peak_memory(_work[1])
 
 
-def in_turns(ours: tuple, yardstick: tuple, rounds: int) -> tuple[list[tuple[float, float]], int]:
-    """Seconds of both, round by round, and the peak memory of ours; the first round warms up and is dropped."""
-    with Process(*ours) as mine, Process(*yardstick) as theirs:
-        found = [(mine.seconds(), theirs.seconds()) for _ in range(rounds + 1)]
-        return found[1:], mine.peak()
+def in_turns(engine: tuple, yardstick: tuple, rounds: int) -> tuple[list[tuple[float, float]], int]:
+    """Run both in turns. Returns seconds of both for each round, and the peak memory of the engine.
+
+    engine, yardstick: arguments of `Process`. The first round is a warm-up and is dropped.
+    """
+    with Process(*engine) as engine_process, Process(*yardstick) as yardstick_process:
+        pairs = [(engine_process.seconds(), yardstick_process.seconds()) for _ in range(rounds + 1)]
+        return pairs[1:], engine_process.peak()
 
 
-def compared(found: list[tuple[float, float]], peak: int, floor: float | None) -> dict:
-    """What the results say of a comparison. floor: seconds that the operations would take that cannot be left out, if counted."""
-    ours = median(pair[0] for pair in found)
+def compared(pairs: list[tuple[float, float]], peak: int, floor: float | None) -> dict:
+    """Return the fields of a comparison.
+
+    pairs: seconds of engine and yardstick. peak: bytes. floor: seconds of the necessary operations
+    at the measured rate, or None if they are not counted.
+    """
+    engine_seconds = median(pair[0] for pair in pairs)
     return {
-        "ours_s": ours,
-        "yardstick_s": median(pair[1] for pair in found),
-        "ratio": median(theirs / mine for mine, theirs in found),
-        "pairs_s": found,
+        "ours_s": engine_seconds,
+        "yardstick_s": median(pair[1] for pair in pairs),
+        "ratio": median(yardstick / engine for engine, yardstick in pairs),
+        "pairs_s": pairs,
         "floor_s": floor,
-        "floor_fraction": floor and floor / ours,
+        "floor_fraction": floor and floor / engine_seconds,
         "peak_bytes": peak,
     }
 
 
 def iteration(name: str, options: argparse.Namespace) -> dict:
-    """An iteration of gradient matching, against the published way; the floor is the real clouds' part alone, of dense ConvNets."""
+    """Compare an iteration of gradient matching with the published style.
+
+    The floor counts the real clouds only, and exists for dense ConvNets only.
+    """
     config, real = (
         matching_config(PRESETS.get(name, "gaussian"), **ITERATIONS[name]),
         mnist(options.data),
     )
     ways = ((make, config, real, options.device) for make in (ours_iteration, published_iteration))
-    found, peak = in_turns(*ways, options.rounds)
+    pairs, peak = in_turns(*ways, options.rounds)
     network, batch = config.network, config.objective.real_batch
     settings = {
         "backend": network.backend,
@@ -254,17 +266,20 @@ def iteration(name: str, options: argparse.Namespace) -> dict:
     floor = (
         operations / options.rates[config.objective.real_precision] if name not in PRESETS else None
     )
-    return {"settings": settings, **compared(found, peak, floor)}
+    return {"settings": settings, **compared(pairs, peak, floor)}
 
 
 def evaluation(name: str, options: argparse.Namespace) -> dict:
-    """20 classifiers, 1,001 epochs, 10 clouds, against one after another: some of the epochs, times what is missing."""
+    """Compare 20 classifiers, 1,001 epochs, 10 clouds with one classifier after another.
+
+    Measures some of the epochs and scales the seconds to all of them.
+    """
     ways = (
         (make, options.epochs, options.device) for make in (ours_evaluation, published_evaluation)
     )
-    found, peak = in_turns(*ways, options.rounds)
+    pairs, peak = in_turns(*ways, options.rounds)
     scale = EPOCHS / options.epochs
-    found = [(scale * mine, scale * theirs) for mine, theirs in found]
+    pairs = [(scale * engine, scale * yardstick) for engine, yardstick in pairs]
     operations = EPOCHS * CLASSIFIERS * 10 * limits.training_operations(28, 128, 3, first_padding=3)
     settings = {
         "classifiers": CLASSIFIERS,
@@ -273,11 +288,14 @@ def evaluation(name: str, options: argparse.Namespace) -> dict:
         "clouds": 10,
         "width": 128,
     }
-    return {"settings": settings, **compared(found, peak, operations / options.rates["float32"])}
+    return {"settings": settings, **compared(pairs, peak, operations / options.rates["float32"])}
 
 
 def growth(name: str, options: argparse.Namespace) -> dict:
-    """Seconds of an iteration as one size is doubled four times, and the exponents: 1 where cost doubles as well."""
+    """Measure an iteration while one size doubles four times.
+
+    Returns seconds and exponents. An exponent of 1 means that the cost doubles too.
+    """
     rows = {}
     for size, (start, setting) in DOUBLED.items():
         values, seconds = [start * 2**doubling for doubling in range(5)], []
@@ -303,7 +321,7 @@ def growth(name: str, options: argparse.Namespace) -> dict:
 
 
 def scattered(classes: int) -> PointClouds:
-    """256 clouds of 100 points at random in each class, as real ones: only times matter."""
+    """Return 256 clouds of 100 random points per class. They replace real ones for timing."""
     labels = [label for label in range(classes) for _ in range(256)]
     return scatter(
         [100] * len(labels), labels, (1, 28, 28), tuple(map(str, range(classes))), generator(0)
@@ -311,7 +329,10 @@ def scattered(classes: int) -> PointClouds:
 
 
 def records(name: str, options: argparse.Namespace) -> dict:
-    """A run with its folder, steps, checkpoints and health, against the bare loop over `distill`; scoring is left out."""
+    """Compare a run with its folder, steps, checkpoints and health to a plain loop over `distill`.
+
+    Scoring is not measured.
+    """
     iterations = 50
     config = pcdd.override(pcdd.preset("gaussian").config, {"schedule.iterations": iterations})
     real = mnist(options.data)
@@ -324,7 +345,7 @@ def records(name: str, options: argparse.Namespace) -> dict:
                 "evaluation.width": 1,
                 "evaluation.protocols": ["standard"],
             }
-            done = pcdd.run(
+            run_folder = pcdd.run(
                 pcdd.override(config, few),
                 "run",
                 f"{folder}/run",
@@ -332,27 +353,29 @@ def records(name: str, options: argparse.Namespace) -> dict:
                 str(options.device),
                 progress=Progress(quiet=True),
             )
-            return pcdd.read_record(done / "record.json")["seconds"]["distillation"]
+            return pcdd.read_record(run_folder / "record.json")["seconds"]["distillation"]
 
     def bare() -> float:
         return seconds_of(
             lambda: [None for _ in pcdd.distill(config, real, options.device)], options.device
         )
 
-    found = [(recorded(), bare()) for _ in range(options.rounds + 1)][1:]
-    overhead = median(with_records / without - 1 for with_records, without in found)
+    pairs = [(recorded(), bare()) for _ in range(options.rounds + 1)][1:]
+    overhead = median(with_records / without - 1 for with_records, without in pairs)
     return {
         "settings": {"preset": "gaussian", "iterations": iterations},
-        "pairs_s": found,
+        "pairs_s": pairs,
         "overhead": overhead,
     }
 
 
 def volume(name: str, options: argparse.Namespace) -> dict:
-    """The sparse network on ever larger grids with as many occupied cells, and with ever more cells on the largest grid but one.
+    """Measure sparse networks on grids of increasing size, and with increasing numbers of points.
 
-    256 clouds, forward and first derivative; peak memory includes the libraries' own, some 400 MiB.
-    A dense network is left out where it would need too much memory, MinkowskiEngine where it is not installed.
+    All grids have the same number of points. On the second largest grid the number of points
+    increases. Each measurement is a forward pass and a first derivative for 256 clouds. Peak memory
+    includes the libraries, about 400 MiB. The dense network is left out if it would need too much
+    memory, and MinkowskiEngine if it is not installed.
     """
     rows = []
     ways = [
@@ -364,9 +387,8 @@ def volume(name: str, options: argparse.Namespace) -> dict:
         *((grid, 250) for grid in GRIDS),
         *((GRIDS[-2], points) for points in (500, 1000, 2000)),
     ]:
-        needed = (
-            CLOUDS * 32 * math.prod(grid) * 4 * 4
-        )  # bytes: the first layer's outputs of a dense network, a few of them
+        # bytes of some outputs of the first layer of a dense network
+        needed = CLOUDS * 32 * math.prod(grid) * 4 * 4
         with contextlib.ExitStack() as running:
             taking_turns = {
                 way: running.enter_context(Process(sparse_work, way, grid, points, options.device))
@@ -397,7 +419,10 @@ CLOUDS = 256
 def sparse_work(
     way: str, grid: tuple[int, int, int], points: int, device: torch.device
 ) -> Callable[[], object]:
-    """Each call: a network's forward pass and first derivative on clouds scattered over a grid."""
+    """Return a function: forward pass and first derivative of a network for scattered clouds.
+
+    way: backend
+    """
     machine.keep_freed_memory()
     description = NetworkConfig(layers=3, width=32, norm="instance", backend=way)
     network = build_network(description, 3, grid, 10, generator(0)).to(device)
@@ -413,7 +438,7 @@ def sparse_work(
 
 
 def start_up(name: str, options: argparse.Namespace) -> dict:
-    """Seconds of `pcdd --help` and of `import pcdd_core`, each in a process of its own."""
+    """Measure the seconds of `pcdd --help` and of `import pcdd_core`, each in a new process."""
     commands = {
         "pcdd --help": ["-m", "pcdd_core", "--help"],
         "import pcdd_core": ["-c", "import pcdd_core"],
@@ -427,7 +452,7 @@ def start_up(name: str, options: argparse.Namespace) -> dict:
 
 
 def mnist(data: str | None) -> PointClouds:
-    """Real clouds."""
+    """Return the training clouds of MNIST."""
     return pcdd.load_data(DataConfig(name="mnist", max_points=250), data).train
 
 
@@ -447,17 +472,23 @@ BENCHMARKS = {
 
 
 def markdown(results: list[dict]) -> str:
-    """The README's tables: what has a yardstick; sparse networks on ever larger grids, and with ever more points."""
+    """Format the tables of the README: benchmarks with a yardstick, and the benchmark `volume`."""
     lines = [
         ["", "ours", "published way", "ratio", "share of the floor's rate", "peak memory"],
         ["---"] * 6,
     ]
     for row in results:
         if "ratio" in row:
-            lines.append([
-                row["name"], f"{row['ours_s']:.3g} s", f"{row['yardstick_s']:.3g} s", f"{row['ratio']:.2f}",
-                f"{row['floor_fraction']:.0%}" if row["floor_fraction"] else "", _memory(row["peak_bytes"]),
-            ])  # fmt: skip
+            lines.append(
+                [
+                    row["name"],
+                    f"{row['ours_s']:.3g} s",
+                    f"{row['yardstick_s']:.3g} s",
+                    f"{row['ratio']:.2f}",
+                    f"{row['floor_fraction']:.0%}" if row["floor_fraction"] else "",
+                    _memory(row["peak_bytes"]),
+                ]
+            )
     tables = [lines]
     for row in results:
         if row["name"] == "volume":
@@ -472,13 +503,13 @@ def markdown(results: list[dict]) -> str:
                     for case in row["rows"]
                     if (tuple(case["grid"]), case["points"]) == (grid, points)
                 }
-                found = [
+                entries = [
                     f"{of_way[way]['seconds']:.2f} s, {_memory(of_way[way]['peak_bytes'])}"
                     if way in of_way
                     else "too large"
                     for way in ways
                 ]
-                tables[-1].append([" x ".join(map(str, grid)), str(points), *found])
+                tables[-1].append([" x ".join(map(str, grid)), str(points), *entries])
     return "\n\n".join(
         "\n".join("| " + " | ".join(line) + " |" for line in lines) for lines in tables
     )
@@ -489,7 +520,7 @@ def _memory(amount: int) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -501,13 +532,13 @@ def main() -> None:
         metavar="NAME",
         help=", ".join(BENCHMARKS),
     )
-    parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
+    parser.add_argument("--data", help="folder that contains MNIST/raw (default: PCDD_DATA)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--epochs",
         type=int,
         default=5,
-        help="of the evaluation's 1,001 that are measured (%(default)s)",
+        help="epochs to measure of the 1,001 of the evaluation (%(default)s)",
     )
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
@@ -520,18 +551,18 @@ def main() -> None:
     place = machine.describe(options.device)
     for name in options.only:
         load, begun = os.getloadavg()[0], time.monotonic()
-        found = BENCHMARKS[name](name, options)
+        result = BENCHMARKS[name](name, options)
         about = {
             "rates": options.rates,
             "cores": os.cpu_count(),
             "load_before": load,
             "seconds": time.monotonic() - begun,
         }
-        kept[name] = {"name": name, **place, **found, **about}
+        kept[name] = {"name": name, **place, **result, **about}
         atomic_write_text(
             path, json.dumps([kept[name] for name in BENCHMARKS if name in kept], indent=1)
         )
-        print(f"{name}: {found.get('ratio', '')} {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{name}: {result.get('ratio', '')} {time.monotonic() - begun:.0f} s", flush=True)
     print(markdown([kept[name] for name in BENCHMARKS if name in kept]))
 
 

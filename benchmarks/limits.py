@@ -1,7 +1,8 @@
-"""What this machine can do, measured: matrix products and copies per second; and what an iteration must do at least.
+"""Measure the limits of this machine, and count the necessary operations of an iteration.
 
-The floor of a computation is its floating-point operations at the first rate or its bytes at the second, whichever takes
-longer; `floor_fraction` in the results is that time over ours.
+The limits are the rates of matrix products and of copies. The floor of a computation is the time of
+its floating-point operations at the first rate, or of its bytes at the second rate, whichever is
+longer. `floor_fraction` in the results is the floor divided by the time of the engine.
 """
 
 import time
@@ -12,7 +13,7 @@ import torch
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, what it left to the device included."""
+    """Return the seconds of one call, including the work that it queued on the device."""
     _synchronise(device)
     start = time.perf_counter()
     work()
@@ -21,37 +22,46 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def best_seconds(work: Callable[[], object], device: torch.device, rounds: int = 7) -> float:
-    """The shortest of so many calls, after one to warm up."""
+    """Return the seconds of the fastest of `rounds` calls, after one call as a warm-up."""
     return min([seconds_of(work, device) for _ in range(rounds + 1)][1:])
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """`float32`, `bfloat16`: operations per second in matrix products of that precision, the fastest of a plain one and of 1x1 and
-    3x3 convolutions (which are matrix products by another library); `bytes`: read and written per second in a copy of 256 MiB."""
-    found = {
+    """Measure operations per second (`float32`, `bfloat16`) and bytes per second (`bytes`).
+
+    Operations are those of matrix products: the fastest of a plain product and of 1x1 and 3x3
+    convolutions, which are matrix products of another library. Bytes are read and written by a copy
+    of 256 MiB.
+    """
+    operations = {
         precision: _operations_per_second(device, getattr(torch, precision))
         for precision in ("float32", "bfloat16")
     }
     source = torch.randn(2**26, device=device)
     target = torch.empty_like(source)
-    return found | {"bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)}
+    return operations | {
+        "bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
+    }
 
 
 def _operations_per_second(device: torch.device, precision: torch.dtype) -> float:
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(precision) for _ in range(2))
-    found = [2 * size**3 / best_seconds(lambda: a @ b, device)]
+    results = [2 * size**3 / best_seconds(lambda: a @ b, device)]
     images, channels = (64, 128) if device.type == "cpu" else (1024, 256)
-    seen = torch.randn(images, channels, 14, 14, device=device).to(precision)
+    inputs = torch.randn(images, channels, 14, 14, device=device).to(precision)
     for kernel in (1, 3):
         weight = torch.randn(channels, channels, kernel, kernel, device=device).to(precision)
         operations = 2 * images * (14 + 1 - kernel) ** 2 * channels**2 * kernel**2
-        found.append(operations / best_seconds(partial(torch.conv2d, seen, weight), device))
-    return max(found)
+        results.append(operations / best_seconds(partial(torch.conv2d, inputs, weight), device))
+    return max(results)
 
 
 def convolution_operations(size: int, width: int, layers: int, first_padding: int = 1) -> list[int]:
-    """Floating-point operations of each 3x3 convolution of a ConvNet for one image of `size` pixels along each side."""
+    """Count the floating-point operations of each 3x3 convolution of a ConvNet for one image.
+
+    size: pixels along each side. width: channels of each layer.
+    """
     operations, channels = [], 1
     for layer in range(layers):
         size += 2 * ((first_padding if layer == 0 else 1) - 1)
@@ -61,7 +71,10 @@ def convolution_operations(size: int, width: int, layers: int, first_padding: in
 
 
 def training_operations(size: int, width: int, layers: int, first_padding: int = 1) -> int:
-    """Of one image's forward and backward pass: a backward pass costs two forward passes, of the first layer one."""
+    """Count the operations of a forward and a backward pass for one image.
+
+    A backward pass costs two forward passes; for the first layer it costs one.
+    """
     first, *others = convolution_operations(size, width, layers, first_padding)
     return 2 * first + 3 * sum(others)
 

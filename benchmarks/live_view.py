@@ -1,13 +1,14 @@
-"""What it costs to look on: a distillation in JupyterLab's live view, and without it, and how many frames are drawn.
+"""Measure the cost and the frame rate of the live view in JupyterLab.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/live_view.py --data DIR
 
-(About 5 minutes on 2 cores; needs Chromium and playwright.) 10 clouds of 250 points, preset `gaussian` on MNIST, and
-the same with a small network and batch, which shows what the view can do where iterations are fast. A real JupyterLab
-with a headless browser that draws what arrives. In its kernel the two ways take turns, round by round, so that a noisy
-machine harms both alike: iterating over `distill`, and a live view that is restarted. Both begin at the scatter and
-end after the same iterations. The browser, which draws in software here, runs on the same cores, so what it takes from
-the distillation is counted. Writes benchmarks/records/live-view-<device>.json.
+(About 5 minutes on 2 cores; needs Chromium and playwright.) The cases are 10 clouds of 250 points
+with preset `gaussian` on MNIST, and the same with a small network and batch. The small case shows
+the frame rate of the view when iterations are fast. The benchmark uses a real JupyterLab with a
+headless browser that draws the frames. In its kernel two ways take turns, round by round, so that
+noise on the machine affects both alike: iteration over `distill`, and a restarted live view. Both
+start at the scatter and end after the same number of iterations. The browser draws in software on
+the same cores, so its cost is included. Writes benchmarks/records/live-view-<device>.json.
 """
 
 import argparse
@@ -34,23 +35,25 @@ CASES = {
     "gaussian": {},
     "gaussian, width 8, 4 real clouds per class": {"network.width": 8, "objective.real_batch": 4},
 }
-# In the browser: when clouds were drawn (seconds), and which update that was.
+# Runs in the browser: records the time of each drawing of clouds (seconds) and its update.
 COUNT_DRAWS = """
 window.draws = [];
 const clear = CanvasRenderingContext2D.prototype.clearRect;
 CanvasRenderingContext2D.prototype.clearRect = function (...rectangle) {
   const view = this.canvas.closest(".pcdd-player");
-  if (this.canvas.className.includes("clouds")) window.draws.push([Date.now() / 1000, view.dataset.update]);
+  if (this.canvas.className.includes("clouds"))
+    window.draws.push([Date.now() / 1000, view.dataset.update]);
   return clear.apply(this, rectangle);
 };
 """
 
 
 def measure(live, config, real, device: str, rounds: int) -> dict:
-    """In the kernel: seconds of a whole run without and with the view, and when the watched ones ran.
+    """Measure whole runs without and with the view. Runs in the kernel.
 
-    Seconds of the wall clock, and of the processor in the kernel, of which other programs and the browser take nothing.
-    The first round warms up and is dropped.
+    Returns wall-clock seconds, processor seconds of the kernel (without other programs and the
+    browser), and start and end times of the watched runs. The first round is a warm-up and is
+    dropped.
     """
     seconds, processor, watched = ({"plain": [], "watched": []} for _ in range(3))
     for _ in range(rounds + 1):
@@ -66,9 +69,8 @@ def measure(live, config, real, device: str, rounds: int) -> dict:
             watched[way].append((begun, time.time()))
             seconds[way].append(time.time() - begun)
             processor[way].append(time.process_time() - spent)
-            time.sleep(
-                4
-            )  # the saved view and the picture are renewed, which is not part of the iterations
+            # the view updates the saved state and the picture, which is not part of an iteration
+            time.sleep(4)
     kept = {"seconds": seconds, "processor_seconds": processor}
     return {name: {way: times[1:] for way, times in of.items()} for name, of in kept.items()} | {
         "watched": watched["watched"][1:]
@@ -76,7 +78,7 @@ def measure(live, config, real, device: str, rounds: int) -> dict:
 
 
 def notebook(folder: Path, config, options: argparse.Namespace) -> None:
-    """A notebook of two cells: the view, and the measurement with its result in a file."""
+    """Write a notebook of two cells: the view, and the measurement with its result in a file."""
     setup = f"""import json, sys
 sys.path.insert(0, {str(HERE)!r})
 import live_view, pcdd_core as pcdd
@@ -85,8 +87,8 @@ real = pcdd.load_data(config.data, {options.data!r}).train
 live = pcdd.watch(config, real, {str(options.device)!r})
 live"""
     work = f"""import time; time.sleep(3)
-found = live_view.measure(live, config, real, {str(options.device)!r}, {options.rounds})
-open("found.json", "w").write(json.dumps(found))"""
+result = live_view.measure(live, config, real, {str(options.device)!r}, {options.rounds})
+open("result.json", "w").write(json.dumps(result))"""
     cells = [nbformat.v4.new_code_cell(source) for source in (setup, work)]
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     nbformat.write(
@@ -96,7 +98,7 @@ open("found.json", "w").write(json.dumps(found))"""
 
 
 def run(case: str, options: argparse.Namespace) -> dict:
-    """One case in a JupyterLab of its own."""
+    """Measure one case in a new JupyterLab."""
     config = pcdd.override(
         pcdd.preset("gaussian").config, {**CASES[case], "schedule.iterations": options.iterations}
     )
@@ -110,38 +112,40 @@ def run(case: str, options: argparse.Namespace) -> dict:
             page.add_init_script(COUNT_DRAWS)
             headless.run_all(page, address)
             draws = page.evaluate("() => window.draws")
-        found = json.loads((folder / "found.json").read_text())
-    drawn, shown = [], []
-    for begin, end in found.pop("watched"):
+        result = json.loads((folder / "result.json").read_text())
+    frame_rates, update_rates = [], []
+    for begin, end in result.pop("watched"):
         during = [(moment, update) for moment, update in draws if begin <= moment <= end]
-        drawn.append(len(during) / (end - begin))
-        shown.append(len({update for _, update in during}) / (end - begin))
+        frame_rates.append(len(during) / (end - begin))
+        update_rates.append(len({update for _, update in during}) / (end - begin))
 
     def ratio(name: str) -> float:
-        """The middle one of the rounds' ratios: what is next to each other in time is compared."""
-        return median(b / a for a, b in zip(found[name]["plain"], found[name]["watched"]))
+        """Return the median over rounds of watched / plain. Each round compares adjacent runs."""
+        return median(b / a for a, b in zip(result[name]["plain"], result[name]["watched"]))
 
     return {
         "case": case,
-        **found,
+        **result,
         "ratio": ratio("seconds"),
         "processor_ratio": ratio("processor_seconds"),
         "iterations_per_second": {
-            way: options.iterations / median(found["seconds"][way]) for way in found["seconds"]
+            way: options.iterations / median(result["seconds"][way]) for way in result["seconds"]
         },
-        "drawn_frames_per_second": median(drawn),
-        "updates_shown_per_second": median(shown),
+        "drawn_frames_per_second": median(frame_rates),
+        "updates_shown_per_second": median(update_rates),
     }
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
+    parser.add_argument("--data", help="folder that contains MNIST/raw (default: PCDD_DATA)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=40, help="of each run (%(default)s)")
+    parser.add_argument(
+        "--iterations", type=int, default=40, help="iterations of each run (%(default)s)"
+    )
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     options.device = machine.choose_device(options.device)
@@ -153,9 +157,11 @@ def main() -> None:
     for row in rows:
         speed = row["iterations_per_second"]
         print(
-            f"{row['case']}: {speed['plain']:.1f} iterations/s without, {speed['watched']:.1f} with the view, which takes "
-            f"{100 * (row['ratio'] - 1):+.1f} % time, {100 * (row['processor_ratio'] - 1):+.1f} % in the kernel alone; "
-            f"{row['updates_shown_per_second']:.1f} updates shown, {row['drawn_frames_per_second']:.1f} frames drawn a second"
+            f"{row['case']}: {speed['plain']:.1f} iterations/s without the view, "
+            f"{speed['watched']:.1f} with it; time {100 * (row['ratio'] - 1):+.1f} %, "
+            f"processor time of the kernel {100 * (row['processor_ratio'] - 1):+.1f} %; "
+            f"{row['updates_shown_per_second']:.1f} updates and "
+            f"{row['drawn_frames_per_second']:.1f} frames per second"
         )
     record = {
         "command": "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/live_view.py",

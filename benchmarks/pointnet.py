@@ -1,9 +1,10 @@
-"""A step of training PointNet: ours, beside the same network laid out plainly by torch's layers.
+"""Compare a training step of our PointNet with the same network from torch's layers.
 
     python benchmarks/pointnet.py        (about a minute)
 
-Both have the same weights and see the same 8 clouds; ours computes its widest layer's derivative at the largest points only. The two
-take turns, so that a noisy machine harms both alike. Writes benchmarks/records/pointnet-<device>.json and prints a table.
+Both networks have the same weights and the same 8 clouds as input. Ours computes the derivative of
+its widest layer only at the points with the largest features. The two take turns, so that noise on
+the machine affects both alike. Writes benchmarks/records/pointnet-<device>.json and prints a table.
 """
 
 import argparse
@@ -24,19 +25,22 @@ CLOUDS, CLASSES = 8, 10
 
 
 class Plain(nn.Module):
-    """The same computation, every layer at every point."""
+    """The same computation with every layer at every point.
 
-    def __init__(self, ours: PointNet):
+    network: network whose weights are copied
+    """
+
+    def __init__(self, network: PointNet):
         super().__init__()
         layers = []
-        for linear, norm in zip(ours.layers, ours.norms):
+        for linear, norm in zip(network.layers, network.norms):
             layers += [
                 _at_points(linear),
                 nn.InstanceNorm1d(linear.out_features, affine=True),
                 nn.ReLU(),
             ]
             layers[-2].load_state_dict(norm.state_dict())
-        self.layers, self.head = nn.Sequential(*layers, _at_points(ours.last)), ours.head
+        self.layers, self.head = nn.Sequential(*layers, _at_points(network.last)), network.head
 
     def forward(self, points: Tensor) -> Tensor:
         """points: (clouds, points, 3); returns (clouds, classes)."""
@@ -53,7 +57,7 @@ def _at_points(linear: nn.Linear) -> nn.Conv1d:
 
 
 def step(network: nn.Module, points: Tensor) -> float:
-    """Seconds of a forward and a backward pass."""
+    """Return the seconds of a forward and a backward pass. points: (clouds, points, 3)."""
     start = time.perf_counter()
     network.zero_grad()
     network(points).logsumexp(1).mean().backward()
@@ -63,16 +67,16 @@ def step(network: nn.Module, points: Tensor) -> float:
 
 
 def markdown(rows: list[dict]) -> str:
-    """A line per number of points."""
+    """Format a table with one line per number of points."""
     lines = [["points of a cloud", "ours", "plainly", "ratio"], ["---"] * 4]
     for row in rows:
-        ours, plain = (f"{1000 * median(row[way]):.0f} ms" for way in ("ours", "plain"))
-        lines.append([f"{row['points']:,}", ours, plain, f"{row['ratio']:.1f}"])
+        engine, plain = (f"{1000 * median(row[way]):.0f} ms" for way in ("ours", "plain"))
+        lines.append([f"{row['points']:,}", engine, plain, f"{row['ratio']:.1f}"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -80,30 +84,28 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     device = machine.choose_device(options.device)
-    torch.set_num_threads(
-        1
-    )  # as networks run in a distillation and an evaluation: side by side, each in one thread
+    # distillation and evaluation run networks in parallel, each in one thread
+    torch.set_num_threads(1)
     machine.keep_freed_memory()
     begun, rows = time.monotonic(), []
     for count in (128, 1024):
         torch.manual_seed(0)
-        ours = PointNet(CLASSES)
+        engine = PointNet(CLASSES)
         networks, points = (
-            {"ours": ours.to(device), "plain": Plain(ours).to(device)},
+            {"ours": engine.to(device), "plain": Plain(engine).to(device)},
             torch.rand(CLOUDS, count, 3, device=device) * 2 - 1,
         )
         with torch.no_grad():
-            apart = float(
-                (networks["ours"](points) - networks["plain"](points)).abs().max()
-            )  # by bfloat16's choice of points
+            # they differ because the engine selects points in bfloat16
+            difference = float((networks["ours"](points) - networks["plain"](points)).abs().max())
         seconds = {way: [] for way in networks}
         for _ in range(options.rounds + 2):  # the first two warm up and are dropped
             for way, network in networks.items():
                 seconds[way].append(step(network, points))
-        kept = {way: found[2:] for way, found in seconds.items()}
+        kept = {way: measured[2:] for way, measured in seconds.items()}
         ratio = median(plain / own for own, plain in zip(kept["ours"], kept["plain"]))
         rows.append(
-            {"points": count, **kept, "ratio": ratio, "largest_difference_of_logits": apart}
+            {"points": count, **kept, "ratio": ratio, "largest_difference_of_logits": difference}
         )
     record = {
         "command": "python benchmarks/pointnet.py",

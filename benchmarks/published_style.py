@@ -1,9 +1,10 @@
-"""The yardsticks: gradient matching and evaluation, written plainly in the manner of the published code.
+"""Yardsticks: gradient matching and evaluation in the style of the published code.
 
-After main.py, networks.py and utils.py of VICO-UoE/DatasetCondensation (Zhao et al. 2021): torch.nn's own layers, a data loader,
-one class after another, `autograd.grad` with `create_graph`, one classifier after another, images augmented one by one. Only
-what is matched differs: clouds of points, shown as Gaussian occupancy. Nothing of `pcdd_core` is used, so that this is
-an independent reference as well (tests/test_benchmarks.py).
+The style is that of main.py, networks.py and utils.py of VICO-UoE/DatasetCondensation (Zhao et al.
+2021): layers of torch.nn, a data loader, one class after another, `autograd.grad` with
+`create_graph`, one classifier after another, images augmented one by one. Only the data differ:
+clouds of points as network input. The code uses nothing of `pcdd_core`, so it is also an
+independent reference (tests/test_benchmarks.py).
 """
 
 import random
@@ -39,12 +40,15 @@ class ConvNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (images, 1, height, width); returns (images, classes)."""
+        """images: (images, 1, height, width). Returns logits (images, classes)."""
         return self.classifier(self.features(images).flatten(1))
 
 
 class PaperConvNet(nn.Module):
-    """The paper's PyTorch network: `layers` x [convolution, ReLU, max pooling], all axes padded and pooled, linear."""
+    """The paper's PyTorch network: `layers` x [convolution, ReLU, max pooling], linear.
+
+    Padding and pooling apply to all axes.
+    """
 
     def __init__(self, size: int, classes: int, width: int, layers: int):
         super().__init__()
@@ -57,13 +61,16 @@ class PaperConvNet(nn.Module):
             nn.Linear(width * size * size, classes),
         )
 
-    def forward(self, shown: Tensor) -> Tensor:
-        """shown: (clouds, 3, 1, height, width); returns (clouds, classes)."""
-        return self.classifier(self.features(shown).flatten(1))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs: (clouds, 3, 1, height, width). Returns logits (clouds, classes)."""
+        return self.classifier(self.features(inputs).flatten(1))
 
 
 class PaperMinkowskiNet(nn.Module):
-    """The paper's MinkowskiEngine network: `layers` x [convolution, ReLU, max pooling], put on the grid, linear."""
+    """The paper's MinkowskiEngine network: `layers` x [convolution, ReLU, max pooling], linear.
+
+    The linear layer has the dense grid as input.
+    """
 
     def __init__(self, size: int, classes: int, width: int, layers: int):
         super().__init__()
@@ -83,17 +90,20 @@ class PaperMinkowskiNet(nn.Module):
             size,
         )
 
-    def forward(self, shown) -> Tensor:
-        """shown: a MinkowskiEngine tensor of clouds; returns (clouds, classes)."""
-        seen = self.features(shown)
-        clouds = int(seen.C[:, 0].max()) + 1
-        shape = torch.Size([clouds, seen.F.shape[1], 1, self.size, self.size])
-        dense, _, _ = seen.dense(shape, min_coordinate=seen.C[:, 1:].amin(0).int().cpu())
+    def forward(self, inputs) -> Tensor:
+        """inputs: MinkowskiEngine tensor of clouds. Returns logits (clouds, classes)."""
+        features = self.features(inputs)
+        clouds = int(features.C[:, 0].max()) + 1
+        shape = torch.Size([clouds, features.F.shape[1], 1, self.size, self.size])
+        dense, _, _ = features.dense(shape, min_coordinate=features.C[:, 1:].amin(0).int().cpu())
         return self.classifier(dense.flatten(1))
 
 
 class Points(Dataset):
-    """Clouds of one class, each a tensor (points, axes), in cells; axes: depth, height, width, or the last two."""
+    """Clouds of one class, each a tensor (points, axes) in cells.
+
+    The axes are depth, height and width, or the last two of them.
+    """
 
     def __init__(self, clouds: list[Tensor]):
         self.clouds = clouds
@@ -106,7 +116,7 @@ class Points(Dataset):
 
 
 def batches(clouds: list[Tensor], batch: int):
-    """Batches of one class, shuffled, for ever: lists of clouds."""
+    """Yield shuffled batches of one class without end. A batch is a list of clouds."""
     loader = DataLoader(Points(clouds), batch, shuffle=True, drop_last=True, collate_fn=list)
     while True:
         yield from loader
@@ -115,22 +125,25 @@ def batches(clouds: list[Tensor], batch: int):
 def occupancy_images(
     clouds: list[Tensor], size: int, bandwidth: float, saturation: float
 ) -> Tensor:
-    """Gaussian occupancy of clouds of (points, 2), one after another: (clouds, 1, size, size)."""
+    """Return the Gaussian occupancy (clouds, 1, size, size) of clouds (points, 2), one by one.
+
+    bandwidth: standard deviation in cells
+    """
     edges = torch.arange(size + 1.0, device=clouds[0].device)
     images = []
     for points in clouds:
-        below = torch.special.ndtr(
-            ((edges - points[:, :, None]) / bandwidth).clamp(-4, 4)
-        )  # (points, 2, size + 1)
+        # (points, 2, size + 1): the part of each Gaussian below each edge
+        below = torch.special.ndtr(((edges - points[:, :, None]) / bandwidth).clamp(-4, 4))
         rows, columns = (below[..., 1:] - below[..., :-1]).unbind(1)
         images.append(1 - torch.exp(-saturation * rows.T @ columns))
     return torch.stack(images)[:, None]
 
 
 def coordinate_images(clouds: list[Tensor], size: int) -> Tensor:
-    """The mean coordinates of the points in each cell, of clouds of (points, 3): (clouds, 3, 1, size, size).
+    """Return the mean coordinates of the points in each cell: (clouds, 3, 1, size, size).
 
-    The smallest row and column of the batch become row and column 0, as in the paper's code.
+    clouds: tensors (points, 3). The smallest row and column of the batch become row and column 0,
+    as in the paper's code.
     """
     first = torch.stack([points.detach().long().amin(0) for points in clouds]).amin(0)
     images = []
@@ -144,7 +157,10 @@ def coordinate_images(clouds: list[Tensor], size: int) -> Tensor:
 
 
 def minkowski_tensor(clouds: list[Tensor]):
-    """Clouds of (points, 3) as MinkowskiEngine sees them, each cell with the mean coordinates of its points."""
+    """Convert clouds (points, 3) to a MinkowskiEngine tensor.
+
+    The features of a cell are the mean coordinates of its points.
+    """
     import MinkowskiEngine as ME
 
     mode = ME.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE
@@ -155,34 +171,43 @@ def minkowski_tensor(clouds: list[Tensor]):
 
 
 def sum_of_squares(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
-    """The paper's distance."""
-    return sum(((ours - theirs) ** 2).sum() for theirs, ours in zip(real, synthetic))
+    """Return the paper's distance of gradients: the sum of squared differences."""
+    return sum(
+        ((synthetic_gradient - real_gradient) ** 2).sum()
+        for real_gradient, synthetic_gradient in zip(real, synthetic)
+    )
 
 
 def cosine_of_weights(real: list[Tensor], synthetic: list[Tensor]) -> Tensor:
-    """1 - cosine for every output channel of every weight, summed."""
+    """Return 1 - cosine of gradients, summed over all output channels of all weights."""
     distance = 0.0
-    for theirs, ours in zip(real, synthetic):
-        if theirs.dim() > 1:
-            theirs, ours = theirs.flatten(1), ours.flatten(1)
-            norms = theirs.norm(dim=1) * ours.norm(dim=1) + 1e-6
-            distance = distance + (1 - (theirs * ours).sum(1) / norms).sum()
+    for target, gradient in zip(real, synthetic):
+        if target.dim() > 1:
+            target, gradient = target.flatten(1), gradient.flatten(1)
+            norms = target.norm(dim=1) * gradient.norm(dim=1) + 1e-6
+            distance = distance + (1 - (target * gradient).sum(1) / norms).sum()
     return distance
 
 
 def matching_loss(
     network: nn.Module,
-    theirs: list[list[Tensor]],
+    batches_of_classes: list[list[Tensor]],
     points: list[Tensor],
     show: Callable,
     distance: Callable,
 ) -> Tensor:
-    """The sum over the classes. theirs: of each a batch of real clouds; points: of each the synthetic one; show: to network input."""
+    """Return the matching loss, summed over classes.
+
+    batches_of_classes: a batch of real clouds for each class
+    points: the synthetic cloud of each class
+    show: converts a list of clouds to network input
+    distance: distance of gradients
+    """
     parameters, loss, device = list(network.parameters()), 0.0, points[0].device
-    for label, (real, own) in enumerate(zip(theirs, points)):
-        seen = show([cloud.to(device) for cloud in real])
+    for label, (real, own) in enumerate(zip(batches_of_classes, points)):
+        inputs = show([cloud.to(device) for cloud in real])
         labels = torch.full((len(real),), label, device=device)
-        real_gradients = torch.autograd.grad(F.cross_entropy(network(seen), labels), parameters)
+        real_gradients = torch.autograd.grad(F.cross_entropy(network(inputs), labels), parameters)
         real_gradients = [gradient.detach().clone() for gradient in real_gradients]
         synthetic_loss = F.cross_entropy(network(show([own])), torch.tensor([label], device=device))
         loss = loss + distance(
@@ -194,7 +219,10 @@ def matching_loss(
 def train_classifier(
     images: Tensor, labels: Tensor, width: int, epochs: int, first_padding: int = 3
 ) -> nn.Module:
-    """A classifier trained from scratch with augmentation, on the device of `images`, (images, 1, size, size)."""
+    """Train a classifier from scratch, with augmentation.
+
+    images: (images, 1, size, size); the classifier is on their device. labels: (images,).
+    """
     network = ConvNet(
         images.shape[-1], int(labels.max()) + 1, width, first_padding=first_padding
     ).to(images.device)
@@ -207,8 +235,8 @@ def train_classifier(
             optimiser = torch.optim.SGD(
                 network.parameters(), step_size, momentum=0.9, weight_decay=5e-4
             )
-        for shown, own in loader:
-            loss = F.cross_entropy(network(augmented(shown)), own)
+        for batch, batch_labels in loader:
+            loss = F.cross_entropy(network(augmented(batch)), batch_labels)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -216,7 +244,10 @@ def train_classifier(
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Each image of a batch, one after another, cropped, scaled or rotated."""
+    """Crop, scale or rotate each image of a batch at random, one by one.
+
+    images: (images, 1, size, size). Returns the same shape.
+    """
     size, mean, changed = images.shape[-1], images.mean().item(), []
     for image in images:
         kind = random.choice(["crop", "scale", "rotate"])

@@ -1,12 +1,16 @@
-"""Time and peak memory of one network in four ways: MinkowskiEngine, `sparse` on its maps or on torch's, and dense.
+"""Compare time and peak memory of one network in four implementations.
 
-    python benchmarks/sparse_layers.py --data DIR        (about 5 minutes on 2 cores; MNIST, see `pcdd distill --help`)
+    python benchmarks/sparse_layers.py --data DIR
 
-A network of the paper (3 layers, instance norm, max pooling) sees 256 real MNIST clouds on their flat grid, and 64 hollow
-boxes in 3D. Measured is the forward pass, the gradient of its loss with respect to all parameters, and the gradient of that
-gradient's square with respect to the input features, which is what moves points; MinkowskiEngine's is not complete (see
-pcdd_core/second_order.py). The ways take turns, round by round, so that a noisy machine harms all alike; peak memory is that
-of a fresh process each, above what it used before. Writes benchmarks/records/sparse-layers.json and prints a table.
+(About 5 minutes on 2 cores; needs MNIST, see `pcdd distill --help`.) The implementations are
+MinkowskiEngine, `sparse` on the kernel maps of MinkowskiEngine or of torch, and dense convolution.
+A network of the paper (3 layers, instance norm, max pooling) has two kinds of input: 256 real MNIST
+clouds on their flat grid, and 64 hollow boxes in 3D. Three stages are measured: the forward pass,
+the gradient of the loss with respect to all parameters, and the gradient of its square with respect
+to the input features. The last one moves points; in MinkowskiEngine it is not complete (see
+pcdd_core/second_order.py). The implementations take turns, round by round, so that noise on the
+machine affects all alike. Peak memory is measured in a new process each time, above the memory that
+it used before. Writes benchmarks/records/sparse-layers-<device>.json and prints a table.
 """
 
 import argparse
@@ -39,7 +43,7 @@ CASES = ("MNIST, 256 clouds on 1 x 28 x 28", "boxes, 64 clouds on 24 x 24 x 24")
 
 
 def clouds_of(case: str, data: str | None):
-    """The clouds of a case."""
+    """Return the clouds of a case."""
     if case == CASES[0]:
         return pcdd.load_data(DataConfig(name="mnist", max_points=250), data).train.select(
             torch.arange(256)
@@ -54,7 +58,10 @@ def clouds_of(case: str, data: str | None):
 
 
 class Work:
-    """One way through one case; `run` does a stage."""
+    """One implementation and one case. `run` runs a stage.
+
+    most: largest number of clouds
+    """
 
     def __init__(
         self,
@@ -79,7 +86,7 @@ class Work:
         self.tensor, self.labels = sparse.from_points(*points), clouds.labels
 
     def run(self, stage: str) -> None:
-        """The stage, with all that comes before it."""
+        """Run a stage and all stages before it."""
         features = self.tensor.features.detach().requires_grad_()
         loss = F.cross_entropy(self.network(self.tensor.with_features(features)), self.labels)
         if stage != "forward":
@@ -96,15 +103,15 @@ class Work:
 
 
 def memory(case: str, way: str, stage: str, options: argparse.Namespace) -> int:
-    """Bytes at the peak of one stage, above what the process held before it."""
+    """Return the peak memory of one stage in bytes, above the memory before it."""
     settings = case, way, options.width, options.data, options.device
-    Work(*settings, most=2).run(stage)  # libraries allocate on their first call
+    Work(*settings, most=2).run(stage)  # because libraries allocate at their first call
     work = Work(*settings)
     if options.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _resident("VmRSS")
     work.run(stage)
     return (
@@ -113,27 +120,31 @@ def memory(case: str, way: str, stage: str, options: argparse.Namespace) -> int:
 
 
 def markdown(rows: list[dict]) -> str:
-    """Milliseconds (median) and MiB, a row per case and stage, a column per way."""
+    """Format a table with one row per case and stage, and one column per implementation.
+
+    Entries are median milliseconds, the ratio to MinkowskiEngine, and MiB.
+    """
     lines = [["", *WAYS], ["---"] * (len(WAYS) + 1)]
     for case in CASES:
         for stage in STAGES:
-            found = {
+            by_way = {
                 row["way"]: row for row in rows if (row["case"], row["stage"]) == (case, stage)
             }
             cells = (
-                f"{1000 * median(row['seconds']):.0f} ms ({row['ratio_to_minkowski']:.2f}), {row['peak_memory_bytes'] / 2**20:.0f} MiB"
-                for row in (found[way] for way in WAYS)
+                f"{1000 * median(row['seconds']):.0f} ms ({row['ratio_to_minkowski']:.2f}), "
+                f"{row['peak_memory_bytes'] / 2**20:.0f} MiB"
+                for row in (by_way[way] for way in WAYS)
             )
             lines.append([f"{case.split(',')[0]}, {stage}", *cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
+    parser.add_argument("--data", help="folder that contains MNIST/raw (default: PCDD_DATA)")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default=None)
@@ -165,7 +176,8 @@ def main() -> None:
                 row["ratio_to_minkowski"] = median(kept) / median(seconds["minkowski"][1:])
                 rows.append(row)
                 print(
-                    f"{case} | {stage} | {way} | {1000 * kept[0]:.0f} ms best, {1000 * median(kept):.0f} ms median, "
+                    f"{case} | {stage} | {way} | {1000 * kept[0]:.0f} ms best, "
+                    f"{1000 * median(kept):.0f} ms median, "
                     f"{row['ratio_to_minkowski']:.2f} x minkowski | {peak / 2**20:.0f} MiB",
                     flush=True,
                 )

@@ -1,13 +1,19 @@
-"""Sparse networks beside dense ones on real shapes, on grids of 32^3 and 64^3: training, and distilling.
+"""Compare sparse and dense networks on real shapes, on grids of 32^3 and 64^3 cells.
 
-    python benchmarks/sparse_shapes.py --data DIR        (about half an hour; DIR holds modelnet10_voxels24)
+    python benchmarks/sparse_shapes.py --data DIR
 
-The same network (convolution, instance norm, ReLU, max pooling, as often as leaves 4^3 cells; a linear head) is computed on
-all cells (dense), or on occupied ones only (sparse). It learns to tell the shapes apart, seen as occupied cells: accuracy, time
-and memory, the sparse one with twice the channels besides. And it is what one cloud per class is distilled with, from scatter, by
-gradient matching (so with second derivatives), for both lifts: time and memory of an iteration. Each measurement is a process of
-its own, so peak memory, above what the data takes, is its own. Accuracies are those of the last epoch on the test split; nothing
-is chosen by them. Writes benchmarks/records/sparse-shapes-<device>.json and prints two tables.
+(About half an hour; DIR contains modelnet10_voxels24.) The same network is computed on all cells
+(dense) or on occupied cells only (sparse). It has a linear head and as many blocks of convolution,
+instance norm, ReLU and max pooling as leave 4^3 cells.
+
+Training: the network learns to classify shapes, given as occupied cells. The results are accuracy,
+time and memory. The sparse network also has a variant with twice the channels.
+Distillation: the network distils one cloud per class from scatter by gradient matching, so with
+second derivatives, for both lifts. The results are time and memory of an iteration.
+
+Each measurement has its own process, so that its peak memory is its own; the memory of the data is
+subtracted. Accuracies are those of the last epoch on the test split, and nothing is chosen by them.
+Writes benchmarks/records/sparse-shapes-<device>.json and prints two tables.
 """
 
 import argparse
@@ -34,21 +40,26 @@ from pcdd_core.networks import build_network
 from pcdd_core.presets import PRESETS
 from pcdd_core.randomness import generator
 
-TRAINED = {
+TRAINED = {  # (backend, factor of the width)
     "dense": ("torch", 1),
     "sparse": ("sparse", 1),
     "sparse, twice as wide": ("sparse", 2),
-}  # backend, times the width
+}
 DISTILLED = {"dense": "torch", "sparse": "sparse"}
 LIFTS = {"coordinates": "coordinates as features", "gaussian": "Gaussian occupancy"}
-DISTILLATION = {  # of shapes-1, whose clouds begin as 1,024 points of uniform scatter
-    "objective.name": "gradient_matching", "objective.distance": "layerwise_cosine", "objective.augmentation": False,
-    "lift.bandwidth_start": 0.5, "network.norm": "instance", "network.pooling": "max",
-}  # fmt: skip
+# Changes of preset shapes-1, whose clouds start as 1,024 points of uniform scatter.
+DISTILLATION = {
+    "objective.name": "gradient_matching",
+    "objective.distance": "layerwise_cosine",
+    "objective.augmentation": False,
+    "lift.bandwidth_start": 0.5,
+    "network.norm": "instance",
+    "network.pooling": "max",
+}
 
 
 def shown(clouds: PointClouds, backend: str):
-    """Occupied cells as the network's input: a dense grid, or their list with the feature 1."""
+    """Return the occupied cells as network input: a dense grid, or a sparse tensor of ones."""
     if backend == "torch":
         return lifts.occupancy(clouds)
     return sparse.from_points(
@@ -61,22 +72,27 @@ def shown(clouds: PointClouds, backend: str):
 
 
 def memory_from_here(device: torch.device) -> int:
-    """Bytes in use now, from which on the peak is measured anew."""
+    """Reset the peak memory. Returns the bytes in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)  # else what loading the data has freed would serve unseen
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
+    # Return freed memory to the kernel. Otherwise later allocations would use it unnoticed.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (Linux)
     return machine.peak_memory(device)
 
 
 def layers(cells: int) -> int:
-    """So many poolings leave 4^3 cells."""
+    """Return the number of poolings that leave 4^3 cells."""
     return int(math.log2(cells)) - 2
 
 
 def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict:
-    """Some iterations: seconds of one (median of all but the first), bytes at the peak above those with only the data loaded."""
+    """Measure some iterations of distillation.
+
+    Returns the seconds of an iteration (median of all but the first) and the peak memory in bytes,
+    above the memory of the data.
+    """
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
     changed = {
@@ -107,7 +123,11 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
 
 
 def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
-    """One training: accuracy in percent, seconds of a step (median), bytes at the peak above those with only the data loaded."""
+    """Train one network.
+
+    Returns the accuracy in percent, the seconds of a step (median) and the peak memory in bytes,
+    above the memory of the data.
+    """
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
     data = pcdd.load_data(DataConfig(name="modelnet10-voxels24", cells=cells), options.data)
@@ -152,28 +172,34 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
         ]
     accuracy = 100 * torch.cat(right).double().mean().item()
     return {
-        "way": way, "cells": cells, "seed": seed, "accuracy": accuracy, "steps": len(seconds), "seconds_of_a_step": median(seconds),
-        "peak_memory_bytes": peak, "occupied_cells": int(lifts.occupancy(test.select(torch.arange(50))).sum()) / 50,
-    }  # fmt: skip
+        "way": way,
+        "cells": cells,
+        "seed": seed,
+        "accuracy": accuracy,
+        "steps": len(seconds),
+        "seconds_of_a_step": median(seconds),
+        "peak_memory_bytes": peak,
+        "occupied_cells": int(lifts.occupancy(test.select(torch.arange(50))).sum()) / 50,
+    }
 
 
 def table(lines: list[list[str]]) -> str:
-    """A table; its first line is the head."""
+    """Format a Markdown table. The first line is the header."""
     return "\n".join(
         "| " + " | ".join(line) + " |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     )
 
 
 def training_table(rows: list[dict]) -> str:
-    """A line per grid and way of training: means over seeds."""
+    """Format the table of training: a line per grid and network, with means over seeds."""
     lines = [["cells", "network", "accuracy, %", "a step", "memory", "seeds"]]
     for cells, way in dict.fromkeys((row["cells"], row["way"]) for row in rows):
-        found = [row for row in rows if (row["cells"], row["way"]) == (cells, way)]
-        scores = [row["accuracy"] for row in found]
+        group = [row for row in rows if (row["cells"], row["way"]) == (cells, way)]
+        scores = [row["accuracy"] for row in group]
         spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
         step, peak = (
-            median(row["seconds_of_a_step"] for row in found),
-            max(row["peak_memory_bytes"] for row in found),
+            median(row["seconds_of_a_step"] for row in group),
+            max(row["peak_memory_bytes"] for row in group),
         )
         lines.append(
             [
@@ -182,47 +208,56 @@ def training_table(rows: list[dict]) -> str:
                 f"{mean(scores):.1f}{spread}",
                 f"{1000 * step:.0f} ms",
                 f"{peak / 2**20:.0f} MiB",
-                str(len(found)),
+                str(len(group)),
             ]
         )
     return table(lines)
 
 
 def distillation_table(rows: list[dict]) -> str:
-    """A line per grid and lift: an iteration, dense and sparse."""
+    """Format the table of distillation: a line per grid and lift, dense and sparse."""
     lines = [["cells", "lift", "dense", "sparse", "ratio", "memory, dense", "memory, sparse"]]
     for cells, lift in dict.fromkeys((row["cells"], row["lift"]) for row in rows):
-        dense, ours = (
+        dense, sparse_row = (
             next(
                 row for row in rows if (row["cells"], row["lift"], row["way"]) == (cells, lift, way)
             )
             for way in DISTILLED
         )
-        times = [row["seconds_of_an_iteration"] for row in (dense, ours)]
-        lines.append([f"{cells}^3", LIFTS[lift], *(f"{seconds:.1f} s" for seconds in times), f"{times[0] / times[1]:.1f}",
-                      *(f"{row['peak_memory_bytes'] / 2**20:.0f} MiB" for row in (dense, ours))])  # fmt: skip
+        times = [row["seconds_of_an_iteration"] for row in (dense, sparse_row)]
+        lines.append(
+            [
+                f"{cells}^3",
+                LIFTS[lift],
+                *(f"{seconds:.1f} s" for seconds in times),
+                f"{times[0] / times[1]:.1f}",
+                *(f"{row['peak_memory_bytes'] / 2**20:.0f} MiB" for row in (dense, sparse_row)),
+            ]
+        )
     return table(lines)
 
 
 def markdown(record: dict) -> str:
-    """Both tables."""
+    """Format both tables."""
     return training_table(record["training"]) + "\n\n" + distillation_table(record["distillation"])
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="folder that holds modelnet10_voxels24 (default: PCDD_DATA)")
+    parser.add_argument(
+        "--data", help="folder that contains modelnet10_voxels24 (default: PCDD_DATA)"
+    )
     parser.add_argument("--cells", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--shapes", type=int, default=60, help="training shapes of each class")
+    parser.add_argument("--shapes", type=int, default=60, help="training shapes per class")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument(
-        "--iterations", type=int, default=3, help="of distillation, after one that is not counted"
+        "--iterations", type=int, default=3, help="iterations of distillation after a warm-up"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default=None)

@@ -1,10 +1,12 @@
-"""Screenshots of the live view in JupyterLab and of the HTML player, after points have become digits.
+"""Take screenshots of the live view in JupyterLab and of the HTML player, when points are digits.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python figures/point_migration_screenshots.py --data DIR
+    export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+    python figures/point_migration_screenshots.py --data DIR
 
-(About 3 minutes on 2 cores; needs Chromium and playwright.) Notebook 3 runs in a real JupyterLab with the preset
-`quickstart` on MNIST: all cells are run, Start is pressed, and the first picture is taken at the end of the run. Then
-the cell that exports is run again, and the page that it writes is opened from disk, with no network. Writes
+(About 3 minutes on 2 cores; needs Chromium and playwright.) Notebook 3 runs in a real JupyterLab
+with the preset `quickstart` on MNIST. The script runs all notebook cells, presses Start, and takes
+the first screenshot at the end of the run. Then it runs the notebook cell with the export again,
+and opens the exported page from disk, without a network. Writes
 figures/point-migration-jupyterlab.png, figures/point-migration-player.png and their records.
 """
 
@@ -29,12 +31,12 @@ COMMAND = "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python figures/point_migrat
 
 
 def of_jupyterlab(page, address: str) -> bytes:
-    """Run notebook 3 and its live view to the end; the picture of it. Then run the cell that exports."""
+    """Run notebook 3 and its live view to the end, and run the export. Returns the screenshot."""
     headless.run_all(page, address)
     view = page.locator(".pcdd-player").first
     page.locator("button.jupyter-button", has_text="Start").first.click()
     page.locator(".widget-label", has_text="finished").first.wait_for()
-    page.wait_for_timeout(5000)  # the picture below the view is drawn
+    page.wait_for_timeout(5000)  # until the picture below the view is complete
     view.get_by_label("Colour").select_option("identity")
     page.locator(".jp-CodeCell", has_text="live = pcdd.watch").first.evaluate(
         "cell => cell.scrollIntoView()"
@@ -50,7 +52,7 @@ def of_jupyterlab(page, address: str) -> bytes:
 
 
 def of_player(page, path: Path) -> bytes:
-    """The page, halfway, with trails and projection."""
+    """Return a screenshot of the page at two thirds of the frames, with trails and projection."""
     page.context.set_offline(True)
     page.goto(path.as_uri())
     page.wait_for_selector(".pcdd-player[data-update]")
@@ -63,11 +65,11 @@ def of_player(page, path: Path) -> bytes:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
+    parser.add_argument("--data", help="folder that contains MNIST/raw (default: PCDD_DATA)")
     options = parser.parse_args()
     begun, pictures = time.monotonic(), {}
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +87,7 @@ def main() -> None:
             context = chromium.new_context(viewport={"width": 1280, "height": 1000})
             context.set_default_timeout(10 * 60_000)
             pictures["point-migration-jupyterlab"] = of_jupyterlab(context.new_page(), address)
-            for _ in range(600):  # the cell writes the page last
+            for _ in range(600):  # the notebook cell writes the page last
                 if (folder / "out" / "points.html").exists():
                     break
                 time.sleep(0.1)

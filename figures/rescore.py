@@ -1,10 +1,11 @@
-"""Score kept sets again with the evaluation settings that their presets have today.
+"""Score kept sets again with the current evaluation settings of their presets.
 
     python figures/rescore.py --data DIR mnist-1 mnist-1-split
 
-For each preset named: takes figures/records/NAME*-seedN.json and the clouds beside it, trains and tests the classifiers,
-and replaces scores, evaluation settings, evaluation seconds and `scored_by` in the record. Seed 0's record is copied to
-pcdd_core/released too. A record that has today's settings is left alone.
+For each preset the script reads figures/records/NAME*-seedN.json and the clouds beside it, trains
+and tests the classifiers, and replaces scores, evaluation settings, evaluation seconds and
+`scored_by` in the record. The record of seed 0 is also copied to pcdd_core/released. A record with
+the current settings stays unchanged.
 """
 
 import argparse
@@ -21,7 +22,10 @@ from pcdd_core.records import COMMITTED, as_json, label, read_record
 
 
 def rescored(path: Path, data: str | None) -> dict | None:
-    """The record at `path` with today's scores, or None if it has them or has no clouds beside it."""
+    """Return the record at `path` with new scores.
+
+    Returns None if its settings are current or if there are no clouds beside it.
+    """
     record = read_record(path)
     kept = record.pop("clouds_file")
     old, evaluation = from_dict(record["config"]), pcdd.preset(record["name"]).config.evaluation
@@ -37,18 +41,18 @@ def rescored(path: Path, data: str | None) -> dict | None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="presets of kept records")
-    parser.add_argument("--data", help="folder that holds MNIST/raw (default: PCDD_DATA)")
+    parser.add_argument("--data", help="folder that contains MNIST/raw (default: PCDD_DATA)")
     options = parser.parse_args()
     for path in sorted(COMMITTED.glob("*.json")):
         record = json.loads(path.read_text())
         if record["name"] not in options.names or "network" not in record.get("config", {}):
             continue
-        # of several records of one preset, the one with the preset's own distillation
+        # a preset can have records with changed settings: take the one with its own distillation
         evaluation = to_dict(pcdd.preset(record["name"]).config)["evaluation"]
         config = from_dict(record["config"] | {"evaluation": evaluation})
         if label(record["name"], config) != record["name"]:

@@ -1,8 +1,9 @@
-"""Builds and installs MinkowskiEngine 0.5.4 for the PyTorch of this environment: `make minkowski`.
+"""Build and install MinkowskiEngine 0.5.4 for the PyTorch of this environment (`make minkowski`).
 
-Its last release (2021) no longer builds, and there are no wheels. This fetches the source archive from pip's package
-index, checks its hash, applies MinkowskiEngine-0.5.4.patch (which explains each change), compiles a wheel, keeps it in
-~/.cache/pcdd/minkowski for this Python, PyTorch and CUDA, installs it, and tests the result. A second call takes seconds.
+The last release (2021) no longer builds, and there are no wheels. This script fetches the source
+archive from pip's package index, checks its hash, applies MinkowskiEngine-0.5.4.patch (which
+explains each change) and compiles a wheel. It stores the wheel in ~/.cache/pcdd/minkowski for this
+Python, PyTorch and CUDA, installs it, and tests the result. A second call takes seconds.
 """
 
 import argparse
@@ -33,21 +34,24 @@ ARCHIVE = "MinkowskiEngine-0.5.4.tar.gz"
 SHA256 = "b1879c00d0b0b1d30ba622cce239886a7e3c78ee9da1064cdfe2f64c2ab15f94"
 PATCH = HERE / "MinkowskiEngine-0.5.4.patch"
 BUILD_TOOLS = ["setuptools>=70.1", "wheel", "ninja", "patch-ng>=1.18"]
-# Added to Python's own flags. Its -g would have the compiler write debugging symbols, which takes far longer.
+# Added to Python's own flags. Their -g makes the compiler write debugging symbols, which takes far
+# longer.
 FLAGS = ["-g0", "-DNDEBUG"]
-GIBIBYTES_PER_JOB = {"cpu": 1.5, "cuda": 6.0}  # of compiler memory: estimates on the safe side
+GIBIBYTES_PER_JOB = {"cpu": 1.5, "cuda": 6.0}  # memory of one compiler job, estimated high
 
 
 class CannotBuild(Exception):
-    """Something is missing; the message says what, and what to do."""
+    """The build is not possible. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the wheel is for.
+    """Target of the build.
 
-    cuda: compile CUDA kernels; architectures: what they are compiled for, as TORCH_CUDA_ARCH_LIST; version: of the wheel,
-    naming all that it depends on; toolkit: the CUDA toolkit's folder.
+    cuda: compile CUDA kernels
+    architectures: GPU architectures in the format of TORCH_CUDA_ARCH_LIST
+    version: version of the wheel, which names everything that the wheel depends on
+    toolkit: folder of the CUDA toolkit
     """
 
     cuda: bool
@@ -57,41 +61,46 @@ class Target:
 
     @property
     def folder(self) -> str:
-        """Name of the wheel's folder in the cache."""
+        """Name of the folder of the wheel in the cache."""
         return f"{sysconfig.get_config_var('SOABI')}-{self.version}"
 
 
 def main() -> None:
-    """The command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--cuda", choices=("auto", "yes", "no"), default="auto", help="auto: if a GPU is there"
+        "--cuda", choices=("auto", "yes", "no"), default="auto", help="auto: if there is a GPU"
     )
     parser.add_argument(
-        "--jobs", type=int, help="files compiled at once (default: what cores and memory allow)"
+        "--jobs", type=int, help="files to compile at once (default: as cores and memory allow)"
     )
-    parser.add_argument("--sdist", type=Path, help=f"{ARCHIVE}, if it has been fetched already")
+    parser.add_argument("--sdist", type=Path, help=f"path of {ARCHIVE}, if you have it")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcdd" / "minkowski"
     parser.add_argument(
-        "--cache", type=Path, default=cache, help="where archive and wheels are kept (%(default)s)"
+        "--cache", type=Path, default=cache, help="folder for archive and wheels (%(default)s)"
     )
     options = parser.parse_args()
     try:
         install(options)
     except (CannotBuild, OSError) as problem:
         sys.exit(
-            f"minkowski: {problem}\n(pcdd works without MinkowskiEngine; `make test MINKOWSKI=no` leaves its tests out)"
+            f"minkowski: {problem}\n"
+            "(pcdd works without MinkowskiEngine; `make test MINKOWSKI=no` leaves its tests out)"
         )
 
 
 def install(options: argparse.Namespace) -> None:
-    """Make the wanted MinkowskiEngine importable, doing as little as needed. Raises CannotBuild."""
+    """Install MinkowskiEngine for the target, with as few steps as possible.
+
+    Raises CannotBuild.
+    """
     if platform.system() != "Linux":
         raise CannotBuild(
-            f"MinkowskiEngine builds on Linux only, this is {platform.system()}; use network.backend=sparse, which computes "
-            "the same and needs no installation (on Windows, WSL is a Linux)"
+            f"MinkowskiEngine builds on Linux only, this is {platform.system()}; use "
+            "network.backend=sparse, which computes the same and needs no installation "
+            "(on Windows, WSL is a Linux)"
         )
     if options.jobs is not None and options.jobs < 1:
         raise CannotBuild(f"JOBS is {options.jobs}; expected 1 or more files compiled at once")
@@ -113,17 +122,21 @@ def install(options: argparse.Namespace) -> None:
     say(f"installed MinkowskiEngine {target.version}")
     if not self_test():
         raise CannotBuild(
-            f"it is installed, but its self-test failed (above); remove {wheels} and try again"
+            "it is installed, but its self-test failed (see above); "
+            f"remove {wheels} and try again"
         )
 
 
 def self_test() -> bool:
-    """Whether what is installed computes; what is wrong is printed."""
+    """Return whether the installed MinkowskiEngine computes correctly. Errors are printed."""
     return subprocess.run([sys.executable, HERE / "self_test.py"]).returncode == 0
 
 
 def choose_target(cuda: str) -> Target:
-    """CPU-only or CUDA, for the torch that is installed and the GPUs that are there."""
+    """Choose CPU only or CUDA, for the installed PyTorch and the GPUs of this machine.
+
+    cuda: auto, yes or no. Raises CannotBuild if PyTorch or the CUDA toolkit does not fit.
+    """
     try:
         import torch
     except ImportError:
@@ -154,7 +167,8 @@ def choose_target(cuda: str) -> Target:
     )
     if not architectures:
         raise CannotBuild(
-            "no GPU is visible to tell the architecture from; set TORCH_CUDA_ARCH_LIST, for instance 9.0 (H100)"
+            "no GPU is visible, so its architecture is unknown; set TORCH_CUDA_ARCH_LIST, for "
+            "instance 9.0 (H100)"
         )
     built_for = re.sub(r"[^0-9a-zA-Z]+", "", architectures)
     return Target(
@@ -163,7 +177,7 @@ def choose_target(cuda: str) -> Target:
 
 
 def normal(version: str) -> str:
-    """As pip will write it: no capitals, no leading zeros (PEP 440)."""
+    """Normalise a version like pip: no capitals, no leading zeros (PEP 440)."""
     public, local = version.split("+")
     return f"{public}+" + ".".join(
         str(int(part)) if part.isdigit() else part for part in local.lower().split(".")
@@ -171,27 +185,32 @@ def normal(version: str) -> str:
 
 
 def find_toolkit(torch_cuda: str | None) -> str:
-    """The CUDA toolkit's folder. Its major version must be that of the CUDA that torch was built with."""
+    """Return the folder of the CUDA toolkit.
+
+    torch_cuda: CUDA version that PyTorch was built with. The toolkit must have the same major
+    version. Raises CannotBuild if there is no such toolkit.
+    """
     if torch_cuda is None:
         raise CannotBuild(
-            "this PyTorch is built without CUDA; install one with CUDA, or take CUDA=no"
+            "this PyTorch is built without CUDA; install one with CUDA, or use CUDA=no"
         )
     from torch.utils.cpp_extension import CUDA_HOME
 
     compiler = Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
     needed = torch_cuda.split(".")[0]
-    otherwise = "or take CUDA=no for a build without CUDA"
+    otherwise = "or use CUDA=no for a build without CUDA"
     if not compiler.exists():
         raise CannotBuild(
-            f"no CUDA compiler ({compiler} is not there); install the CUDA toolkit {needed}.x or set CUDA_HOME to it, {otherwise}"
+            f"no CUDA compiler ({compiler} does not exist); install the CUDA toolkit {needed}.x or "
+            f"set CUDA_HOME to it, {otherwise}"
         )
     text = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)\.", text)
     if not release or release[1] != needed:
-        found = release[1] if release else "unknown"
+        toolkit_version = release[1] if release else "unknown"
         raise CannotBuild(
-            f"{compiler} is of CUDA {found}, but PyTorch was built with CUDA {torch_cuda}; install the toolkit {needed}.x, set "
-            f"CUDA_HOME to it, {otherwise}"
+            f"{compiler} is from CUDA {toolkit_version}, but PyTorch was built with CUDA "
+            f"{torch_cuda}; install the toolkit {needed}.x, set CUDA_HOME to it, {otherwise}"
         )
     home = compiler.parent.parent
     if not any(
@@ -199,23 +218,31 @@ def find_toolkit(torch_cuda: str | None) -> str:
         for include in ("include", "targets/x86_64-linux/include")
     ):
         raise CannotBuild(
-            f"{home} has no include/cuda_runtime.h; set CUDA_HOME to the folder of the whole toolkit, {otherwise}"
+            f"{home} has no include/cuda_runtime.h; set CUDA_HOME to the folder of the whole "
+            f"toolkit, {otherwise}"
         )
     return str(home)
 
 
 def check_compiler() -> None:
-    """Compile something that needs what the build needs: C++17, OpenMP, Python's headers."""
+    """Compile a probe with the requirements of the build: C++17, OpenMP, Python's headers.
+
+    Raises CannotBuild if that fails.
+    """
     compiler = os.environ.get("CXX", "c++")
-    advice = "Debian, Ubuntu: apt install build-essential python3-dev; Fedora: dnf install gcc-c++ python3-devel"
+    advice = (
+        "Debian, Ubuntu: apt install build-essential python3-dev; "
+        "Fedora: dnf install gcc-c++ python3-devel"
+    )
     if shutil.which(compiler) is None:
         raise CannotBuild(
-            f"no C++ compiler ({compiler} is not there); install one, or set CXX ({advice})"
+            f"no C++ compiler ({compiler} does not exist); install one, or set CXX ({advice})"
         )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
         source.write_text(
-            "#include <Python.h>\n#include <omp.h>\n#include <optional>\nint main() { return !omp_get_num_procs(); }\n"
+            "#include <Python.h>\n#include <omp.h>\n#include <optional>\n"
+            "int main() { return !omp_get_num_procs(); }\n"
         )
         headers = sysconfig.get_path("include")
         command = [
@@ -231,24 +258,28 @@ def check_compiler() -> None:
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise CannotBuild(
-            f"{compiler} cannot compile C++17 with OpenMP and Python's headers ({advice}):\n{result.stderr}"
+            f"{compiler} cannot compile C++17 with OpenMP and Python's headers ({advice}):\n"
+            f"{result.stderr}"
         )
 
 
 def choose_jobs(target: Target) -> int:
-    """As many as cores and free memory allow."""
+    """Return the number of compiler jobs that cores and free memory allow.
+
+    Raises CannotBuild if the memory is too small for one job.
+    """
     needed = GIBIBYTES_PER_JOB["cuda" if target.cuda else "cpu"]
     available = free_memory() / 2**30
     if available < needed:
         raise CannotBuild(
-            f"too little memory: one compiler job needs up to {needed} GiB, {available:.1f} GiB are free; close other programs, "
-            "or insist with JOBS=1"
+            f"too little memory: one compiler job needs up to {needed} GiB, but {available:.1f} "
+            "GiB are free; close other programs, or try JOBS=1"
         )
     return max(1, min(len(os.sched_getaffinity(0)), int(available / needed)))
 
 
 def free_memory() -> float:
-    """Bytes that can still be had, in a container too."""
+    """Return the available memory in bytes, also within the limit of a container."""
     available = (
         float(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024
     )
@@ -257,16 +288,18 @@ def free_memory() -> float:
             statistics = (
                 (folder / "memory.stat").read_text() if (folder / "memory.stat").exists() else ""
             )
-            files = re.search(
-                rf"^{cached} (\d+)", statistics, re.MULTILINE
-            )  # cached files make way
+            # the kernel frees cached files on demand
+            files = re.search(rf"^{cached} (\d+)", statistics, re.MULTILINE)
             taken = float((folder / used).read_text()) - (float(files[1]) if files else 0)
             available = min(available, float((folder / limit).read_text()) - taken)
     return available
 
 
 def memory_groups() -> Iterator[tuple[Path, str, str, str]]:
-    """Folders of the control groups (versions 1 and 2) that limit this process; their names of limit, use, cached files."""
+    """Yield the control groups (versions 1 and 2) that limit the memory of this process.
+
+    Each is (folder, file with the limit, file with the use, key of cached files in memory.stat).
+    """
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else ["0::/"]:
         _, controllers, name = line.split(":", 2)
@@ -289,7 +322,11 @@ def memory_groups() -> Iterator[tuple[Path, str, str, str]]:
 
 
 def fetch(cache: Path, given: Path | None) -> Path:
-    """The source archive, from the cache or from pip's package index, with the right hash."""
+    """Return the path of the source archive, from the cache or from pip's package index.
+
+    given: an archive to use instead. Raises CannotBuild if the archive cannot be fetched or has the
+    wrong hash.
+    """
     archive = given or cache / ARCHIVE
     if given and not given.is_file():
         raise CannotBuild(f"{given}: no such file; expected {ARCHIVE}")
@@ -303,9 +340,8 @@ def fetch(cache: Path, given: Path | None) -> Path:
         user, _, host = address.netloc.rpartition("@")
         page = address._replace(netloc=host).geturl()
         secret = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        headers = (
-            {"Authorization": f"Basic {secret}"} if user else {}
-        )  # urllib would take it for a part of the host
+        # urllib takes a user in the address for a part of the host, so a header is needed
+        headers = {"Authorization": f"Basic {secret}"} if user else {}
         say(f"fetching {ARCHIVE} from {urllib.parse.urlsplit(page).hostname}")
         try:
             with urllib.request.urlopen(
@@ -314,7 +350,7 @@ def fetch(cache: Path, given: Path | None) -> Path:
                 links, base = Links(answer.read().decode()), answer.url
             if ARCHIVE not in links.found:
                 raise CannotBuild(
-                    f"{page} does not list {ARCHIVE}; get it elsewhere and name it: SDIST=file"
+                    f"{page} does not list {ARCHIVE}; get it elsewhere and use SDIST=FILE"
                 )
             with urllib.request.urlopen(
                 urllib.parse.urljoin(base, links.found[ARCHIVE]), timeout=60
@@ -322,7 +358,8 @@ def fetch(cache: Path, given: Path | None) -> Path:
                 content = answer.read()
         except (OSError, http.client.HTTPException, ValueError) as problem:
             raise CannotBuild(
-                f"{page}: {problem}; without a network, fetch {ARCHIVE} elsewhere and name it: SDIST=file"
+                f"{page}: {problem}; without a network, fetch {ARCHIVE} elsewhere and use "
+                "SDIST=FILE"
             ) from None
         check_hash(content, page)
         cache.mkdir(parents=True, exist_ok=True)
@@ -334,7 +371,7 @@ def fetch(cache: Path, given: Path | None) -> Path:
 
 
 class Links(html.parser.HTMLParser):
-    """File name to address, from a page of a package index."""
+    """Links on a page of a package index: `found` maps file names to addresses."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -342,7 +379,7 @@ class Links(html.parser.HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
-        """Note the file that a link leads to."""
+        """Store the file name and the address of a link."""
         address = dict(attributes).get("href")
         if tag == "a" and address:
             self.found[
@@ -351,38 +388,39 @@ class Links(html.parser.HTMLParser):
 
 
 def check_hash(content: bytes, source: str) -> None:
-    """Refuse anything but the pinned archive."""
+    """Raise CannotBuild if the content is not the pinned archive. source: its path or address."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
         raise CannotBuild(
-            f"{source}: this is not {ARCHIVE}: its sha256 is {digest}, expected {SHA256}; remove it and try again"
+            f"{source}: this is not {ARCHIVE}: its sha256 is {digest}, expected {SHA256}; "
+            "remove it and try again"
         )
 
 
 def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
-    """Unpack, patch, compile; returns the wheel, moved to the cache once it is whole."""
+    """Unpack, patch and compile. Returns the path of the wheel in the cache.
+
+    The wheel is moved to the cache when it is complete. Raises CannotBuild if the build fails.
+    """
     wheels.mkdir(parents=True, exist_ok=True)
     log = wheels / "build.log"
     kind = (
-        f"CUDA {target.architectures}, half an hour or so"
+        f"CUDA {target.architectures}, about half an hour"
         if target.cuda
-        else "CPU only, 4 minutes or so on 2 cores"
+        else "CPU only, about 4 minutes on 2 cores"
     )
-    say(
-        f"building for PyTorch's version and this Python ({kind}), {jobs} files at once; log: {log}"
-    )
+    say(f"building for this PyTorch and Python ({kind}), {jobs} files at once; log: {log}")
     with tempfile.TemporaryDirectory(prefix="minkowski-build-") as folder:
         with tarfile.open(archive) as packed:
-            # older Pythons (3.10.11, 3.11.3) have no filters; the archive is known by its hash
+            # Python up to 3.10.11 and 3.11.3 has no filters; the hash guarantees the content
             packed.extractall(
                 folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
             )
         source = Path(folder) / ARCHIVE.removesuffix(".tar.gz")
         apply_patch(source)
         stamp_version(source, target.version)
-        own = (
-            sysconfig.get_config_var("CFLAGS") or ""
-        )  # setuptools takes those of the environment in their place
+        # CFLAGS of the environment replace those of Python in setuptools, so both are passed
+        own = sysconfig.get_config_var("CFLAGS") or ""
         flags = {
             name: " ".join([own, os.environ.get(name, ""), *FLAGS])
             for name in ("CFLAGS", "CXXFLAGS")
@@ -393,12 +431,12 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
                 "CUDA_HOME": target.toolkit,
                 "TORCH_CUDA_ARCH_LIST": target.architectures,
             }
-            # from CUDA 13 on Thrust lies one folder deeper, where nvcc looks for it, but not the C++ compiler
-            found = [f"{target.toolkit}/include/cccl", os.environ.get("CPLUS_INCLUDE_PATH")]
-            environment["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, found))
-        environment["PATH"] = (
-            f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"  # where ninja is
-        )
+            # From CUDA 13 on, Thrust is one folder deeper. nvcc searches there, but the C++
+            # compiler does not.
+            folders = [f"{target.toolkit}/include/cccl", os.environ.get("CPLUS_INCLUDE_PATH")]
+            environment["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, folders))
+        # ninja is beside the Python executable
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         command = [
             sys.executable,
             "setup.py",
@@ -421,7 +459,8 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
                     file.write(line)
                     if step := re.match(r"\[(\d+)/(\d+)\]", line):
                         say(
-                            f"compiled {step[1]} of {step[2]} files, {time.monotonic() - begun:.0f} s"
+                            f"compiled {step[1]} of {step[2]} files, "
+                            f"{time.monotonic() - begun:.0f} s"
                         )
             except BaseException:
                 os.killpg(process.pid, signal.SIGTERM)
@@ -439,7 +478,7 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
                 "",
             )
             raise CannotBuild(
-                f"the build failed: {first}\n{last}All of it: {log}. Out of memory? Try JOBS=1."
+                f"the build failed: {first}\n{last}Whole log: {log}. Out of memory? Try JOBS=1."
             )
         partial = wheels / f".{os.getpid()}"
         shutil.copyfile(made[0], partial)
@@ -447,8 +486,11 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
 
 
 def apply_patch(source: Path) -> None:
-    """Apply the project's patch; all of it or nothing counts."""
-    program = "import sys, patch_ng; sys.exit(not patch_ng.fromfile(sys.argv[1]).apply(strip=1, root=sys.argv[2]))"
+    """Apply the project's patch. Raises CannotBuild if a part of it does not apply."""
+    program = (
+        "import sys, patch_ng; "
+        "sys.exit(not patch_ng.fromfile(sys.argv[1]).apply(strip=1, root=sys.argv[2]))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program, str(PATCH), str(source)], capture_output=True, text=True
     )
@@ -457,14 +499,14 @@ def apply_patch(source: Path) -> None:
 
 
 def stamp_version(source: Path, version: str) -> None:
-    """Let the wheel's version say what it was built for, so that pip and `installed_version` can tell."""
+    """Write the version into the source, so that pip and `installed_version` report it."""
     file = source / "MinkowskiEngine" / "__init__.py"
     text = file.read_text()
     file.write_text(text.replace('__version__ = "0.5.4"', f'__version__ = "{version}"'))
 
 
 def installed_version() -> str | None:
-    """What is installed, if anything."""
+    """Return the version of the installed MinkowskiEngine, or None."""
     try:
         return importlib.metadata.version("MinkowskiEngine")
     except importlib.metadata.PackageNotFoundError:
@@ -472,7 +514,10 @@ def installed_version() -> str | None:
 
 
 def pip(*words: str, check: bool = True) -> str:
-    """Run this environment's pip; returns what it printed."""
+    """Run pip of this environment. Returns its output, or "" if it fails and `check` is false.
+
+    Raises CannotBuild if pip fails and `check` is true.
+    """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
     result = subprocess.run(command, capture_output=True, text=True)
     if check and result.returncode:
@@ -481,7 +526,7 @@ def pip(*words: str, check: bool = True) -> str:
 
 
 def say(text: str) -> None:
-    """Progress, at once even into a pipe."""
+    """Print progress, without buffering even into a pipe."""
     print(f"minkowski: {text}", flush=True)
 
 

@@ -18,23 +18,32 @@
 # %% [markdown]
 # # Table 2: two distances, and why one of them gets stuck
 #
-# Gradient matching compares two gradients of the same network, one caused by real clouds and one by synthetic ones. How?
-# The paper's Table 2 sets two distances side by side: the **sum of squares** of all differences, and the **layerwise
-# cosine** that gradient matching of images uses (Zhao et al. 2021). It finds that the cosine's gradients "are too small to
-# move the points".
+# Gradient matching compares the gradient $g$ that real clouds cause in a network with the gradient
+# $h$ that synthetic clouds cause. The paper's Table 2 compares two distances between them:
 #
-# This notebook makes that table again, and then asks why it is so and whether it has to be.
+# $$D_{\text{squares}}(g, h) = \sum_{\text{layers}} \sum_{\text{rows } i} \lVert g_i - h_i \rVert^2,
+# \qquad
+# D_{\text{cosine}}(g, h) = \sum_{\text{layers}} \sum_{\text{rows } i}
+# \Big(1 - \frac{g_i \cdot h_i}{\lVert g_i \rVert\, \lVert h_i \rVert}\Big).$$
+#
+# The paper finds that the gradients of the cosine "are too small to move the points around". This
+# notebook rebuilds the table from records of finished runs, then looks for the reasons.
 
 # %% tags=["parameters"]
-scale = "small"  # "small": two CPU cores are enough; "paper": the paper's own scale, for a GPU
-seeds = 5  # runs per cell of the table (the step sizes at the end are content with three)
-dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files and runs in minutes
-data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty means PCDD_DATA, else a download
+scale = "paper"  # "paper": the paper's own; "small": a smoke run whose scores mean nothing
+run_missing = False  # True: also run what has no record, about 20 minutes each on one core
+seeds = 5  # runs per cell of the table (of the step sizes in section 7, three at most)
+dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
+data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"network.width": 64}
 runs_folder = "runs"  # finished runs are looked for here, and new ones kept
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 
 # %%
+import json
+import shlex
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -48,303 +57,414 @@ import pcdd_core as pcdd
 # %% [markdown]
 # ## 1. The runs
 #
-# The paper takes each backend at the depth that it found best: MinkowskiEngine with two layers, PyTorch with three. Beside
-# them `sparse`, which is MinkowskiEngine's network with all second derivatives. At small scale a run is an eighth of the
-# paper's in iterations and batch, and its step size is five times the paper's.
+# The paper takes each backend at its best depth: MinkowskiEngine with 2 layers, PyTorch with 3. The
+# third network, `sparse`, is MinkowskiEngine's with all second derivatives. Scale and networks are
+# the paper's, except that real gradients come from a pool of 8 batches per class.
+
 
 # %%
-cells = pcdd.experiment("table2", scale, seeds, {"data.name": dataset, **settings})
-records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
-print(f"{len(records)} of {len(cells)} runs, scored on: {records[0]['scored_on']}")
+def records_of(name, most_seeds=seeds, **options):
+    """The cells of an experiment, and the records that there are of them."""
+    changes = {"data.name": dataset, **settings}
+    cells = pcdd.experiment(name, scale, min(seeds, most_seeds), changes, **options)
+    if run_missing:
+        found = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+    else:
+        found = pcdd.finished(cells, runs_folder)
+    if len(found) < len(cells):
+        changed = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        words = ["pcdd", "sweep", name, f"data.name={dataset}", *changed, "--scale", scale]
+        words += ["--seeds", str(seeds), "--runs", str(Path(runs_folder).resolve())]
+    missing = f"; the others: {shlex.join(words)}" if len(found) < len(cells) else ""
+    print(f"{name}: {len(found)} of {len(cells)} records{missing}")
+    for scored_on in {record["scored_on"]: None for record in found if "scored_on" in record}:
+        print(f"scored on: {scored_on}")
+    return cells, found
 
-# %% [markdown]
-# ## 2. The table
-#
-# In each cell our mean and standard deviation over the seeds (their number in brackets), then the paper's figure. The
-# mean absolute gradient is that of the matching loss with respect to the coordinates, over all points, axes and iterations.
+
+cells, records = records_of("table2")
 
 # %%
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 distances = {"layerwise_cosine": "layerwise cosine", "sum_of_squares": "sum of squares"}
+protocols = ("standard", "paper")
+comparable = scale == "paper" and dataset == "mnist"  # else the paper's figures do not apply
 stated_gradients = {  # the paper's Table 2; its accuracies are in the presets
-    ("minkowski", "layerwise_cosine"): 4e-4,
-    ("minkowski", "sum_of_squares"): 0.033,
-    ("torch", "layerwise_cosine"): 5e-4,
-    ("torch", "sum_of_squares"): 0.05,
+    ("MinkowskiEngine, 2 layers", "layerwise cosine"): 4e-4,
+    ("MinkowskiEngine, 2 layers", "sum of squares"): 0.033,
+    ("PyTorch, 3 layers", "layerwise cosine"): 5e-4,
+    ("PyTorch, 3 layers", "sum of squares"): 0.05,
 }
-if dataset != "mnist":
-    stated_gradients = {}  # they are of MNIST
+results = []  # sentences computed below, shown together at the end
 
 
-def row(record):
-    config = record["config"]
-    backend, distance = config["network"]["backend"], config["objective"]["distance"]
-    return {
-        "network": f"{backends[backend]}, {config['network']['layers']} layers",
-        "distance": distances[distance],
-        "seed": config["seed"],
-        "step size": config["optimiser"]["step_size"],
-        "gradient": record.get("mean_absolute_gradient"),
-        "displacement": record.get("mean_absolute_displacement"),
-        "iterations": config["schedule"]["iterations"],
-        "stated accuracy": pcdd.PRESETS[record["name"]].paper_accuracy if dataset == "mnist" else None,
-        "stated gradient": stated_gradients.get((backend, distance)),
-        "diverged": record["health"].startswith(("diverged", "failed")),
-        **{protocol: score["mean"] for protocol, score in record["scores"].items()},
-    }
+def say(sentence):
+    results.append(sentence)
+    print(sentence)
+
+
+def cell_of(config):
+    """The network and the distance."""
+    network = config["network"]
+    name = f"{backends[network['backend']]}, {network['layers']} layers"
+    return name, distances[config["objective"]["distance"]]
+
+
+def score_of(record, protocol):
+    return record["scores"].get(protocol, {}).get("mean", float("nan"))
+
+
+def in_words(values, digits=".1f"):
+    """Mean ± standard deviation over seeds (number of seeds)."""
+    if values.empty or values.isna().all():
+        return "no record" if values.empty else "no score"
+    values = values.dropna()
+    spread = f" ± {values.std(ddof=0):{digits}}" if len(values) > 1 else ""
+    return f"{values.mean():{digits}}{spread} ({len(values)})"
+
+
+def moved_of(record):
+    """Mean displacement of a coordinate per iteration, over the first 1,250 iterations."""
+    curves = record.get("curves", {"iteration": [], "mean_absolute_displacement": []})
+    moved = zip(curves["iteration"], curves["mean_absolute_displacement"])
+    return pd.Series([value for iteration, value in moved if iteration < 1250], dtype=float).mean()
+
+
+def frame_of(records):
+    """A row per record of the paper's networks."""
+    rows = []
+    for record in records:
+        if record["name"].startswith("paper-"):
+            row = dict(zip(("network", "distance"), cell_of(record["config"])))
+            row |= {protocol: score_of(record, protocol) for protocol in protocols}
+            row["seed"] = record["config"]["seed"]
+            row["step size"] = record["config"]["optimiser"]["step_size"]
+            mean = record.get("mean_absolute_gradient")  # of runs too short for the logged one
+            row["gradient"] = record.get("mean_absolute_gradient_as_logged", mean)
+            row["moved"] = moved_of(record)
+            row["diverged"] = record["health"].startswith(("diverged", "failed"))
+            rows.append(row)
+    numbers = [*protocols, "step size", "gradient", "moved"]
+    frame = pd.DataFrame(rows, columns=["network", "distance", "seed", "diverged", *numbers])
+    return frame.astype({name: float for name in numbers})
+
+
+def of_cell(frame, cell):
+    return frame[(frame.network == cell[0]) & (frame.distance == cell[1])]
 
 
 of_paper = [record for record in records if record["name"].startswith("paper-")]
-runs = pd.DataFrame(map(row, of_paper)).astype({"stated accuracy": float, "stated gradient": float})
-protocols = [name for name in ("standard", "paper") if name in runs]
-
-
-def in_words(values, stated=float("nan"), digits=".1f"):
-    values = values.dropna()
-    if values.empty:
-        return "failed"
-    spread = f" ± {values.std(ddof=0):{digits}}" if len(values) > 1 else ""
-    return f"{values.mean():{digits}}{spread} ({len(values)})" + (f"; paper {stated:g}" if stated == stated else "")
-
-
-def table(column, stated=None, digits=".1f"):
-    groups = runs.groupby(["network", "distance"])
-    words = {
-        key: in_words(group[column], group[stated].iloc[0] if stated else float("nan"), digits) for key, group in groups
-    }
-    return pd.Series(words).unstack().fillna("")
-
-
-table("gradient", "stated gradient", ".2g")
+runs = frame_of(records)
+starts, stated = {}, {}  # of every cell of the table: the settings of seed 0, the paper's accuracy
+for cell in cells:
+    if cell.preset.startswith("paper-") and cell.config.seed == 0:
+        key = cell_of(pcdd.to_dict(cell.config))
+        starts[key] = cell.config
+        stated[key] = pcdd.PRESETS[cell.preset].paper_accuracy if comparable else None
+stated = dict(sorted(stated.items()))
+if not comparable:
+    stated_gradients = {}
 
 # %% [markdown]
-# Accuracy in percent, under the `standard` protocol (test images as they are) and under the `paper` protocol (test images
-# augmented too), in which the paper's own figures were made. Guessing gives 10.
+# ## 2. The table
+#
+# The **gradient** is $\partial\mathcal{L}/\partial x$, its absolute value averaged over points,
+# axes and every 100th of the first 1,250 iterations, as the paper logs it (shorter runs: all
+# iterations). The **accuracy** is that of the clouds before iteration 1,250, in percent; guessing
+# gives 10. Compare the paper's accuracy with the column `paper`, whose protocol augments test
+# images too.
+#
+# All of ours: mean ± standard deviation over seeds (number of seeds).
 
 # %%
-pd.concat({f"{name} protocol": table(name, "stated accuracy" if name == "paper" else None) for name in protocols}, axis=1)
-
-# %% [markdown]
-# And beside them, scored by the same classifiers: our `gaussian` setting, which moves points by a layerwise cosine too, and
-# real clouds.
-
-# %%
-kinds = {"gaussian": "gaussian, from scatter", "random": "real clouds, drawn at random", "herding": "real clouds, herding"}
 lines = {}
-for kind, name in kinds.items():
-    scores = [record["scores"] for record in records if record["name"].startswith(kind)]
-    lines[name] = {p: in_words(pd.Series([score[p]["mean"] for score in scores])) for p in protocols}
-pd.DataFrame(lines).T
+for cell, accuracy in stated.items():
+    found, gradient = of_cell(runs, cell), stated_gradients.get(cell)
+    lines[cell] = {
+        "gradient": in_words(found["gradient"], ".2g"),
+        "the paper's gradient": "" if gradient is None else f"{gradient:g}",
+        "standard": in_words(found["standard"]),
+        "paper": in_words(found["paper"]),
+        "the paper's accuracy": "" if accuracy is None else f"{accuracy:g}",
+    }
+pd.DataFrame(lines).T.rename_axis(["network", "distance"])
 
 # %% [markdown]
-# How many times smaller is the cosine's gradient, in the same network?
+# How many times larger is the gradient of the sum of squares? Same network, mean over seeds:
 
 # %%
-means = runs.groupby(["network", "distance"])[["gradient", "stated gradient"]].mean().unstack()
-times = {
-    who: means[column]["sum of squares"] / means[column]["layerwise cosine"]
-    for who, column in {"ours": "gradient", "the paper's": "stated gradient"}.items()
-}
-pd.DataFrame(times).round(1)
+means = {cell: of_cell(runs, cell)["gradient"].mean() for cell in stated}
+ratios = {}
+for network in dict.fromkeys(network for network, _ in stated):
+    pair = [(network, "sum of squares"), (network, "layerwise cosine")]
+    ours, theirs = (
+        values[pair[0]] / values[pair[1]] if all(values.get(cell) for cell in pair) else np.nan
+        for values in (means, stated_gradients)
+    )
+    ratios[network] = {"ours": ours, "the paper's": theirs}
+    if ours == ours:
+        beside = f"; the paper's figures: {theirs:.3g} times" if theirs == theirs else ""
+        say(f"{network}: sum of squares has {ours:.3g} times the gradient of the cosine{beside}.")
+pd.DataFrame(ratios).T.style.format("{:.0f}", na_rep="")
+
+# %%
+for network in ratios:
+    scores = {
+        distance: of_cell(runs, (network, distance))["paper"] for distance in distances.values()
+    }
+    if all(len(found.dropna()) for found in scores.values()):
+        words = ", ".join(f"{distance} {in_words(found)}" for distance, found in scores.items())
+        say(f"{network}, accuracy under the paper protocol: {words}.")
 
 # %% [markdown]
 # ## 3. Over the iterations
 #
-# Are the gradients small from the start, or do they die away? Each curve is the mean over the seeds, of thirty stretches of
-# the run; both axes of ordinates are logarithmic.
+# Are the gradients small from the start, or do they fade? Mean over seeds, in thirty stretches of
+# the run. Runs with the cosine end at iteration 1,250.
 
 # %%
 colours = {"layerwise cosine": "#c0504d", "sum of squares": "#20508a"}
-lines = {"MinkowskiEngine": "-", "PyTorch": "--", "sparse": ":"}
+dashes = {"M": "-", "P": "--", "s": ":"}  # by the network's first letter
 quantities = {
-    "mean_absolute_gradient": "mean absolute gradient, per cell",
-    "mean_absolute_displacement": "mean displacement in cells per iteration",
+    "mean_absolute_gradient": "mean absolute gradient",
+    "mean_absolute_displacement": "cells per iteration",
 }
-figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
 grouped = {}
-for record, run in zip(of_paper, runs.itertuples()):
+for record in of_paper:
     if "curves" in record:
-        grouped.setdefault((run.network, run.distance), []).append(record["curves"])
-for (network, distance), curves in grouped.items():
-    for panel, quantity in zip(panels, quantities):
-        mean = np.mean([curve[quantity] for curve in curves], axis=0)
-        style = {"color": colours[distance], "ls": lines[network.split(",")[0]], "label": f"{network}, {distance}"}
-        panel.plot(curves[0]["iteration"], mean, **style)
-for panel, label in zip(panels, quantities.values()):
-    panel.set(yscale="log", xlabel="iteration", ylabel=label)
-panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1));
+        grouped.setdefault(cell_of(record["config"]), []).append(record["curves"])
+if grouped:
+    figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.4), layout="constrained")
+    for cell, curves in sorted(grouped.items()):
+        style = {"color": colours[cell[1]], "ls": dashes[cell[0][0]], "label": ", ".join(cell)}
+        for panel, quantity in zip(panels, quantities):
+            mean = np.mean([curve[quantity] for curve in curves], axis=0)
+            panel.plot(curves[0]["iteration"], mean, **style)
+    for panel, label in zip(panels, quantities.values()):
+        panel.set(yscale="log", xlabel="iteration", ylabel=label)
+    panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+else:
+    print("no record here has curves")
 
 # %% [markdown]
-# ## 4. Why: a cosine does not grow
+# ## 4. A cosine does not grow
 #
-# Make both gradients, the real and the synthetic, ten times larger. Their sum of squares grows a hundredfold, and the pull
-# on the points with it. A cosine sees directions only: it stays what it was. Here are two made-up gradients (32 rows, as of
-# a small layer), and what a change of their common size does.
+# > **Predict, then run.** Make both gradients $g$ and $h$ ten times larger. By which factor does
+# > each distance grow?
+#
+# <details><summary>Answer</summary>
+#
+# $D_{\text{squares}}(10g, 10h) = 100\, D_{\text{squares}}(g, h)$, but $D_{\text{cosine}}(10g, 10h)
+# = D_{\text{cosine}}(g, h)$: lengths cancel in the fraction. So the pull of the sum of squares
+# depends on the units of the features. Here these are raw coordinates up to 27, which make large
+# gradients. The pull of the cosine does not depend on them.
+#
+# </details>
 
 # %%
 draws = torch.Generator().manual_seed(0)
-real, synthetic = torch.randn(2, 32, 75, generator=draws)
+real, synthetic = torch.randn(2, 32, 75, generator=draws)  # two gradients of a small layer, 32 rows
 lines = {}
 for size in (0.1, 1.0, 10.0, 100.0):
-    a, b = size * real, size * synthetic
-    cosine = (1 - torch.nn.functional.cosine_similarity(a, b, dim=1)).sum().item()
-    lines[f"both {size:g} times as large"] = {"layerwise cosine": cosine, "sum of squares": (a - b).square().sum().item()}
+    g, h = size * real, size * synthetic
+    cosine = (1 - torch.nn.functional.cosine_similarity(g, h, dim=1)).sum().item()
+    squares = (g - h).square().sum().item()
+    lines[f"both {size:g} times as large"] = {"layerwise cosine": cosine, "sum of squares": squares}
 pd.DataFrame(lines).T.style.format("{:.6g}")
 
 # %% [markdown]
-# So the force of the sum of squares is a matter of units: features that are raw coordinates, numbers up to 27, make large
-# gradients, and large gradients pull the harder. The force of the cosine does not depend on them. On images it is used with
-# the very same step size (Zhao et al. 2021): pixels range over a few units, and a small change of a pixel is a change of
-# the picture. **A coordinate has to change by whole cells.**
+# On images the same cosine works with the same step size (Zhao et al. 2021): there a small change
+# of a pixel value is already a change of the picture. **A coordinate has to change by whole
+# cells.**
 
 # %% [markdown]
-# ## 5. Why: what it adds up to in cells
+# ## 5. How far do points get?
 #
-# The optimiser is gradient descent with momentum: pulled steadily in one direction, a coordinate moves by
-# step size / (1 - momentum) times its gradient in each iteration. Over a whole run that gives the furthest it can come, in
-# cells. The paper's own gradients, its step size of 0.1, momentum 0.5 and 2,500 iterations give such a figure too.
+# Gradient descent with step size $\eta$ and momentum $\mu$ moves a coordinate that feels a steady
+# gradient $\gamma$ by $\eta\gamma / (1 - \mu)$ per iteration. So after $n$ iterations its **reach**
+# is
+#
+# $$r = \frac{n\,\eta\,\gamma}{1 - \mu} \quad\text{cells.}$$
+#
+# > **Predict, then run.** The paper's cosine gradient is $\gamma = 4 \cdot 10^{-4}$, with $\eta =
+# > 0.1$, $\mu = 0.5$ and $n = 1250$. How many cells is that?
+#
+# <details><summary>Answer</summary>
+#
+# $1250 \cdot 0.1 \cdot 4 \cdot 10^{-4} / 0.5 = 0.1$ cells. A point leaves its cell only if it
+# starts within a tenth of a cell of a border. For the sum of squares, $\gamma = 0.033$ gives 8.25
+# cells.
+#
+# </details>
+#
+# *Moved* and *in another cell* are measured, for the set of seed 0: the median distance of a point
+# from its start, and the share of the points that ended in another cell.
 
 # %%
-momentum = cells[0].config.optimiser.momentum
-reach = runs.groupby(["network", "distance"]).mean(numeric_only=True)
-reach["ours, gradient times step"] = reach["gradient"] * reach["step size"] / (1 - momentum) * reach["iterations"]
-reach["ours, sum of the steps made"] = reach["displacement"] * reach["iterations"]
-reach["the paper's, gradient times step"] = reach["stated gradient"] * 0.1 / (1 - 0.5) * 2500
-reach[[name for name in reach if "ours" in name or "the paper's" in name]].style.format("{:.2f}", na_rep="")
+kept = {
+    cell_of(record["config"]): record
+    for record in of_paper
+    if record["config"]["seed"] == 0 and record["clouds_file"] and record["scores"]
+}
+lines, ways = {}, {}
+for cell, config in ((cell, starts[cell]) for cell in stated):
+    n = (
+        config.evaluation.iteration or config.schedule.iterations
+    )  # updates before the set is scored
+    per_gradient = n * config.optimiser.step_size / (1 - config.optimiser.momentum)
+    lines[cell] = {"reach": per_gradient * means[cell]}
+    lines[cell]["reach, the paper's"] = per_gradient * stated_gradients.get(cell, np.nan)
+    if cell in kept:
+        end = pcdd.load_clouds(kept[cell]["clouds_file"])
+        start = pcdd.initial_clouds(config, end).coordinates
+        start = start.minimum(start.new_tensor(end.grid) - 1)  # as iteration 0 begins
+        ways[cell] = (end.coordinates - start).norm(dim=1)
+        left = (end.coordinates.floor() != start.floor()).any(1)
+        lines[cell]["moved"] = ways[cell].median().item()
+        lines[cell]["in another cell"] = left.float().mean().item()
+columns = ["reach", "reach, the paper's", "moved", "in another cell"]
+reach = pd.DataFrame(lines).T.reindex(columns=columns).rename_axis(["network", "distance"])
+formats = dict(zip(columns, ["{:.2g}", "{:.2g}", "{:.2g}", "{:.0%}"]))
+reach.style.format(formats, na_rep="")
 
 # %% [markdown]
-# By this reckoning a coordinate in the paper's cosine runs came no further than about a quarter of a cell, on average over
-# the points. Those that happened to begin close to a border crossed it; none that was several cells away from where a digit
-# needs it could get there. What is scored is scatter, hardly changed.
-#
-# A cell is a threshold in two ways. The classifier sees hard projections: as long as a point stays in its cell, nothing
-# changes for it. And the distillation network knows a point's place by its cell: it feels at once that the coordinates, as
-# features, have changed, but not that a step across the border would give the point other neighbours. The gradient knows
-# nothing of borders; points cross them because their features are pulled, not because of what is on the other side.
-#
-# Where did they really end? For the sets of seed 0, the straight distance of every point from where it began.
+# Two thresholds make a cell all or nothing. The classifier sees hard projections: nothing changes
+# for it as long as a point stays in its cell. The distillation network knows the place of a point
+# by its cell too. The gradient comes through the features only, so it does not tell a point that
+# other neighbours wait behind the border.
 
 # %%
-figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-lines, began = {}, {(cell.name, cell.config.seed): cell.config for cell in cells}
-for record, run in zip(of_paper, runs.itertuples()):
-    if run.seed == 0 and record["clouds_file"]:
-        end = pcdd.load_clouds(record["clouds_file"])
-        start = pcdd.initial_clouds(began[record["name"], 0], end).coordinates
-        start = start.clamp(max=start.new_tensor(end.grid) - 1)  # the boundary check before the first iteration
-        distance = (end.coordinates - start).norm(dim=1)
-        crossed = (end.coordinates.floor() != start.floor()).any(1).float().mean().item()
-        lines[run.network, run.distance] = {"median distance in cells": distance.median().item(), "in another cell": crossed}
-        style = {"color": colours[run.distance], "ls": {"M": "-", "P": "--", "s": ":"}[run.network[0]]}
-        axes.ecdf(distance, complementary=True, label=f"{run.network}, {run.distance}", **style)
-axes.axvline(1, color="grey", lw=0.8, label="one cell")
-axes.set(xscale="log", xlim=(1e-3, 40), xlabel="distance in cells", ylabel="share of the points that came further")
-axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1));
-
-# %%
-pd.DataFrame(lines).T.style.format({"median distance in cells": "{:.2f}", "in another cell": "{:.0%}"})
+if ways:
+    figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
+    for (network, distance), way in ways.items():
+        style = {"color": colours[distance], "ls": dashes[network[0]]}
+        axes.ecdf(way, complementary=True, label=f"{network}, {distance}", **style)
+    axes.axvline(1, color="grey", lw=0.8, label="one cell")
+    axes.set(xscale="log", xlim=(1e-3, 40), xlabel="distance from the start in cells")
+    axes.set_ylabel("share of points beyond")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
+for distance in distances.values():
+    shares = reach["in another cell"].xs(distance, level="distance").dropna()
+    if len(shares):
+        words = ", ".join(f"{share:.0%} ({network})" for network, share in shares.items())
+        say(f"{distance}, points of seed 0 that ended in another cell: {words}.")
 
 # %% [markdown]
-# Small scale has five times the paper's step size. In the records kept here that takes most of the cosine's points across
-# one border, into a neighbouring cell (MinkowskiEngine's not even half of them), and no further; under the sum of squares
-# they travel far enough to make shapes.
-
-# %% [markdown]
-# ## 6. Why, on MinkowskiEngine: most of the cosine's gradient is missing
+# ## 6. MinkowskiEngine: part of the gradient is missing
 #
-# Its layers hand back gradients without a graph, so what should move the points through them is lost. How much, every
-# record says: at the start of each run, the same network with the same weights was differentiated with all second
-# derivatives. *Share* is a layer's part of the true gradient (norms, so they need not add up to one); *missed* is how much
-# of that part MinkowskiEngine's layers lose.
+# Its convolutions return gradients without a graph, so what should move the points through them is
+# lost. Each record measures this at the start of its run, against the same network with all second
+# derivatives. *Share* is the part of the true gradient that comes through a layer (a ratio of
+# norms, so shares need not add up to 1). *Missed* is how much of it is lost.
 
 # %%
 missed = {}
-for record, run in zip(of_paper, runs.itertuples()):
-    found = record.get("second_derivatives")
-    if run.seed == 0 and found and found["gradients_without_graph"]:
-        missed[run.distance, "share"] = {name: part["share"] for name, part in found["layers"].items()} | {"all": 1.0}
-        missed[run.distance, "missed"] = {name: part["missed"] for name, part in found["layers"].items()}
-        missed[run.distance, "missed"]["all"] = found["missed"]
+for record in of_paper:
+    found, distance = record.get("second_derivatives"), cell_of(record["config"])[1]
+    if found and found["gradients_without_graph"]:
+        layers = found["layers"] | {"all": {"share": 1.0, "missed": found["missed"]}}
+        for layer, part in layers.items():
+            for quantity, value in part.items():
+                missed.setdefault((distance, quantity), {}).setdefault(layer, []).append(value)
 if missed:
-    display(pd.DataFrame(missed).style.format("{:.1%}"))
+    lost = pd.DataFrame({key: pd.Series(parts).map(np.mean) for key, parts in missed.items()})
+    display(lost.style.format("{:.1%}"))
+    for distance in dict.fromkeys(distance for distance, _ in missed):
+        number, part = len(missed[distance, "missed"]["all"]), lost.loc["all", (distance, "missed")]
+        say(f"{distance} on MinkowskiEngine: {part:.1%} of the true gradient is missed ({number}).")
 else:
-    print("MinkowskiEngine is not installed, so there is nothing to compare: make minkowski")
+    print("no record of MinkowskiEngine here")
 
 # %% [markdown]
-# Under sum of squares nearly all of the gradient comes through the linear head, the one part that keeps its graph, and
-# little is missed. Under the layerwise cosine the convolutions carry most of it, and they lose all of theirs. But the
-# `sparse` rows above, where nothing is missing, are at chance as well: it is one part of the reason, and not the whole.
+# Is this why the cosine gets stuck? Look at the `sparse` rows of section 2, where nothing is
+# missed: if they are stuck as well, then the missing part is not the only reason.
 
 # %% [markdown]
-# ## 7. Can a larger step repair it?
+# ## 7. Other step sizes
 #
-# If the gradients are too small, the steps can be made larger. Both distances at a tenth of the usual step size, at the
-# usual one, at ten and at a hundred times it. The way of a coordinate is its mean displacement in an iteration times the
-# number of iterations: a point has to go several cells to be of use, and one that goes a hundred is not led any more, but
-# thrown from border to border.
+# If gradients are too small, make the steps larger: a tenth of the usual step size, the usual one,
+# ten and a hundred times it. Look at how far points move and at what they form: a point that moves
+# hundreds of cells is thrown from border to border.
 
 # %%
-cells = pcdd.experiment("step-size", scale, min(seeds, 3), {"data.name": dataset, **settings}, beside=False)
-of_sizes = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
-sizes = pd.DataFrame(map(row, of_sizes))
-sizes["way"] = sizes["displacement"] * sizes["iterations"]
-lines = {}
-for key, group in sizes.groupby(["network", "distance", "step size"]):
-    lines[key] = {f"{p} protocol": in_words(group[p]) for p in protocols}
-    lines[key]["way of a coordinate in cells"] = in_words(group["way"], digits=".2g")
-    lines[key]["runs that diverged"] = int(group["diverged"].sum())
-pd.DataFrame(lines).T.rename_axis(["network", "distance", "step size"])
+_, of_sizes = records_of("step-size", 3, beside=False)
+sizes = frame_of(of_sizes)
+varied = sizes["step size"].nunique() > 1  # Table 2's own runs have the usual one
+if not varied:
+    print("no record of another step size: section skipped")
+else:
+    lines = {}
+    for key, group in sizes.groupby(["network", "distance", "step size"]):
+        lines[key] = {protocol: in_words(group[protocol]) for protocol in protocols}
+        lines[key]["cells per iteration"] = in_words(group["moved"], ".2g")
+        lines[key]["diverged"] = int(group["diverged"].sum())
+    display(pd.DataFrame(lines).T.rename_axis(["network", "distance", "step size"]))
 
 # %%
-figure, panels = plt.subplots(1, 1 + len(protocols), figsize=(4.3 + 3.4 * len(protocols), 3.3), layout="constrained")
-for (network, distance), group in sizes.groupby(["network", "distance"]):
-    by_size, style = group.groupby("step size"), {"color": colours[distance], "marker": "o", "ms": 4}
-    style |= {"ls": {"M": "-", "P": "--", "s": ":"}[network[0]], "label": f"{network}, {distance}"}
-    panels[0].plot(by_size["way"].mean(), **style)
-    for panel, protocol in zip(panels[1:], protocols):
-        mean = by_size[protocol].mean()
-        panel.errorbar(mean.index, mean, by_size[protocol].std(ddof=0), capsize=3, lw=1.2, **style)
-panels[0].axhline(1, color="grey", lw=0.8)
-panels[0].set(yscale="log", ylabel="way of a coordinate in cells")
-panels[0].set_title("grey line: one cell", fontsize=10)
-highest = max(sizes[protocols].max().max() * 1.1, 20)
-for panel, protocol in zip(panels[1:], protocols):
-    panel.axhline(10, color="grey", ls="--", lw=0.8)
-    panel.set(ylabel="accuracy in %", ylim=(0, highest), title=f"{protocol} protocol (dashed: chance)")
-    panel.title.set_fontsize(10)
-for panel in panels:
-    panel.set(xscale="log", xlabel="step size")
-panels[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1));
+if varied:
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    for (network, distance), group in sizes.groupby(["network", "distance"]):
+        style = {"color": colours[distance], "ls": dashes[network[0]], "marker": "o", "ms": 4}
+        by_size = group.groupby("step size")[["moved", "paper"]]
+        mean, spread = by_size.mean(), by_size.std(ddof=0)
+        panels[0].plot(mean["moved"], **style)
+        label = f"{network}, {distance}"
+        panels[1].errorbar(
+            mean.index, mean["paper"], spread["paper"], capsize=3, label=label, **style
+        )
+        best = mean["paper"].dropna()
+        if len(best):
+            size, score = best.idxmax(), best.max()
+            say(f"{label}: the best of {len(best)} step sizes is {size:g}, {score:.1f} %.")
+    panels[0].set(xscale="log", xlabel="step size", ylabel="cells per iteration")
+    panels[0].set_yscale("log" if sizes["moved"].gt(0).any() else "linear")
+    panels[1].axhline(10, color="grey", ls="--", lw=0.8)
+    panels[1].set(xscale="log", xlabel="step size", ylabel="accuracy in %, paper protocol")
+    panels[1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plt.show()
 
 # %% [markdown]
-# And what it looks like: the layerwise cosine of seed 0 at each step size, on the network where it does best.
+# What the layerwise cosine makes of seed 0 at each step size, in the network where it does best:
 
 # %%
-mean = sizes[sizes.distance == "layerwise cosine"].groupby(["network", "step size"])[protocols[0]].mean()
-network = mean.idxmax()[0]
-for record, run in zip(of_sizes, sizes.itertuples()):
-    if run.seed == 0 and (run.network, run.distance) == (network, "layerwise cosine") and record["clouds_file"]:
-        score = record["scores"][protocols[0]]["mean"]
-        print(f"{network}, step size {record['config']['optimiser']['step_size']:g}: {score:.1f} % ({protocols[0]} protocol)")
+of_cosine = sizes[sizes.distance == "layerwise cosine"].groupby("network")["paper"].max().dropna()
+for record in of_sizes if varied and len(of_cosine) else ():
+    if cell_of(record["config"]) != (of_cosine.idxmax(), "layerwise cosine"):
+        continue
+    if record["config"]["seed"] == 0 and record["clouds_file"]:
+        step, score = record["config"]["optimiser"]["step_size"], score_of(record, "paper")
+        print(f"{of_cosine.idxmax()}, step size {step:g}: {score:.1f} % (paper protocol)")
         display(pcdd.figures.gallery(pcdd.load_clouds(record["clouds_file"])))
 
 # %% [markdown]
-# ## What it shows
+# ## 8. Is it the cosine as such?
 #
-# In the records kept here, at small scale:
+# Our `gaussian` setting uses a layerwise cosine too, on the same scatter. It measures steps in
+# cells (Adam), redraws the network, and its lift lets a point feel the neighbouring cells. Beside
+# it: real clouds, one per class. All are scored by the same classifiers.
+
+# %%
+kinds = {
+    "gaussian": "our setting `gaussian`, from scatter",
+    "random": "real clouds, drawn at random",
+    "herding": "real clouds, nearest to their class's mean (herding)",
+}
+lines = {}
+for kind, name in kinds.items():
+    found = [record for record in records if record["name"].startswith(kind)]
+    lines[name] = {
+        protocol: in_words(pd.Series([score_of(record, protocol) for record in found], dtype=float))
+        for protocol in protocols
+    }
+pd.DataFrame(lines).T
+
+# %% [markdown]
+# ## Results
 #
-# - **The cosine gets stuck here too**: its gradients are many times smaller than those of the sum of squares in the same
-#   network, from the first iteration to the last, and its scores are at chance under either protocol, as in the paper.
-# - **On MinkowskiEngine the ratio is close to the paper's.** There most of the true gradient is missing as well; with all
-#   second derivatives (`sparse`) the gradient is several times larger, and still too small. On PyTorch the ratio is much
-#   smaller than the paper's.
-# - **Sum of squares moves its points several cells**, which is what it has over the cosine. That alone is no success: on
-#   MinkowskiEngine's network it is at or near chance all the same, far from the paper's 33.9, and the three layers of
-#   PyTorch come to fewer points than the paper's 30.22, which stand for eight times the iterations and the batch.
-# - **A larger step is not the cure.** It sets the cosine's points going, for many cells. Yet they gather into no digits, and
-#   the scores stay near chance: the size of the steps was one trouble, and that they lead nowhere useful is another. On
-#   MinkowskiEngine they end in the ring that the sum of squares makes as well. For the sum of squares itself the usual step
-#   size is the best of the four.
-# - **But the cosine as such is not to blame.** Our `gaussian` setting is driven by a layerwise cosine too (without one-dimensional
-#   parameters): its steps are measured in cells, whatever the size of the gradients, and its lift lets a point feel what
-#   lies in the cells next to it.
+# All sentences that the cells above computed:
+
+# %%
+for sentence in results or ["no record yet, so there is nothing to say"]:
+    print("-", sentence)

@@ -1,6 +1,7 @@
 """pcdd: dataset distillation for point clouds, by moving the points.
 
-The names a notebook or a script needs; each is loaded when it is first used, so that `import pcdd_core` is quick.
+The public names for notebooks and scripts. Each module is imported at the first use of one of its
+names, so that `import pcdd_core` is fast.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`python -m pcdd_core` is `pcdd`."""
+"""Run `pcdd` as `python -m pcdd_core`."""
 
 from .cli import main
 

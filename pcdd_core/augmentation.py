@@ -1,7 +1,7 @@
-"""Random moves of whole clouds: shift, scale or rotation, exact in coordinates and differentiable.
+"""Shift, scale or rotate whole clouds at random.
 
-The same three moves, in the same sizes, that the evaluation makes of images (Zhao et al. 2021). There they blur pixels;
-here every point goes where it should.
+The moves and their ranges are those of the evaluation's augmentation of images (Zhao et al. 2021).
+Images are resampled, which blurs pixels. Coordinates are transformed exactly and differentiably.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,27 @@ from torch import Tensor
 
 from .clouds import PointClouds
 
-SHIFT = 4 / 28  # of the grid's cells along an axis, at most
-SCALE = 0.2  # larger or smaller, at most
-ROTATION = torch.pi / 4  # radians to either side, at most
+SHIFT = 4 / 28  # largest shift, as a fraction of the grid's cells along the axis
+SCALE = 0.2  # largest relative change of size
+ROTATION = torch.pi / 4  # largest angle to either side, radians
 
 
 @dataclass(frozen=True)
 class Move:
-    """x -> matrix (x - middle) + middle + shift. matrix: (moves, 3, 3); shift: (moves, 3), in cells."""
+    """Affine maps x -> matrix (x - middle) + middle + shift about the middle of the grid.
+
+    matrix: (moves, 3, 3)
+    shift:  (moves, 3), cells
+    """
 
     matrix: Tensor
     shift: Tensor
 
     def __call__(self, clouds: PointClouds) -> PointClouds:
-        """The clouds, each moved by its own move, or all by the only one. Points may leave the grid."""
+        """Move each cloud by its own move, or all clouds by a single one.
+
+        Points may leave the grid.
+        """
         middle = clouds.coordinates.new_tensor(
             [cells / 2 if cells > 1 else 0.0 for cells in clouds.grid]
         )
@@ -35,9 +42,10 @@ class Move:
 
 
 def turned(clouds: PointClouds, angles: Tensor) -> PointClouds:
-    """Each cloud turned about the middle of the grid, by its own angles (clouds, 3): radians about the first, second, third axis.
+    """Rotate each cloud about the middle of the grid by its own angles.
 
-    The rotation's vector, so the order of the axes does not matter. Differentiable in both.
+    angles: (clouds, 3), radians about the first, second and third axis. They form a rotation
+    vector, so the order of the axes does not matter. Differentiable in coordinates and angles.
     """
     about_first, about_second, about_third = angles.unbind(1)
     none = torch.zeros_like(about_first)
@@ -51,10 +59,14 @@ def turned(clouds: PointClouds, angles: Tensor) -> PointClouds:
 
 
 def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -> Move:
-    """So many random moves for a grid, each one of three with equal chance; axes of one cell stay as they are.
+    """Draw `count` random moves for a grid: shift, scale or rotation with equal probability.
 
-    shift: up to a seventh of the grid along each axis; scale: each axis by 0.8 to 1.2; rotation: by -45 to 45 degrees, of a
-    flat grid in its plane, else about the vertical (height), which leaves shapes standing.
+    shift:    up to a seventh of the grid along each axis
+    scale:    a factor of 0.8 to 1.2 along each axis
+    rotation: -45 to 45 degrees; in the plane of a flat grid, else about the vertical axis (height),
+              which keeps shapes upright
+
+    Axes of one cell do not change.
     """
     first, second = (1, 2) if grid[0] == 1 else (0, 2)
     free = torch.tensor([cells > 1 for cells in grid])

@@ -1,8 +1,9 @@
-"""What scores a set: classifiers of several architectures, and many copies of one trained together.
+"""Classifiers for evaluation, and ensembles that train many copies of one together.
 
-The protocols' own is ConvNet-3; the others tell whether a set teaches networks of another kind too. All see images of the
-clouds, (images, 1, height, width), except those of `OF_POINTS`, which see points; all return logits (clouds, classes). No layer draws
-random numbers or keeps statistics of what it has seen, so training and testing compute the same.
+The protocols use ConvNet-3. The other architectures show whether a set teaches networks of other
+kinds too. The input is images of the clouds, (images, 1, height, width); the classifiers in
+`OF_POINTS` take points. The output is logits, (clouds, classes). No layer draws random numbers or
+keeps statistics of its input, so training and testing compute the same function.
 """
 
 import copy
@@ -21,19 +22,20 @@ from .point_networks import DGCNN, PointNet, PointNetPlusPlus, perceptron
 def build_classifier(
     name: str, height: int, width: int, classes: int, channels: int, generator: torch.Generator
 ) -> nn.Module:
-    """A classifier of `CLASSIFIERS` with freshly drawn weights, all from `generator`, for clouds seen as height x width.
+    """Build a classifier from `CLASSIFIERS`. All initial weights come from `generator`.
 
-    channels: of ConvNet and sparse; the others have their own numbers. Raises InputError if the images are too small.
+    height, width: size of the clouds' images, in pixels
+    channels: channels of ConvNet and SparseConvNet; the others have fixed numbers
+    Raises InputError if the images are too small.
     """
     if min(height, width) < SMALLEST.get(name, 1):
         raise InputError(
-            f"setting evaluation.classifier = {name!r}: needs images of {SMALLEST[name]} pixels or more along each side, "
-            f"not {height} x {width}"
+            f"setting evaluation.classifier = {name!r}: needs images of {SMALLEST[name]} pixels "
+            f"or more along each side, not {height} x {width}"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(
-            generator.get_state()
-        )  # layers draw from torch's own generator when they are made
+        # layers initialise their weights from torch's global generator
+        torch.set_rng_state(generator.get_state())
         network = CLASSIFIERS[name](height, width, classes, channels)
     if isinstance(network, (ConvNet, SparseConvNet)):
         network.draw(generator)
@@ -43,8 +45,8 @@ def build_classifier(
 class ConvNet(nn.Module):
     """ConvNet-3, the image classifier of the protocols (Zhao et al. 2021).
 
-    3 x [3x3 convolution, instance norm, ReLU, 2x2 average pool] and a linear layer; the first convolution pads by 3
-    (28 x 28 becomes 32 x 32), the others by 1.
+    3 x [3x3 convolution, instance norm, ReLU, 2x2 average pooling] and a linear layer. The first
+    convolution has a padding of 3 (28 x 28 becomes 32 x 32), the others of 1.
     """
 
     def __init__(self, height: int, width: int, classes: int, channels: int):
@@ -57,7 +59,10 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(channels * ((height + 4) // 8) * ((width + 4) // 8), classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (images, 1, height, width); returns (images, classes)."""
+        """Return logits: (images, classes).
+
+        images: (images, 1, height, width)
+        """
         features = images
         for convolution, norm in zip(self.convolutions, self.norms):
             features = average_pool(norm(convolution(features)).relu(), (2, 2))
@@ -65,7 +70,7 @@ class ConvNet(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, as torch does by default."""
+        """Initialise all weights with the distributions of torch's default."""
         for convolution in self.convolutions:
             outputs, inputs, *kernel = convolution.weight.shape
             draw_convolution(
@@ -77,7 +82,7 @@ class ConvNet(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Two hidden layers of 128, as in the code of Zhao et al. 2021."""
+    """Two hidden layers of 128 channels, as in the code of Zhao et al. 2021."""
 
     def __init__(self, height: int, width: int, classes: int):
         super().__init__(
@@ -86,7 +91,7 @@ class MLP(nn.Sequential):
 
 
 class LeNet(nn.Sequential):
-    """LeNet-5 (LeCun et al. 1998) with ReLU and maximum pooling, as in the code of Zhao et al. 2021."""
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, as in the code of Zhao et al. 2021."""
 
     def __init__(self, height: int, width: int, classes: int):
         cells = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
@@ -98,11 +103,12 @@ class LeNet(nn.Sequential):
 
 
 def resnet18(classes: int) -> nn.Module:
-    """ResNet-18 (He et al. 2016) for small images with instance norm, as in the code of Zhao et al. 2021.
+    """Build ResNet-18 (He et al. 2016) for small images, as in the code of Zhao et al. 2021.
 
-    torchvision's, but the first convolution is 3x3 with stride 1, no pooling follows it, and weights are torch's default.
+    It is torchvision's network with instance norm. The first convolution is 3x3 with stride 1, no
+    pooling follows it, and weights have torch's default initialisation.
     """
-    from torchvision import models  # here, because it takes long to import
+    from torchvision import models  # imported here, because it takes long
 
     network = models.resnet18(
         num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels)
@@ -115,7 +121,10 @@ def resnet18(classes: int) -> nn.Module:
 
 
 class SparseConvNet(nn.Module):
-    """The distillation's sparse network, 3 layers with instance norm and average pooling, on the pixels that are not 0."""
+    """The sparse distillation network on the pixels that are not 0.
+
+    It has 3 layers with instance norm and average pooling.
+    """
 
     def __init__(self, height: int, width: int, classes: int, channels: int):
         super().__init__()
@@ -125,11 +134,14 @@ class SparseConvNet(nn.Module):
         self.network = SparseNetwork(description, 1, (1, height, width), classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (images, 1, height, width); returns (images, classes)."""
+        """Return logits: (images, classes).
+
+        images: (images, 1, height, width)
+        """
         return self.network(images[:, :, None])
 
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all weights anew."""
+        """Initialise all weights."""
         self.network.draw(generator)
 
 
@@ -143,29 +155,29 @@ CLASSIFIERS = {  # name: (height, width, classes, channels) -> network
     "pointnet++": lambda height, width, classes, channels: PointNetPlusPlus(classes),
     "dgcnn": lambda height, width, classes, channels: DGCNN(classes),
 }
-OF_NEIGHBOURHOODS = (
-    "pointnet++",
-    "dgcnn",
-)  # of points, so how dense a cloud is changes what they see
+# These use the neighbours of points, so the density of a cloud changes their features.
+OF_NEIGHBOURHOODS = ("pointnet++", "dgcnn")
 OF_POINTS = ("pointnet", *OF_NEIGHBOURHOODS)
-# Pixels along each side, so that after the last pooling one is left, and two in front of ResNet's last instance norms, which
-# would make a single one 0.
+# Smallest image side in pixels. One pixel must remain after the last pooling. For ResNet, two must
+# remain before the last instance norms, which would set a single pixel to 0.
 SMALLEST = {"convnet": 4, "lenet": 12, "resnet18": 9, "sparse": 8}
 
 
 class Ensemble(nn.Module):
-    """Independent copies of one network architecture, evaluated and trained together; they share nothing but the call.
+    """Independent copies of one network architecture, evaluated and trained together.
 
-    Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one (`torch.vmap`); on a CPU one
-    after another, because there the grouped convolution that vmap makes runs at half the speed, and shares of them side by
-    side (`split`). Some always run one after another, because each has cells or neighbours of its own, which vmap cannot follow.
+    Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one
+    (`torch.vmap`). On a CPU they run one after another, because the grouped convolution of vmap
+    runs at half the speed there; `split` gives shares of them that can run side by side. Some
+    architectures always run one after another, because each copy has its own cells or neighbours,
+    which vmap cannot follow.
     """
 
     def __init__(self, networks: list[nn.Module]):
         super().__init__()
-        self.__dict__["template"] = networks[
-            0
-        ]  # the computation only: its own parameters must not be trained
+        # The template only provides the computation. Assignment through __dict__ does not register
+        # it as a submodule, so its parameters are not trained.
+        self.__dict__["template"] = networks[0]
         self.names = [name for name, _ in networks[0].named_parameters()]
         stacked = zip(*(network.parameters() for network in networks))
         self.stacked = nn.ParameterList(
@@ -173,14 +185,15 @@ class Ensemble(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """inputs: (networks, clouds, ...), to each network its own; returns (networks, clouds, classes).
+        """Return logits: (networks, clouds, classes).
 
-        With fewer inputs than networks the first networks answer.
+        inputs: (networks, clouds, ...), separate inputs for each network
+        If there are fewer inputs than networks, the first networks are evaluated.
         """
 
-        def one(parameters, seen):
+        def one(parameters, batch):
             return torch.func.functional_call(
-                self.template, dict(zip(self.names, parameters)), (seen,)
+                self.template, dict(zip(self.names, parameters)), (batch,)
             )
 
         if inputs.is_cuda and not isinstance(
@@ -188,19 +201,22 @@ class Ensemble(nn.Module):
         ):
             return torch.vmap(one)([parameter[: len(inputs)] for parameter in self.stacked], inputs)
         copies = zip(*(parameter.unbind() for parameter in self.stacked))
-        return torch.stack([one(parameters, seen) for parameters, seen in zip(copies, inputs)])
+        return torch.stack([one(parameters, batch) for parameters, batch in zip(copies, inputs)])
 
     def split(self, most: int) -> list["Ensemble"]:
-        """At most so many ensembles of equally many of these networks, in order, for a thread each; their weights stay these."""
+        """Split the ensemble, in order, into at most `most` ensembles, for one thread each.
+
+        All have the same number of networks, except that the last may have fewer. They share their
+        weights with this ensemble.
+        """
         shares = []
         for chunks in zip(
             *(parameter.split(-(-len(parameter) // most)) for parameter in self.stacked)
         ):
-            share = Ensemble(
-                [copy.deepcopy(self.template)]
-            )  # a template holds a network's weights while that is computed
-            share.stacked = nn.ParameterList(
-                chunk.data for chunk in chunks
-            )  # by `data`, one's steps are no change of another's
+            # a template holds the weights of a network during its computation, so each share
+            # needs a template of its own
+            share = Ensemble([copy.deepcopy(self.template)])
+            # through `data`, autograd does not count a share's steps as changes of another share
+            share.stacked = nn.ParameterList(chunk.data for chunk in chunks)
             shares.append(share)
         return shares

@@ -1,7 +1,8 @@
-"""Where the points are: ragged point clouds on a grid, and the operations that concern nothing but positions.
+"""The point cloud type and operations on positions.
 
-Units: coordinates are in cells of the grid, in the order depth, height, width (paper, section 3.1.2). The cell of a
-point is the floor of its coordinates, so the coordinate 3.7 lies in cell 3, whose centre is 3.5.
+Units: coordinates are in cells of the grid, in the order depth, height, width (paper, section
+3.1.2). The cell of a point is the floor of its coordinates: the coordinate 3.7 lies in cell 3,
+whose centre is 3.5.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,8 @@ from .errors import InputError, nearest_names
 from .files import atomic_write
 
 FORMAT_VERSION = 2
-RELEASED = Path(__file__).with_name(
-    "released"
-)  # the best sets, each with the record of its making beside it
+# the best distilled sets, each with the record of its run beside it
+RELEASED = Path(__file__).with_name("released")
 Grid = tuple[int, int, int]
 
 
@@ -26,12 +26,13 @@ Grid = tuple[int, int, int]
 class PointClouds:
     """Labelled clouds with a variable number of points each.
 
-    coordinates: float32 (points, 3), in cells, order depth, height, width; all clouds one after another
-    offsets:     int64 (clouds + 1,), cloud i holds the rows offsets[i] to offsets[i + 1]
+    coordinates: float32 (points, 3), in cells, order depth, height, width; clouds are concatenated
+    offsets:     int64 (clouds + 1,); cloud i has the rows offsets[i] to offsets[i + 1] - 1
     labels:      int64 (clouds,)
-    grid:        cells along depth, height, width
+    grid:        number of cells along depth, height, width
     class_names: one name per class
-    label_probabilities: float32 (clouds, classes), learned labels: what a classifier shall answer; None: `labels`, surely
+    label_probabilities: float32 (clouds, classes), learned labels: the target probabilities of a
+                 classifier; None: the targets are `labels`
     """
 
     coordinates: Tensor
@@ -45,33 +46,39 @@ class PointClouds:
         return len(self.labels)
 
     def __getitem__(self, cloud: int) -> Tensor:
-        """The coordinates of one cloud: (points of the cloud, 3)."""
+        """Return the coordinates of one cloud: float32 (points of the cloud, 3), in cells."""
         cloud = range(len(self))[cloud]
         return self.coordinates[self.offsets[cloud] : self.offsets[cloud + 1]]
 
     @property
     def sizes(self) -> Tensor:
-        """Points per cloud: int64 (clouds,)."""
+        """Number of points per cloud: int64 (clouds,)."""
         return self.offsets.diff()
 
     @property
     def cloud_index(self) -> Tensor:
-        """The cloud that each point belongs to: int64 (points,)."""
+        """Index of the cloud of each point: int64 (points,)."""
         clouds = torch.arange(len(self), device=self.offsets.device)
         return clouds.repeat_interleave(self.sizes, output_size=len(self.coordinates))
 
     @property
     def device(self) -> torch.device:
-        """The device that all tensors of the clouds are on."""
+        """Device of all tensors of the clouds."""
         return self.coordinates.device
 
     @property
     def targets(self) -> Tensor:
-        """What cross-entropy compares with: int64 (clouds,), or float32 (clouds, classes) if labels were learned."""
+        """Targets of the cross-entropy.
+
+        int64 (clouds,), or float32 (clouds, classes) if labels are learned.
+        """
         return self.labels if self.label_probabilities is None else self.label_probabilities
 
     def select(self, clouds: Tensor) -> "PointClouds":
-        """The clouds with the given indices, in that order (repeats allowed); differentiable in the coordinates."""
+        """Select clouds by index, in the given order. Repeats are allowed.
+
+        Differentiable in the coordinates.
+        """
         sizes, starts = self.sizes[clouds], self.offsets[:-1][clouds]
         offsets = _offsets(sizes)
         shift = (starts - offsets[:-1]).repeat_interleave(sizes)
@@ -86,11 +93,11 @@ class PointClouds:
         )
 
     def with_coordinates(self, coordinates: Tensor) -> "PointClouds":
-        """The same clouds with their points elsewhere."""
+        """Return the same clouds with other coordinates: (points, 3), in cells."""
         return replace(self, coordinates=coordinates)
 
     def to(self, device: torch.device | str) -> "PointClouds":
-        """The same clouds on another device."""
+        """Return the same clouds on another device."""
         return replace(
             self,
             coordinates=self.coordinates.to(device),
@@ -105,7 +112,7 @@ class PointClouds:
 def from_list(
     clouds: Sequence[Tensor], labels: Sequence[int] | Tensor, grid: Grid, class_names: Sequence[str]
 ) -> PointClouds:
-    """Clouds from one (points, 3) tensor each."""
+    """Build clouds from one (points, 3) tensor per cloud. Units: cells."""
     sizes = torch.tensor([len(cloud) for cloud in clouds], dtype=torch.int64)
     coordinates = (
         torch.cat([cloud.reshape(-1, 3).float() for cloud in clouds])
@@ -119,10 +126,11 @@ def from_list(
 def from_occupancy(
     occupied: Tensor, labels: Tensor, class_names: Sequence[str], max_points: int | None = None
 ) -> PointClouds:
-    """Occupied cells become points (paper, section 3.1.1), in raster order.
+    """Turn occupied cells into points, in raster order (paper, section 3.1.1).
 
-    occupied: bool (clouds, depth, height, width). max_points keeps the first so many of each cloud, as the paper's
-    code does with 250; None keeps all. Points lie at the integer coordinates of their cells, the paper's convention.
+    occupied: bool (clouds, depth, height, width)
+    max_points: keep only the first points of each cloud, 250 in the paper's code; None: keep all
+    A point lies at the integer coordinates of its cell, by the paper's convention.
     """
     cells = occupied.nonzero()
     cloud, coordinates = cells[:, 0], cells[:, 1:].float()
@@ -142,32 +150,41 @@ def scatter(
     class_names: Sequence[str],
     generator: torch.Generator,
 ) -> PointClouds:
-    """Clouds of the given sizes with points uniform in the grid's box: the paper's initialisation (section 3.1.2)."""
+    """Place points uniformly in the grid's box: the paper's initialisation (section 3.1.2).
+
+    sizes: number of points of each cloud
+    labels: class of each cloud
+    """
     size = torch.tensor(grid, dtype=torch.float32)
     coordinates = boundary_check(torch.rand(sum(sizes), 3, generator=generator) * size, grid)
     return from_list(coordinates.split(list(sizes)), labels, grid, class_names)
 
 
 def boundary_check(coordinates: Tensor, grid: Grid) -> Tensor:
-    """Coordinates clamped to [0, cells - 1] along each axis (paper, section 3.1.2), so depth 0 stays 0 in a flat grid.
+    """Clamp coordinates to [0, cells - 1] along each axis (paper, section 3.1.2).
 
-    NaN stays NaN: hiding it here would hide a diverged run.
+    In a flat grid the depth stays 0. NaN stays NaN, because hiding it would hide a diverged run.
     """
     upper = torch.tensor(grid, dtype=coordinates.dtype, device=coordinates.device) - 1
     return coordinates.clamp(min=torch.zeros_like(upper), max=upper)
 
 
 def cell_centres(clouds: PointClouds) -> PointClouds:
-    """Every point moved to the middle of its cell, except along axes of one cell, where it stays at 0.
+    """Move every point to the centre of its cell. Along an axis of one cell it stays at 0.
 
-    Data made from an occupancy grid says in which cell a point is, not where in it: the centre is the fair guess.
+    An occupancy grid determines the cell of a point, but not its position within the cell. The
+    centre is a fair estimate of that position.
     """
     half = torch.tensor([0.5 if cells > 1 else 0.0 for cells in clouds.grid], device=clouds.device)
     return clouds.with_coordinates(clouds.coordinates.floor() + half)
 
 
 def known_positions(clouds: PointClouds) -> PointClouds:
-    """Where points are, as well as the data says: `cell_centres` of data made of occupied cells, which lie at integer coordinates."""
+    """Return the clouds at the best positions that the data determines.
+
+    If all coordinates are integers, the data consists of occupied cells, and the points move to
+    their `cell_centres`. Other clouds stay unchanged.
+    """
     return (
         cell_centres(clouds)
         if bool((clouds.coordinates == clouds.coordinates.floor()).all())
@@ -178,10 +195,12 @@ def known_positions(clouds: PointClouds) -> PointClouds:
 def from_unit_ball(
     points: Tensor, labels: Tensor, class_names: Sequence[str], cells: int
 ) -> PointClouds:
-    """Shapes of equally many points within distance 1 of the origin, on a cubic grid of so many cells along each axis.
+    """Put shapes from the unit ball on a cubic grid of `cells` cells per axis.
 
-    points: (shapes, points, 3) as x, y and z, z up: x becomes width, y depth and -z height, so that in pictures, where height
-    runs downwards, shapes stand. The ball leaves one cell free on all sides.
+    points: (shapes, points, 3) as x, y, z with z up, at most distance 1 from the origin
+    labels: (shapes,)
+    x becomes width, y becomes depth, and -z becomes height. Height runs downwards in pictures, so
+    shapes stand upright. The ball leaves one cell free on every side.
     """
     shapes, count, _ = points.shape
     x, y, z = points.reshape(-1, 3).float().unbind(1)
@@ -193,14 +212,17 @@ def from_unit_ball(
 
 
 def into_grid(points: Tensor, grid: Grid) -> Tensor:
-    """A cloud in any unit, (points, 3) in the order depth, height, width, moved and scaled to fill the grid's box: cells.
+    """Move and scale a cloud to fill the grid's box.
 
-    One scale for all axes, so that its shape stays; as large as fits, in the middle. Raises InputError if the points
-    are not finite, or none.
+    points: (points, 3) in any unit, in the order depth, height, width
+    Returns coordinates in cells, of the same shape. All axes have the same scale, so proportions
+    stay. The scale is the largest that fits, and the result is centred. Raises InputError if the
+    shape is wrong, there is no point, or coordinates are not finite.
     """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not points.isfinite().all():
         raise InputError(
-            f"points of shape {tuple(points.shape)}: expected one or more rows of 3 finite coordinates"
+            f"points of shape {tuple(points.shape)}: "
+            "expected one or more rows of 3 finite coordinates"
         )
     room = torch.tensor(grid, dtype=torch.float64) - 1  # see boundary_check
     low, high = points.double().amin(0), points.double().amax(0)
@@ -212,7 +234,7 @@ def into_grid(points: Tensor, grid: Grid) -> Tensor:
 
 
 def members_per_class(clouds: PointClouds) -> list[Tensor]:
-    """The indices of each class's clouds."""
+    """Return the cloud indices of each class: int64, one tensor per class."""
     return [
         (clouds.labels == label).nonzero().flatten() for label in range(len(clouds.class_names))
     ]
@@ -221,12 +243,13 @@ def members_per_class(clouds: PointClouds) -> list[Tensor]:
 def refuse_too_few(
     members: Sequence[Tensor], counts: Sequence[int], class_names: Sequence[str]
 ) -> None:
-    """Raise InputError if a class has fewer clouds than are asked of it."""
+    """Raise InputError if a class has fewer clouds than its count in `counts`."""
     for indices, count, name in zip(members, counts, class_names):
         if len(indices) < count:
             raise InputError(
-                f"class '{name}' has {len(indices)} clouds to draw from, {count} were asked for; lower the number of "
-                "clouds per class (clouds.clouds_per_class) or of the batch (objective.real_batch)"
+                f"class '{name}' has {len(indices)} clouds to sample from, "
+                f"but {count} were asked for; lower the number of clouds per class "
+                "(clouds.clouds_per_class) or the batch size (objective.real_batch)"
             )
 
 
@@ -236,7 +259,13 @@ def sample(
     draws: torch.Generator,
     class_names: Sequence[str],
 ) -> Tensor:
-    """So many random indices of each class, without repeats, class after class: int64 (sum of counts,)."""
+    """Sample clouds of each class at random, without replacement.
+
+    members: cloud indices of each class
+    counts: number of clouds to sample from each class
+    Returns indices, class after class: int64 (sum of counts,). Raises InputError if a class has
+    fewer clouds than its count.
+    """
     refuse_too_few(members, counts, class_names)
     chosen = []
     for indices, count in zip(members, counts):
@@ -245,7 +274,11 @@ def sample(
 
 
 def resampled(clouds: PointClouds, sizes: Sequence[int], draws: torch.Generator) -> PointClouds:
-    """Of each cloud so many random points, without repeats; of one that has fewer, all and some again."""
+    """Resample each cloud at random to the number of points in `sizes`.
+
+    A cloud with more points is subsampled without replacement. A cloud with fewer points keeps all
+    of them and gets random repeats.
+    """
     kept = []
     for number, size in enumerate(sizes):
         points = clouds[number]
@@ -259,15 +292,16 @@ def _offsets(sizes: Tensor) -> Tensor:
     return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
 
 
-# --- distilled sets on disk ---------------------------------------------------------------------------------------
+# --- files of distilled sets ----------------------------------------------------------------------
 
 
 def save(clouds: PointClouds, path: Path | str) -> None:
-    """Write a set as .npz (no pickle inside), atomically: fields as in `PointClouds`, plus `format_version`.
+    """Write a set as .npz without pickles, atomically.
 
-    A set without learned labels has no field `label_probabilities` and format version 1, which every pcdd reads.
-
-    Raises InputError if a cloud is empty or the folder cannot be written to.
+    The fields are those of `PointClouds`, and `format_version`. A set with learned labels has
+    format version 2. A set without them has no field `label_probabilities` and format version 1,
+    which every pcdd reads.
+    Raises InputError if a cloud is empty or the folder is not writable.
     """
     if (empty := (clouds.sizes == 0).nonzero()).numel():
         raise InputError(
@@ -288,16 +322,19 @@ def save(clouds: PointClouds, path: Path | str) -> None:
 
 
 def load(path: Path | str) -> PointClouds:
-    """Read a set that `save` wrote. Anything wrong in it is an InputError naming the file, the field and the value."""
+    """Read a set that `save` wrote.
+
+    Raises InputError if anything is wrong. The message names the file, the field and the value.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a distilled set (.npz)")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile and zlib raise some ten kinds for damaged files
+    except Exception as error:  # numpy, zipfile and zlib raise about ten types for damaged files
         reason = (
-            "it holds an object array, which could run code"
+            "it contains an object array, and unpickling one can run code"
             if "pickle" in str(error).lower()
             else str(error)
         )
@@ -317,17 +354,23 @@ def load(path: Path | str) -> PointClouds:
 
 
 def released(name: str) -> PointClouds:
-    """A set that comes with pcdd, by name: `released("mnist-1")`. Raises InputError naming those there are."""
+    """Load a set that comes with pcdd, by name: `released("mnist-1")`.
+
+    Raises InputError with the nearest valid names if there is no such set.
+    """
     return load(released_path(name))
 
 
 def released_names() -> list[str]:
-    """The sets that come with pcdd."""
+    """Return the names of the sets that come with pcdd."""
     return sorted(path.stem for path in RELEASED.glob("*.npz"))
 
 
 def released_path(name: str) -> Path:
-    """The file of such a set; its record is beside it, with the suffix .json. Raises InputError."""
+    """Return the path of a released set. Its record has the same name with the suffix .json.
+
+    Raises InputError with the nearest valid names if there is no such set.
+    """
     if name not in released_names():
         raise InputError(
             f"no released set is called {name!r}; {nearest_names(name, released_names())}"
@@ -336,10 +379,13 @@ def released_path(name: str) -> Path:
 
 
 def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays in the types of `PointClouds`, or an InputError for the first thing that is wrong."""
+    """Convert the arrays to the types of `PointClouds`.
 
-    def refuse(field: str, found: object, right: str):
-        raise InputError(f"{path}: field '{field}' is {found}; expected {right}")
+    Raises InputError for the first field that is wrong.
+    """
+
+    def refuse(field: str, value: object, expected: str):
+        raise InputError(f"{path}: field '{field}' is {value}; expected {expected}")
 
     kinds = {
         "format_version": "iu",
@@ -353,13 +399,13 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         kinds["label_probabilities"] = "f"
     types = {"f": (np.float32, "floats"), "iu": (np.int64, "integers"), "U": (np.str_, "text")}
     for field, kind in kinds.items():
-        kept, words = types[kind]
+        dtype, words = types[kind]
         if not isinstance(arrays.get(field), np.ndarray):
             refuse(field, "not an array" if field in arrays else "missing", f"an array of {words}")
         if arrays[field].dtype.kind not in kind:
             refuse(field, f"of type {arrays[field].dtype}", words)
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as that
-            arrays[field] = arrays[field].astype(kept if kind != "U" else arrays[field].dtype)
+        with np.errstate(over="ignore"):  # overflow gives inf, which is refused below
+            arrays[field] = arrays[field].astype(dtype if kind != "U" else arrays[field].dtype)
     version = arrays["format_version"]
     if version.shape != () or not 1 <= version <= FORMAT_VERSION:
         refuse(
@@ -377,18 +423,18 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         refuse(
             "offsets",
             f"of shape {offsets.shape}",
-            f"({len(labels) + 1},): one more than there are labels",
+            f"({len(labels) + 1},): one more than the number of labels",
         )
     if offsets[0] != 0 or offsets[-1] != len(coordinates) or (np.diff(offsets) < 0).any():
         refuse(
             "offsets",
             f"{offsets[0]} ... {offsets[-1]}",
-            f"rising from 0 to the {len(coordinates)} points",
+            f"non-decreasing values from 0 to {len(coordinates)}, the number of points",
         )
     if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
         refuse(
             "offsets",
-            f"equal at cloud {empty[0]}, an empty cloud",
+            f"constant at cloud {empty[0]}, which is empty",
             "at least one point in every cloud",
         )
     if grid.shape != (3,) or (grid < 1).any():

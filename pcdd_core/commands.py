@@ -1,6 +1,7 @@
-"""What each command of `pcdd` does: from parsed options to {"text": what is printed, "json": the same as plain data}.
+"""The commands of `pcdd`: functions from parsed options to a result.
 
-Nothing heavy is imported before a command needs it, so that help is instant.
+A result is {"text": the text to print, "json": the same as plain data}. Commands import large
+packages only when they need them, so that help is instant.
 """
 
 import argparse
@@ -13,11 +14,11 @@ from .errors import InputError
 
 
 def distill(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd distill`."""
+    """`pcdd distill`: make a run."""
     from .presets import preset
 
     config = override(preset(options.preset).config, _settings(options))
-    from . import ranks, records, runs  # after the settings are known to be right: they bring torch
+    from . import ranks, records, runs  # these import torch, so the settings are checked first
 
     folder = runs.run(
         config,
@@ -31,7 +32,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
         progress=runs.Progress(options.quiet),
     )
     if not ranks.first_of_torchrun():
-        return {"text": "pcdd: this process has done its part", "json": {}}
+        return {"text": "pcdd: this process is finished", "json": {}}
     record = records.read_record(folder)
     text = (
         f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
@@ -40,7 +41,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd evaluate`."""
+    """`pcdd evaluate`: score a set."""
     from . import clouds
 
     path = _place_of_set(options.set)
@@ -50,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def baseline(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd baseline`."""
+    """`pcdd baseline`: score real clouds."""
     from .coresets import BASELINES
 
     config = _base(options, Config())
@@ -62,7 +63,7 @@ def baseline(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def presets(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd presets`."""
+    """`pcdd presets`: list the presets."""
     from .config import to_dict
     from .presets import PRESETS
 
@@ -82,30 +83,30 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd show`."""
+    """`pcdd show`: describe and draw a run or a set."""
     from . import clouds, figures, records, second_order
 
     path = _place_of_set(options.path)
-    found = clouds.load(path / "clouds.npz" if path.is_dir() else path)
+    loaded = clouds.load(path / "clouds.npz" if path.is_dir() else path)
     beside = path / "clouds.png" if path.is_dir() else path.with_suffix(".png")
-    if path.parent == clouds.RELEASED:  # which belongs to the installation
+    if path.parent == clouds.RELEASED:  # write no picture into the installed package
         beside = Path(beside.name)
     picture = Path(options.picture) if options.picture else beside
     record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
     record = records.read_record(record_path) if record_path.exists() else None
-    figures.save(figures.gallery(found), picture)
-    sizes = found.sizes.tolist()
+    figures.save(figures.gallery(loaded), picture)
+    sizes = loaded.sizes.tolist()
     about = {
-        "clouds": len(found),
-        "classes": list(found.class_names),
-        "grid": list(found.grid),
+        "clouds": len(loaded),
+        "classes": list(loaded.class_names),
+        "grid": list(loaded.grid),
         "points_per_cloud": [min(sizes), max(sizes)],
         "picture": str(picture),
         "record": record,
     }
     lines = [
-        f"{path}: {len(found)} clouds of {len(found.class_names)} classes on a grid of {found.grid} cells, "
-        f"{min(sizes)} to {max(sizes)} points each",
+        f"{path}: {len(loaded)} clouds of {len(loaded.class_names)} classes "
+        f"on a grid of {loaded.grid} cells, {min(sizes)} to {max(sizes)} points each",
         f"picture: {picture}",
     ]
     if record:
@@ -120,7 +121,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def animate(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd animate`."""
+    """`pcdd animate`: export the recording of a run."""
     from .player import read_recording, save_animation, save_player
 
     recording = read_recording(options.run)
@@ -134,7 +135,7 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd table`."""
+    """`pcdd table`: tabulate records."""
     from . import records
     from .files import atomic_write_text
 
@@ -145,7 +146,7 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def sweep(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd sweep`."""
+    """`pcdd sweep`: make the runs of a table or preset."""
     cells = _cells(options)
     from . import sweeps
 
@@ -163,7 +164,8 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             for number, state in enumerate(states)
         ]
         lines = [
-            f"{row['number']:>4}  {row['status']:8}  {row['name']}, seed {row['seed']}  {row['note']}"
+            f"{row['number']:>4}  {row['status']:8}  "
+            f"{row['name']}, seed {row['seed']}  {row['note']}"
             for row in listed
         ]
         counts = {
@@ -171,7 +173,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             for status in dict.fromkeys(row["status"] for row in listed)
         }
         lines.append(
-            f"{len(listed)} cells: "
+            f"{len(listed)} runs: "
             + ", ".join(f"{count} {status}" for status, count in counts.items())
         )
         return {"text": "\n".join(lines), "json": listed}
@@ -191,7 +193,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     if options.cell is not None:
         if not 0 <= options.cell < len(cells):
             raise InputError(
-                f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` shows them"
+                f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` numbers the runs"
             )
         sweeps.obtain([cells[options.cell]], options.runs, options.data)
         return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
@@ -206,13 +208,14 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     left = sum(state.status in ("waiting", "running") for state in planned.states)
     if left:
         ended["text"] += (
-            f"\nstopped after {options.minutes:g} minutes with {left} cells left; the same command goes on"
+            f"\nstopped after {options.minutes:g} minutes with {left} runs left; "
+            "the same command continues"
         )
     return ended
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd report`."""
+    """`pcdd report`: print and save the table of a sweep."""
     cells = _cells(options)
     from . import records, sweeps
     from .datasets import PASSED_ON
@@ -220,29 +223,29 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     from .files import atomic_write_text
 
     places = sweeps.default_places(options.runs)
-    found = records.find_records(
-        places[::-1] if options.keep else places
-    )  # what is to be kept is taken from the runs
-    there = [cell for cell in cells if cell.identity in found]
-    paths = [found[cell.identity] for cell in there]
+    # --keep copies records from the run folders, so these come first then
+    by_identity = records.find_records(places[::-1] if options.keep else places)
+    finished = [cell for cell in cells if cell.identity in by_identity]
+    paths = [by_identity[cell.identity] for cell in finished]
     if not paths:
         raise InputError(
-            f"{options.name}: none of its {len(cells)} cells has been run; run them with `pcdd sweep`"
+            f"{options.name}: none of its {len(cells)} runs is finished; "
+            "make them with `pcdd sweep`"
         )
     if options.keep:
-        for cell, path in zip(there, paths, strict=True):
+        for cell, path in zip(finished, paths, strict=True):
             records.keep(
                 path,
                 options.keep,
                 with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON,
             )
-    found_records = [records.read_record(path) for path in paths]
-    rows = records.table(found_records, COLUMNS.get(options.name))
+    finished_records = [records.read_record(path) for path in paths]
+    rows = records.table(finished_records, COLUMNS.get(options.name))
     title = options.name
     if title in EXPERIMENTS:
         title += f"-{options.scale or scale_of(title)}"
     folder = Path(options.output or options.runs)
-    tables = {title: rows, f"{title}-curve": records.curve_table(found_records)}
+    tables = {title: rows, f"{title}-curve": records.curve_table(finished_records)}
     for name, made in tables.items():
         if made:
             atomic_write_text(folder / f"{name}.md", records.markdown(made) + "\n")
@@ -251,18 +254,18 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     missing = len(cells) - len(paths)
     text = records.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
     if missing:
-        text += f"\n{missing} of {len(cells)} cells have not been run; run them with `pcdd sweep`"
+        text += f"\n{missing} of {len(cells)} runs are missing; make them with `pcdd sweep`"
     return {"text": text, "json": {"rows": rows, "missing": missing}}
 
 
 def _cells(options: argparse.Namespace) -> list:
-    """The cells that `sweep` and `report` are about."""
+    """Return the runs that the options of `sweep` and `report` name."""
     from .experiments import experiment
 
     vary = {}
     for name, *values in options.vary or []:
         if not values:
-            raise InputError(f"--vary {name}: expected the setting and then its values")
+            raise InputError(f"--vary {name}: expected a setting, followed by its values")
         vary[name] = [_value(value) for value in values]
     options.seed = None
     return experiment(options.name, options.scale, options.seeds, _settings(options), vary)
@@ -292,14 +295,15 @@ def _base(options: argparse.Namespace, otherwise: Config) -> Config:
 
 def _scores(record: dict[str, Any]) -> str:
     parts = [
-        f"{protocol}: {score['mean']:.2f} +- {score['standard_deviation']:.2f} % ({score['networks']} classifiers)"
+        f"{protocol}: {score['mean']:.2f} +- {score['standard_deviation']:.2f} % "
+        f"({score['networks']} classifiers)"
         for protocol, score in record["scores"].items()
     ]
     return ", ".join(parts) + f" on {record['scored_on']}" if parts else "no scores"
 
 
 def _place_of_set(text: str) -> Path:
-    """A file or folder; `released:NAME` is the file of a set that comes with pcdd."""
+    """Return the path of a file or folder. `released:NAME` is a set that comes with pcdd."""
     from .clouds import released_path
 
     kind, colon, name = text.partition(":")
@@ -307,7 +311,10 @@ def _place_of_set(text: str) -> Path:
 
 
 def _config_of(path: Path) -> Config:
-    """The settings that a set was scored with: its run's, those of the record beside it, or the defaults."""
+    """Return the settings that a set was scored with.
+
+    They come from its run, from the record beside it, or from the defaults.
+    """
     from .records import read_record
 
     if path.is_dir():
@@ -318,7 +325,7 @@ def _config_of(path: Path) -> Config:
     config = from_dict(read_record(record)["config"])
     if config.evaluation.split == "validation":
         return config
-    # older records were scored on test images with the fast augmentation, which is refused today
+    # Older records were scored on test images with the fast augmentation, which is not valid today.
     return override(config, {"evaluation.augmentation": "published"})
 
 
@@ -335,7 +342,7 @@ def _config_of_run(folder: Path) -> Config:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """`name=value` arguments; values are JSON, and what is no JSON is text."""
+    """Parse `name=value` arguments. Values are JSON, or else plain text."""
     settings = {}
     for argument in options.settings:
         name, equals, value = argument.partition("=")
@@ -350,7 +357,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """JSON, or else plain text."""
+    """Parse JSON, or return the text if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,6 +1,7 @@
-"""Baselines: what real clouds give without distillation, to be scored by the same evaluation as distilled ones.
+"""Baselines without distillation, scored by the same evaluation as distilled clouds.
 
-All but `class_mean` choose among the clouds of the training set, and all but `whole` return them class after class.
+All baselines except `class_mean` select clouds of the training set. All except `whole` return the
+clouds class after class.
 """
 
 from collections.abc import Iterator
@@ -24,13 +25,14 @@ from .lifts import centred_points, occupancy
 from .point_networks import PointNet
 from .randomness import generator
 
-EPOCHS = 5  # of the classifier that `forgetting` and `craig` look at, and for shapes `herding` and `k_center`
-WIDTH = 32  # its channels, of images
-BATCH, BATCH_OF_SHAPES = 256, 32  # clouds per step of its training
+# `forgetting` and `craig` train a classifier, and for shapes `herding` and `k_center` do too.
+EPOCHS = 5  # of its training
+WIDTH = 32  # its channels on images
+BATCH, BATCH_OF_SHAPES = 256, 32  # clouds per training step
 
 
 def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Clouds drawn at random from each class."""
+    """Sample clouds of each class at random. Raises InputError if a class has too few."""
     counts = [clouds_per_class] * len(real.class_names)
     return real.select(
         sample(members_per_class(real), counts, generator(seed, "random coreset"), real.class_names)
@@ -38,9 +40,11 @@ def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Herding (Welling 2009) on `_descriptions`: the next cloud brings the mean of those chosen closest to the class's.
+    """Herding (Welling 2009) on the features of `_descriptions`.
 
-    The first pick is the cloud nearest the class mean. On flat grids nothing is random: the seed is there to match `random`.
+    The next cloud is the one that brings the mean of the selected clouds closest to the class mean.
+    So the first is the cloud nearest the class mean. On flat grids nothing is random: `seed` is
+    there to match `random`. Raises InputError if a class has too few clouds.
     """
     chosen = []
     for members, described in _descriptions(real, clouds_per_class, seed):
@@ -58,33 +62,36 @@ def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def k_center(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Greedy k-centre (Sener & Savarese 2018) on `_descriptions`: the next cloud is the farthest from all those chosen.
+    """Greedy k-centre (Sener & Savarese 2018) on the features of `_descriptions`.
 
-    The first pick is the cloud nearest the class mean. On flat grids nothing is random: the seed is there to match `random`.
+    The next cloud is the farthest from all selected clouds. The first is the cloud nearest the
+    class mean. On flat grids nothing is random: `seed` is there to match `random`. Raises
+    InputError if a class has too few clouds.
     """
     chosen = []
     for members, described in _descriptions(real, clouds_per_class, seed):
         best = (described - described.mean(0)).square().sum(1).argmin()
-        nearest = torch.full(
-            (len(members),), torch.inf
-        )  # squared distance to the nearest chosen cloud
+        # squared distance to the nearest selected cloud
+        nearest = torch.full((len(members),), torch.inf)
         for _ in range(clouds_per_class):
             chosen.append(members[best])
             nearest = nearest.minimum((described - described[best]).square().sum(1))
-            nearest[best] = -1  # not again: less than a double of it, which is at 0, has
+            nearest[best] = -1  # below 0, the distance of a duplicate, so it is not taken again
             best = nearest.argmax()
     return real.select(torch.stack(chosen))
 
 
 def class_mean(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Of each class one cloud of the cells that its clouds occupy most often, as many as they occupy on average (rounded).
+    """Build one cloud per class from the cells that the clouds of the class occupy most often.
 
-    Of cells that are occupied equally often the first in raster order are taken. Points lie where `from_occupancy` puts
-    them. Nothing is random: the seed is there to match `random`. Raises InputError for more than one cloud per class.
+    The number of cells is the average number of occupied cells (rounded). Ties go to the first
+    cells in raster order. Points lie where `from_occupancy` puts them. Nothing is random: `seed` is
+    there to match `random`. Raises InputError for more than one cloud per class.
     """
     if clouds_per_class > 1:
         raise InputError(
-            f"there is one mean per class, {clouds_per_class} clouds per class were asked for; ask for 1"
+            f"there is one mean per class, {clouds_per_class} clouds per class were asked for; "
+            "expected 1"
         )
     classes = _members(real, clouds_per_class)
     means = torch.zeros(len(classes), *real.grid, dtype=torch.bool)
@@ -97,9 +104,10 @@ def class_mean(real: PointClouds, clouds_per_class: int, seed: int) -> PointClou
 
 
 def forgetting(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """The clouds that a classifier in training forgets most often (Toneva et al. 2019); ties in random order.
+    """Select the clouds that a classifier forgets most often in training (Toneva et al. 2019).
 
-    The paper looks at a sample whenever it is in a batch; here all clouds are looked at after each epoch, by one network.
+    Ties are in random order. The paper evaluates a sample whenever it is in a batch. Here one
+    network evaluates all clouds after each epoch. Raises InputError if a class has too few clouds.
     """
     classes, chosen = _members(real, clouds_per_class), []
     events = forgetting_events(_learning(real, seed).argmax(2) == real.labels)
@@ -113,27 +121,32 @@ def forgetting(real: PointClouds, clouds_per_class: int, seed: int) -> PointClou
 
 
 def forgetting_events(correct: Tensor) -> Tensor:
-    """How often each cloud went from right to wrong: bool (epochs, clouds) to int64 (clouds,).
+    """Count how often each cloud changes from right to wrong: int64 (clouds,).
 
-    As in the paper, a cloud that was never right counts as the most forgotten: with one event per epoch, which is more
-    than any other can have.
+    correct: bool (epochs, clouds)
+    As in the paper, a cloud that is never right counts as the most forgotten. It gets one event per
+    epoch, which is more than any other cloud can have.
     """
     events = (correct[:-1] & ~correct[1:]).sum(0)
     return events.where(correct.any(0), len(correct))
 
 
 def craig(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """CRAIG (Mirzasoleiman et al. 2020): the clouds whose gradients of a trained classifier's last layer cover the class's.
+    """CRAIG (Mirzasoleiman et al. 2020): select clouds whose gradients cover those of the class.
 
-    Greedy facility location: the next cloud is the one that leaves the least sum, over the class, of the distances to the
-    nearest chosen cloud. The paper also weighs each chosen cloud by the number it stands for: those weights are dropped,
-    because our evaluation weighs all clouds alike.
+    The gradients are those of a trained classifier's last layer. Selection is greedy facility
+    location: the next cloud minimises the sum, over the class, of the distances to the nearest
+    selected cloud. The paper also weights each selected cloud by the number of clouds it
+    represents. These weights are dropped, because the evaluation here weights all clouds equally.
+    Raises InputError if a class has too few clouds.
     """
     classes, chosen = _members(real, clouds_per_class), []
-    # The gradient is the softmax minus the one-hot label. Within a class the label is the same and cancels in differences.
+    # The gradient is the softmax minus the one-hot label. The label is the same within a class and
+    # cancels in differences.
     gradients = _learning(real, seed)[-1].softmax(1)
     for members in classes:
-        # by differences: gradients of well learnt clouds are too close for the matrix product that cdist takes otherwise
+        # The default of cdist is a matrix product, which is not exact enough: gradients of clouds
+        # that are learnt well differ too little.
         distances = torch.cdist(
             gradients[members], gradients[members], compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -148,7 +161,10 @@ def craig(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def whole(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """All real clouds, the ceiling for any set: clouds_per_class and the seed are there to match the others."""
+    """Return all real clouds, the ceiling for any set.
+
+    `clouds_per_class` and `seed` are there to match the other baselines.
+    """
     return real
 
 
@@ -164,7 +180,7 @@ BASELINES = {
 
 
 def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
-    """The indices of each class's clouds. Raises InputError if a class has too few."""
+    """Return the cloud indices of each class. Raises InputError if a class has too few."""
     classes = members_per_class(real)
     refuse_too_few(classes, [clouds_per_class] * len(classes), real.class_names)
     return classes
@@ -173,10 +189,11 @@ def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
 def _descriptions(
     real: PointClouds, clouds_per_class: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each class the indices of its clouds, and what tells these clouds apart: (clouds, features).
+    """Yield the cloud indices of each class, and features of these clouds: (clouds, features).
 
-    That is the occupied cells; for shapes, two of which share few cells even where they are alike, what the head of a PointNet
-    sees of them that has learnt for some epochs to tell all real shapes apart.
+    On flat grids the features are the occupied cells. Shapes share few cells even if they are
+    alike, so their features are the input of the head of a PointNet, after some epochs of training
+    to classify all real shapes.
     """
     classes = _members(real, clouds_per_class)
     if min(real.grid) == 1:
@@ -186,42 +203,45 @@ def _descriptions(
     network, points = _learner(real, seed)
     _train(network, points, real.labels, seed)
     with torch.no_grad():
-        features = torch.cat([network.features(shown) for shown in points.split(BATCH_OF_SHAPES)])
+        features = torch.cat([network.features(batch) for batch in points.split(BATCH_OF_SHAPES)])
     for members in classes:
         yield members, features[members]
 
 
 def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
-    """A new classifier, of images or, where grids have depth, of points, and what it sees of the clouds: (clouds, ...)."""
+    """Return a new classifier and its input from the clouds: (clouds, ...).
+
+    The input is images on flat grids, points on grids with depth.
+    """
     if min(real.grid) == 1:
-        seen = project(real)
-        network = ConvNet(*seen.shape[-2:], len(real.class_names), WIDTH)
+        inputs = project(real)
+        network = ConvNet(*inputs.shape[-2:], len(real.class_names), WIDTH)
     else:
-        seen, network = centred_points(known_positions(real)), PointNet(len(real.class_names))
+        inputs, network = centred_points(known_positions(real)), PointNet(len(real.class_names))
     network.draw(generator(seed, "coreset classifier"))
-    return network, seen
+    return network, inputs
 
 
 def _learning(real: PointClouds, seed: int) -> Tensor:
-    """What a classifier says of the real clouds while it learns them: as `_train`."""
-    network, seen = _learner(real, seed)
-    return _train(network, seen, real.labels, seed)
+    """Train a new classifier on the real clouds. Returns its logits, as `_train` does."""
+    network, inputs = _learner(real, seed)
+    return _train(network, inputs, real.labels, seed)
 
 
-def _train(network: nn.Module, seen: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Train the classifier on all real clouds; returns what it says of each after each epoch: logits (epochs, clouds, classes).
+def _train(network: nn.Module, inputs: Tensor, labels: Tensor, seed: int) -> Tensor:
+    """Train the classifier on all real clouds with SGD 0.01, momentum 0.9, without augmentation.
 
-    SGD 0.01, momentum 0.9, without augmentation.
+    Returns the logits on all clouds after each epoch: (epochs, clouds, classes).
     """
-    size, logits = BATCH if seen.ndim == 4 else BATCH_OF_SHAPES, []
+    size, logits = BATCH if inputs.ndim == 4 else BATCH_OF_SHAPES, []
     optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
     for epoch in range(EPOCHS):
         for batch in torch.randperm(
-            len(seen), generator=generator(seed, "coreset epoch", epoch)
+            len(inputs), generator=generator(seed, "coreset epoch", epoch)
         ).split(size):
             optimiser.zero_grad()
-            F.cross_entropy(network(seen[batch]), labels[batch]).backward()
+            F.cross_entropy(network(inputs[batch]), labels[batch]).backward()
             optimiser.step()
         with torch.no_grad():
-            logits.append(torch.cat([network(shown) for shown in seen.split(size)]))
+            logits.append(torch.cat([network(part) for part in inputs.split(size)]))
     return torch.stack(logits)

@@ -16,7 +16,8 @@ from .clouds import PointClouds, from_occupancy, from_unit_ball
 from .config import DataConfig
 from .errors import InputError
 
-MNIST_FILES = {  # name: (magic number, dimensions) of torchvision's layout, folder/MNIST/raw/name
+# name: (magic number, dimensions) of the files in torchvision's layout, folder/MNIST/raw/name
+MNIST_FILES = {
     "train-images-idx3-ubyte": (2051, (60000, 28, 28)),
     "train-labels-idx1-ubyte": (2049, (60000,)),
     "t10k-images-idx3-ubyte": (2051, (10000, 28, 28)),
@@ -26,9 +27,9 @@ MNIST_FILES = {  # name: (magic number, dimensions) of torchvision's layout, fol
 
 @dataclass(frozen=True)
 class Splits:
-    """Real clouds. Choose on `validation`; `test` is for the final score only.
+    """Real clouds in three splits. Choose on `validation`. Use `test` for the final score only.
 
-    also_in_training: how many clouds of `test` are known to equal a training cloud
+    also_in_training: number of clouds of `test` that are known to equal a training cloud
     """
 
     train: PointClouds
@@ -37,7 +38,7 @@ class Splits:
     also_in_training: int = 0
 
     def to(self, device: torch.device | str) -> "Splits":
-        """The same splits on another device."""
+        """Return the same splits on another device."""
         return replace(
             self,
             train=self.train.to(device),
@@ -47,10 +48,11 @@ class Splits:
 
 
 def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
-    """The data set that `config` names, as clouds.
+    """Load the data set that `config` names, as clouds.
 
-    folder: where MNIST is or shall be (torchvision's layout), and published shapes are; None means the environment variable
-    PCDD_DATA, else ~/.cache/pcdd. Raises InputError if the data cannot be had or is damaged.
+    folder: the folder of MNIST (torchvision's layout, downloaded if missing) and of published
+        shapes; None: the environment variable PCDD_DATA, or ~/.cache/pcdd if that is unset
+    Raises InputError if the data is damaged or cannot be obtained.
     """
     if config.name not in IMAGES:
         return _shapes(config, folder)
@@ -59,13 +61,12 @@ def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
     train, validation = _hold_out(labels, config.validation_fraction)
 
     def clouds(images: Tensor, labels: Tensor, max_points: int | None = None) -> PointClouds:
-        occupied = (
-            images[:, None] > config.threshold
-        )  # the added axis: depth 1 (paper, section 3.1.1)
+        # the added axis is the depth of one cell (paper, section 3.1.1)
+        occupied = images[:, None] > config.threshold
         if (empty := (~occupied.flatten(1).any(1)).nonzero()).numel():
             raise InputError(
-                f"setting data.threshold = {config.threshold}: image {int(empty[0])} of {config.name} becomes an empty "
-                "cloud; choose a lower threshold"
+                f"setting data.threshold = {config.threshold}: image {int(empty[0])} of "
+                f"{config.name} becomes an empty cloud; choose a lower threshold"
             )
         return from_occupancy(occupied, labels, names, max_points)
 
@@ -77,9 +78,10 @@ def load(config: DataConfig, folder: Path | str | None = None) -> Splits:
 
 
 def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices kept and held out: of every class evenly spaced samples, `fraction` of them.
+    """Return the indices that are kept and those held out: `fraction` of each class, evenly spaced.
 
-    Spaced, since MNIST's order means something: its last training images are easier than the rest.
+    Even spacing matters because MNIST has an order: its last training images are easier than the
+    rest.
     """
     held_out = torch.zeros_like(labels, dtype=torch.bool)
     for label in labels.unique():
@@ -90,7 +92,10 @@ def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scikit-learn's 1,797 embedded digits of 8 x 8, resized to 20 x 20 in a frame of 4 as MNIST's are; a third is test."""
+    """Load scikit-learn's 1,797 embedded digits of 8 x 8 pixels. A third of them is the test split.
+
+    Images are resized to 20 x 20 pixels, with a padding of 4 on each side as in MNIST.
+    """
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -109,17 +114,18 @@ def _data_folder(folder: Path | str | None) -> Path:
     root = Path(given) if given else Path("~/.cache/pcdd").expanduser()
     if given and not root.is_dir():
         raise InputError(
-            f"data folder {root}: no such folder; give the folder that holds MNIST/raw, or the shapes' own folder"
+            f"data folder {root}: no such folder; "
+            "give the folder that contains MNIST/raw or the folders of the shapes"
         )
     return root
 
 
 def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
-    """Shapes in the unit ball, put on the grid."""
+    """Load shapes in the unit ball and put them on the grid."""
     if (config.name == "folder") != (config.folder is not None):
         raise InputError(
-            f"setting data.folder = {json.dumps(config.folder)} with data.name={config.name}: data.name=folder needs the folder of your "
-            "shapes, and nothing else reads it"
+            f"setting data.folder = {json.dumps(config.folder)} with data.name={config.name}: "
+            "data.name=folder needs the folder of your shapes; other data sets do not use it"
         )
     if config.name == "solids":
         train, test, names = shapes.solids(config.points)
@@ -128,9 +134,9 @@ def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
     else:
         train, test, names = shapes.read_published(config.name, _data_folder(folder), config.points)
 
-    def clouds(kept: shapes.Shapes) -> PointClouds:
+    def clouds(split: shapes.Shapes) -> PointClouds:
         return from_unit_ball(
-            torch.from_numpy(kept.points), torch.from_numpy(kept.labels), names, config.cells
+            torch.from_numpy(split.points), torch.from_numpy(split.labels), names, config.cells
         )
 
     whole = clouds(train)
@@ -139,25 +145,26 @@ def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
 
 
 def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """MNIST through torchvision: brightness in [0, 1] and labels, training then test."""
+    """Load MNIST through torchvision: brightness in [0, 1] and labels, training, then test."""
     root = _data_folder(folder)
     from torchvision.datasets import MNIST
 
     raw = root / "MNIST" / "raw"
     if not any((raw / name).exists() for name in MNIST_FILES):
-        made = [folder for folder in (root, *root.parents) if not folder.exists()]
+        created = [folder for folder in (root, *root.parents) if not folder.exists()]
         try:
             root.mkdir(parents=True, exist_ok=True)
             MNIST(root, download=True)
         except (RuntimeError, OSError) as error:
-            for empty in (raw, raw.parent, *made):  # what was made before it failed
+            for empty in (raw, raw.parent, *created):  # remove what the failed download left
                 if empty.is_dir() and not any(empty.iterdir()):
                     empty.rmdir()
             reason = " ".join(str(error).split())
             raise InputError(
-                f"MNIST is not in {raw} and could not be downloaded ({reason}). Three ways out: give the folder that "
-                "holds MNIST/raw with --data DIR; name it in the environment variable PCDD_DATA; or run once with a "
-                "network, which downloads it. Without any of them, data.name=digits needs no files"
+                f"MNIST is not in {raw} and could not be downloaded ({reason}). "
+                "Do one of the following: give the folder that contains MNIST/raw with --data DIR; "
+                "set the environment variable PCDD_DATA to that folder; run once with a network "
+                "connection, which downloads MNIST; or take data.name=digits, which needs no files"
             ) from None
     for name, (magic, shape) in MNIST_FILES.items():
         _check_idx(raw / name, magic, shape)
@@ -165,32 +172,37 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for name, labels in zip(list(MNIST_FILES)[1::2], (train.targets, test.targets)):
         if labels.max() > 9:
             raise InputError(
-                f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; put the original file there"
+                f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; "
+                "put the original file there"
             )
     return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
 
 
 IMAGES = {"mnist": _mnist, "digits": _digits}
-PASSED_ON = (
-    *IMAGES,
-    "solids",
-)  # data whose licence lets its clouds, and sets made of them, be passed on; ModelNet's does not say so
+# Data sets whose licence allows redistribution of their clouds and of sets made from them.
+# ModelNet's licence does not say so.
+PASSED_ON = (*IMAGES, "solids")
 
 
 def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
-    """Refuse an IDX file that is missing, cut short or something else, before anything reads it."""
-    mend = "delete the folder to download it again, or put the original file there"
+    """Check an IDX file before anything reads it.
+
+    Raises InputError if the file is missing, truncated or of another kind.
+    """
+    remedy = "delete the folder to download it again, or put the original file there"
     if not path.is_file():
-        raise InputError(f"{path}: missing, while other files of MNIST are there; {mend}")
+        raise InputError(f"{path}: missing, while other files of MNIST exist; {remedy}")
     header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
     with path.open("rb") as file:
-        found = file.read(len(header))
-    if found[:4] != header[:4]:
+        start = file.read(len(header))
+    if start[:4] != header[:4]:
         raise InputError(
-            f"{path}: not an IDX file of MNIST (it starts with {found[:4].hex()}, not {header[:4].hex()}); {mend}"
+            f"{path}: not an IDX file of MNIST "
+            f"(it starts with {start[:4].hex()}, not {header[:4].hex()}); {remedy}"
         )
     expected = len(header) + int(np.prod(shape))
-    if found != header or path.stat().st_size != expected:
+    if start != header or path.stat().st_size != expected:
         raise InputError(
-            f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); {mend}"
+            f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); "
+            f"{remedy}"
         )

@@ -1,6 +1,7 @@
-"""The minimiser: points move down the gradient of the matching loss, inside the grid's box.
+"""Distil clouds: move points by gradient descent on the matching loss, within the grid.
 
-`distill` is a generator. Whoever iterates over it decides what else happens: draw a picture, write a checkpoint, stop.
+`distill` is a generator with one `Step` per iteration. The caller draws pictures, writes
+checkpoints or stops.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,14 +36,18 @@ from .threads import side_by_side, threads_for
 
 @dataclass(frozen=True)
 class Step:
-    """What one iteration did. The averages are the paper's two signs of health (section 4.3), over all three axes.
+    """Result of one iteration.
+
+    The two means are the paper's signs of health (section 4.3), over all points and all three axes.
 
     iteration:                  0 for the first update
     matching_loss:              one number per class, before the update
-    mean_absolute_gradient:     of the summed matching loss with respect to the coordinates, per cell
-    mean_absolute_displacement: how far the optimiser moved a coordinate, in cells
-    gradient:                   (points, 3), of the summed matching loss with respect to each coordinate, per cell
-    clouds:                     after the update and the boundary check; shares no memory with the run
+    mean_absolute_gradient:     mean of |gradient|, per cell
+    mean_absolute_displacement: mean distance that the optimiser moved a coordinate, cells
+    gradient:                   (points, 3), of the summed matching loss with respect to the
+                                coordinates, per cell
+    clouds:                     after the update and the boundary check; no memory is shared with
+                                the run
     """
 
     iteration: int
@@ -54,9 +59,10 @@ class Step:
     _state: dict[str, Any] = field(repr=False)
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on from here (tensors, numbers, lists and dicts only): pass it to `distill`.
+        """Return a copy of all that `distill` needs to continue after this step.
 
-        Call it before asking for the next step, which changes the optimiser and the network that it copies.
+        Contains tensors, numbers, lists and dictionaries only. Call it before the next step, which
+        changes the optimiser and the network.
         """
         return {
             key: deepcopy(part.state_dict() if hasattr(part, "state_dict") else part)
@@ -65,22 +71,27 @@ class Step:
 
 
 def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
-    """The synthetic clouds before the first iteration, as `config.clouds` says. Raises InputError."""
+    """Return the synthetic clouds before the first iteration, as `config.clouds` describes them.
+
+    Raises InputError if `config.clouds` does not fit `real`, or if its file is not usable.
+    """
     settings, classes = config.clouds, len(real.class_names)
     if settings.initialisation == "file":
         if settings.file is None:
             raise InputError(
-                "setting clouds.file = None: with clouds.initialisation=file it names a distilled set (.npz)"
+                "setting clouds.file = None: clouds.initialisation=file needs a distilled set "
+                "(.npz)"
             )
         given = cloud_files.load(settings.file)
         if given.grid != real.grid or given.class_names != real.class_names:
             raise InputError(
-                f"{settings.file}: grid {given.grid} and classes {list(given.class_names)}; the data has {real.grid} and "
-                f"{list(real.class_names)}"
+                f"{settings.file}: grid {given.grid} and classes {list(given.class_names)}; "
+                f"expected those of the data: {real.grid} and {list(real.class_names)}"
             )
         if missing := set(range(classes)) - set(given.labels.tolist()):
             raise InputError(
-                f"{settings.file}: no cloud of class '{given.class_names[min(missing)]}'; every class needs one"
+                f"{settings.file}: no cloud of class '{given.class_names[min(missing)]}'; every "
+                "class needs at least one"
             )
         return given
     if settings.file is not None:
@@ -94,7 +105,8 @@ def initial_clouds(config: Config, real: PointClouds) -> PointClouds:
     if settings.initialisation == "scatter":
         if settings.points_per_cloud is None:
             raise InputError(
-                "setting clouds.points_per_cloud = null: scattered clouds need a number of points"
+                "setting clouds.points_per_cloud = null: clouds.initialisation=scatter needs a "
+                "number of points"
             )
         sizes = _one_per(settings.points_per_cloud, len(labels), "clouds.points_per_cloud", "cloud")
         return scatter(sizes, labels, real.grid, real.class_names, draws)
@@ -116,65 +128,72 @@ def distill(
     device: torch.device | str = "cpu",
     state: dict[str, Any] | None = None,
 ) -> Iterator[Step]:
-    """Distil `real` (training clouds, on any device) into synthetic clouds; one `Step` per iteration.
+    """Distil `real` into synthetic clouds; yield one `Step` per iteration.
 
-    state: from `Step.state()`, to continue a run of the same configuration; the result is the unbroken run's.
-    Raises InputError at once if the settings do not fit the data; the iterator raises DistillationFailed if numbers
-    stop being finite.
+    real: training clouds, on any device
+    state: from `Step.state()`, to resume a run of the same configuration; the result equals that of
+        an uninterrupted run
+    Raises InputError at once if the settings do not fit the data or each other. The iterator raises
+    DistillationFailed if a loss, a gradient or a displacement is NaN or infinite.
     """
     synthetic = initial_clouds(config, real)
     if config.objective.augmentation and config.lift.name == "coordinates":
         raise InputError(
-            f"setting objective.augmentation = true: moved points may leave the grid, which lift.name={config.lift.name} "
-            "cannot show; it needs lift.name=gaussian or points"
+            "setting objective.augmentation = true: augmented points may leave the grid, which "
+            f"lift.name={config.lift.name} cannot represent; it needs lift.name=gaussian or points"
         )
     if (config.lift.name == "points") != (config.network.backend == "pointnet"):
         raise InputError(
-            f"setting network.backend = {config.network.backend!r} with lift.name={config.lift.name}: pointnet sees points, and no "
-            "other network does; expected network.backend=pointnet with lift.name=points, or neither"
+            f"setting network.backend = {config.network.backend!r} with "
+            f"lift.name={config.lift.name}: only pointnet takes points, and it takes nothing else; "
+            "expected network.backend=pointnet with lift.name=points, or neither"
         )
     if config.optimiser.turn_step_size and min(real.grid) == 1:
         raise InputError(
-            f"setting optimiser.turn_step_size = {config.optimiser.turn_step_size}: clouds would turn out of the flat grid {real.grid}; "
-            "it needs a grid with depth, or null"
+            f"setting optimiser.turn_step_size = {config.optimiser.turn_step_size}: clouds would "
+            f"turn out of the flat grid {real.grid}; it needs a grid with depth, or null"
         )
     if config.objective.name == "sorted_feature_matching" and config.network.backend != "pointnet":
         raise InputError(
-            "setting objective.name = 'sorted_feature_matching': compares points' features; it needs network.backend=pointnet"
+            "setting objective.name = 'sorted_feature_matching': it compares features of points; "
+            "it needs network.backend=pointnet"
         )
     if config.objective.real_precision != "float32" and config.network.backend not in (
         "torch",
         "pointnet",
     ):
         raise InputError(
-            f"setting objective.real_precision = {config.objective.real_precision!r}: network.backend={config.network.backend} "
-            "computes in float32; it needs network.backend=torch"
+            f"setting objective.real_precision = {config.objective.real_precision!r}: "
+            f"network.backend={config.network.backend} computes in float32; it needs "
+            "network.backend=torch or pointnet"
         )
     if ranks.count() > 1 and config.objective.name not in ranks.INDEPENDENT_CLASSES:
         raise InputError(
-            f"setting objective.name = {config.objective.name!r}: its classes cannot be shared among {ranks.count()} processes; "
-            f"expected one process, or one of {', '.join(ranks.INDEPENDENT_CLASSES)}"
+            f"setting objective.name = {config.objective.name!r}: its classes cannot be shared "
+            f"among {ranks.count()} processes; expected one process, or one of "
+            f"{', '.join(ranks.INDEPENDENT_CLASSES)}"
         )
     if ranks.count() > len(real.class_names):
         raise InputError(
-            f"{ranks.count()} processes for {len(real.class_names)} classes; expected at most one for each class"
+            f"{ranks.count()} processes for {len(real.class_names)} classes; expected at most one "
+            "for each class"
         )
     if config.network.origin_shift and config.lift.name != "coordinates":
         raise InputError(
-            f"setting network.origin_shift = true with lift.name={config.lift.name}: it shifts occupied cells; it needs "
-            "lift.name=coordinates"
+            f"setting network.origin_shift = true with lift.name={config.lift.name}: it shifts "
+            "occupied cells; it needs lift.name=coordinates"
         )
     if config.objective.real_gradients != "fresh" and (
         needed := _changes_the_real_gradient(config)
     ):
         raise InputError(
-            f"setting objective.real_gradients = {config.objective.real_gradients}: kept gradients need a target that changes with "
-            f"the network only; it needs {needed}"
+            f"setting objective.real_gradients = {config.objective.real_gradients}: a gradient "
+            f"pool needs a target that depends on the network only; it needs {needed}"
         )
     if config.objective.learned_labels and config.objective.name != "unrolled_training":
         raise InputError(
-            f"setting objective.learned_labels = true: objective.name={config.objective.name} compares one class at a time, "
-            "whose label is certain; it needs objective.name=unrolled_training"
+            f"setting objective.learned_labels = true: objective.name={config.objective.name} does "
+            "not learn labels; it needs objective.name=unrolled_training"
         )
     batch_at(config, real, members_per_class(real), iteration=0)
     draw_network(config, real, number=0)
@@ -236,29 +255,28 @@ def _steps(
             if pool
             else batch_at(config, real, members, iteration)
         )
-        theirs = real.select(batch.to(device))
+        real_batch = real.select(batch.to(device))
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
-        shown = synthetic.with_coordinates(coordinates)
+        inputs = synthetic.with_coordinates(coordinates)
         if turns is not None:
-            shown = turned(shown, turns)
-        parts = matching_losses(config, network, theirs, shown, iteration, own, pool)
+            inputs = turned(inputs, turns)
+        parts = matching_losses(config, network, real_batch, inputs, iteration, own, pool)
 
         def descend(
             part: Callable[[], torch.Tensor],
         ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             losses = part()
-            kept = turns is not None  # the turning is a part of all graphs
+            shared = turns is not None  # the graphs of all parts contain the rotation
             return losses.detach(), torch.autograd.grad(
-                losses.sum(), learned, allow_unused=True, retain_graph=kept
+                losses.sum(), learned, allow_unused=True, retain_graph=shared
             )
 
         with side_by_side(_threads(config, real.device, len(parts))) as calls:
             losses, gradients = zip(*calls(descend, parts))
-        for values, each in zip(learned, zip(*gradients)):
-            values.grad = (
-                None if each[0] is None else sum(each)
-            )  # each class moves its own points only, so the sum is exact in any order
+        for values, terms in zip(learned, zip(*gradients)):
+            # A class moves its own points only, so the sum is exact in any order.
+            values.grad = None if terms[0] is None else sum(terms)
         losses = torch.zeros(len(members), device=device).index_add(
             0, torch.tensor(own, device=device), torch.cat(losses)
         )
@@ -272,7 +290,7 @@ def _steps(
         for group, start in zip(optimiser.param_groups, own_steps.values()):
             group["lr"] = start * _step_fraction_at(config, iteration)
         optimiser.step()
-        if turns is not None:  # what was turned is where the points are from now on
+        if turns is not None:  # apply the rotation to the coordinates and reset it
             with torch.no_grad():
                 coordinates.copy_(
                     turned(synthetic.with_coordinates(coordinates), turns).coordinates
@@ -284,15 +302,15 @@ def _steps(
         if label_logits is not None:
             moved = replace(moved, label_probabilities=label_logits.detach().softmax(1))
         for number in range(settings.training_steps):
-            ours = settings.training_data == "synthetic"
-            shown = moved if ours else training_batch_at(config, real, iteration, number)
+            on_synthetic = settings.training_data == "synthetic"
+            inputs = moved if on_synthetic else training_batch_at(config, real, iteration, number)
             if config.objective.augmentation:
-                shown = draw_moves(
-                    len(shown), real.grid, generator(config.seed, "training", iteration, number)
-                )(shown)
+                inputs = draw_moves(
+                    len(inputs), real.grid, generator(config.seed, "training", iteration, number)
+                )(inputs)
             network_optimiser.zero_grad()
             F.cross_entropy(
-                network(lift_at(config, iteration, real=not ours)(shown)), shown.labels
+                network(lift_at(config, iteration, real=not on_synthetic)(inputs)), inputs.labels
             ).backward()
             network_optimiser.step()
         live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
@@ -311,13 +329,15 @@ def matching_losses(
     own_classes: Sequence[int] | None = None,
     pool: "GradientPool | None" = None,
 ) -> list[Callable[[], torch.Tensor]]:
-    """The matching loss, (classes,) in all, in parts: each call makes one, with a graph of its own.
+    """Return functions that compute the parts of the matching loss, (classes,) in total.
 
-    So not all graphs need to be in memory at a time, and parts may be made in threads.
-
-    real: the iteration's batch, as `batch_at` draws it. synthetic: every cloud, the coordinates with a gradient.
-    own_classes: of these alone, where classes are matched one at a time; default: all.
-    pool: where real gradients come from instead of `real`.
+    Each call computes one part with its own graph. So the graphs need not be in memory all at once,
+    and threads can compute the parts.
+    real: the batch of this iteration, from `batch_at`
+    synthetic: all synthetic clouds; their coordinates require a gradient
+    own_classes: compute these classes only, for objectives that match classes one at a time;
+        default: all
+    pool: source of real gradients; default: computed on `real`
     """
     settings, classes = config.objective, len(real.class_names)
     lift, lift_real = lift_at(config, iteration), lift_at(config, iteration, real=True)
@@ -329,10 +349,10 @@ def matching_losses(
             real, synthetic = (
                 draw_moves(len(clouds), clouds.grid, draws)(clouds) for clouds in (real, synthetic)
             )
-        shown = lift_real(real), real.labels, lift(synthetic), synthetic.labels
+        inputs = lift_real(real), real.labels, lift(synthetic), synthetic.labels
         return [
             lambda: (
-                objectives.feature_regression(network, *shown, classes, settings.ridge)
+                objectives.feature_regression(network, *inputs, classes, settings.ridge)
                 .view(classes, -1)
                 .mean(1)
             )
@@ -341,7 +361,7 @@ def matching_losses(
         members = members_per_class(synthetic)
         counts = [min(settings.unrolled_batch or len(indices), len(indices)) for indices in members]
 
-        def shown() -> tuple[Any, torch.Tensor]:
+        def draw_inputs() -> tuple[Any, torch.Tensor]:
             clouds = synthetic
             if settings.unrolled_batch is not None:
                 clouds = synthetic.select(
@@ -356,7 +376,7 @@ def matching_losses(
         return [
             lambda: (
                 objectives.unrolled_training(
-                    network, lift_real(real), real.labels, shown, *training
+                    network, lift_real(real), real.labels, draw_inputs, *training
                 )
                 .view(classes, -1)
                 .mean(1)
@@ -365,21 +385,31 @@ def matching_losses(
     precision, parts = getattr(torch, settings.real_precision), []
 
     def loss_of_class(
-        label: int, theirs: torch.Tensor, ours: torch.Tensor, move: Move | None
+        label: int,
+        real_indices: torch.Tensor,
+        synthetic_indices: torch.Tensor,
+        move: Move | None,
     ) -> torch.Tensor:
-        theirs, ours = real.select(theirs), synthetic.select(ours)
+        real_clouds, synthetic_clouds = (
+            real.select(real_indices),
+            synthetic.select(synthetic_indices),
+        )
         if move is not None:
-            theirs, ours = move(theirs), move(ours)
+            real_clouds, synthetic_clouds = move(real_clouds), move(synthetic_clouds)
         if name != "gradient_matching":
-            return getattr(objectives, name)(network, lift_real(theirs), lift(ours), precision)[
-                None
-            ]
+            return getattr(objectives, name)(
+                network, lift_real(real_clouds), lift(synthetic_clouds), precision
+            )[None]
         if pool:
             target = pool.draw(label, iteration)
         else:
-            target = objectives.real_gradients(network, lift_real(theirs), theirs.labels, precision)
+            target = objectives.real_gradients(
+                network, lift_real(real_clouds), real_clouds.labels, precision
+            )
         distance = objectives.DISTANCES[settings.distance]
-        return objectives.match_gradients(target, network, lift(ours), ours.labels, distance)[None]
+        return objectives.match_gradients(
+            target, network, lift(synthetic_clouds), synthetic_clouds.labels, distance
+        )[None]
 
     for label, indices in enumerate(zip(members_per_class(real), members_per_class(synthetic))):
         move = draw_moves(1, real.grid, draws) if settings.augmentation else None
@@ -389,11 +419,11 @@ def matching_losses(
 
 
 class GradientPool:
-    """Real gradients of one network that does not change, on a few batches of each class.
+    """Real gradients of one fixed network, on a few batches of each class.
 
-    The expectation of the real gradient is then a constant, so a few batches estimate it.
-    `objective.real_gradients` says how many. Each gradient is computed when it is first drawn, and
-    kept. A resumed run computes the same again.
+    The expectation of the real gradient is constant for a fixed network, so a few batches estimate
+    it. `objective.real_gradients` sets their number. The pool computes each gradient when it is
+    first drawn, and stores it. A resumed run computes the same gradients again.
     """
 
     def __init__(
@@ -404,8 +434,11 @@ class GradientPool:
         real: PointClouds,
         members: Sequence[torch.Tensor],
     ):
-        """number: of the network in the run, counted from 0; real: all training clouds, on the network's device;
-        members: their indices per class.
+        """Allocate the pool.
+
+        number: index of the network in the run, from 0
+        real: all training clouds, on the device of the network
+        members: indices of the training clouds of each class
         """
         self.config, self.network, self.number, self.real, self.members = (
             config,
@@ -416,13 +449,17 @@ class GradientPool:
         )
         rows = [objectives.as_rows(parameter) for parameter in network.parameters()]
         self._shapes = [row.shape for row in rows]
-        # One block for all: gradients kept one by one would split the memory that each batch frees, and grow it.
+        # One block for all gradients: blocks allocated one by one would fragment the memory that
+        # each batch frees, and increase the total.
         size = sum(row.numel() for row in rows)
         self._kept = rows[0].new_empty(len(members), config.objective.real_gradients, size)
         self._filled: set[tuple[int, int]] = set()
 
     def draw(self, label: int, iteration: int) -> list[torch.Tensor]:
-        """The real gradients of this class at this iteration: of one of its batches, drawn at random."""
+        """Return the real gradients of this class at this iteration, on one of its batches.
+
+        The batch is drawn at random. The gradients have the shapes of `objectives.as_rows`.
+        """
         config, count = self.config, self.config.objective.real_gradients
         draws = generator(config.seed, "real gradients", iteration)
         batch = int(torch.randint(count, (len(self.members),), generator=draws)[label])
@@ -443,7 +480,7 @@ class GradientPool:
 
 
 def _changes_the_real_gradient(config: Config) -> str | None:
-    """The setting that kept real gradients need, if this configuration has another."""
+    """Return a setting that a gradient pool needs and `config` lacks, or None."""
     needs = {
         "objective.name=gradient_matching": config.objective.name == "gradient_matching",
         "objective.distribution_matching_until=0": config.objective.distribution_matching_until
@@ -456,7 +493,10 @@ def _changes_the_real_gradient(config: Config) -> str | None:
 
 
 def _threads(config: Config, device: torch.device, parts: int) -> int:
-    """MinkowskiEngine shares its own work among the cores, and knows nothing of other threads."""
+    """Return the number of threads for the parts of the loss.
+
+    One for MinkowskiEngine, which parallelises its operations itself and ignores other threads.
+    """
     alone = "minkowski" in (config.network.backend, config.network.kernel_maps)
     return 1 if alone else min(threads_for(device), parts)
 
@@ -465,13 +505,17 @@ def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> l
     values = [value] * count if isinstance(value, int) else list(value)
     if len(values) != count:
         raise InputError(
-            f"setting {setting} has {len(values)} numbers; expected one number, or one per {of}: {count}"
+            f"setting {setting} has {len(values)} numbers; expected one number, or one per {of}: "
+            f"{count}"
         )
     return values
 
 
 def lift_at(config: Config, iteration: int, real: bool = False) -> Callable[[PointClouds], Any]:
-    """What turns clouds, synthetic or real, into the network's input at this iteration."""
+    """Return the lift of this iteration, a function from clouds to inputs of the network.
+
+    real: for real clouds, which `lift.real_bandwidth_end` may make sharper
+    """
     if config.lift.name == "coordinates":
         layers = minkowski if config.network.backend == "minkowski" else sparse
         return partial(lifts.coordinates_as_features, from_points=layers.from_points)
@@ -489,7 +533,7 @@ def lift_at(config: Config, iteration: int, real: bool = False) -> Callable[[Poi
 
 
 def draw_network(config: Config, real: PointClouds, number: int) -> nn.Module:
-    """The `number`-th network of the run, freshly drawn, on the device of `real`."""
+    """Initialise the network with index `number` in the run, on the device of `real`."""
     channels = 3 if config.lift.name == "coordinates" else 1
     draws = generator(config.seed, "network", number)
     return build_network(config.network, channels, real.grid, len(real.class_names), draws).to(
@@ -500,7 +544,10 @@ def draw_network(config: Config, real: PointClouds, number: int) -> nn.Module:
 def batch_at(
     config: Config, real: PointClouds, members: Sequence[torch.Tensor], iteration: int
 ) -> torch.Tensor:
-    """Indices of the real clouds of this iteration, `config.objective.real_batch` of each class in turn."""
+    """Return the indices of this iteration's real clouds, sorted by class: int64 (clouds,).
+
+    Each class has `config.objective.real_batch` of them. members: indices of each class's clouds.
+    """
     batches = [config.objective.real_batch] * len(members)
     return sample(members, batches, generator(config.seed, "batch", iteration), real.class_names)
 
@@ -508,7 +555,10 @@ def batch_at(
 def training_batch_at(
     config: Config, real: PointClouds, iteration: int, number: int
 ) -> PointClouds:
-    """The real clouds of the `number`-th training step of the network in this iteration, drawn from all of them."""
+    """Return the real clouds of training step `number` in this iteration, drawn from all classes.
+
+    Clouds are drawn with replacement.
+    """
     draws = generator(config.seed, "training batch", iteration, number)
     return real.select(
         torch.randint(len(real), (config.schedule.training_batch,), generator=draws).to(real.device)
@@ -516,14 +566,21 @@ def training_batch_at(
 
 
 def _initial_logits(synthetic: PointClouds) -> torch.Tensor:
-    """(clouds, classes): of the labels that were learned before, or else 5 for the cloud's own class, which makes 0.94 of 10."""
+    """Return the initial logits of the labels: (clouds, classes).
+
+    Labels learned before keep their probabilities. Otherwise the logit is 5 for the cloud's own
+    class and 0 for the others; of ten classes, the own class has probability 0.94.
+    """
     if synthetic.label_probabilities is not None:
         return synthetic.label_probabilities.clamp(min=1e-6).log()
     return 5.0 * F.one_hot(synthetic.labels, len(synthetic.class_names))
 
 
 def _optimiser(config: Config, own_steps: Mapping[nn.Parameter, float]) -> torch.optim.Optimizer:
-    """Of what is learned, a group of parameters each, with its step size. Steps are set at each iteration."""
+    """Return the optimiser, with one parameter group per learned tensor.
+
+    own_steps: initial step size of each tensor; `_steps` sets the step sizes at each iteration.
+    """
     settings = config.optimiser
     groups = [{"params": [learned], "lr": step_size} for learned, step_size in own_steps.items()]
     if settings.name == "adam":
@@ -532,7 +589,10 @@ def _optimiser(config: Config, own_steps: Mapping[nn.Parameter, float]) -> torch
 
 
 def _step_fraction_at(config: Config, iteration: int) -> float:
-    """Of the first step: 1, or falling along half a cosine to `final_step_fraction`."""
+    """Return the step size at this iteration, as a fraction of the initial step size.
+
+    Decreases along half a cosine from 1 to `final_step_fraction`.
+    """
     lowest = config.optimiser.final_step_fraction
     height = (1 + cos(pi * iteration / config.schedule.iterations)) / 2
     return lowest + (1 - lowest) * height

@@ -1,18 +1,19 @@
-"""The ways in which a run can end early: the input is wrong, its folder is in use, or it has produced numbers that are none."""
+"""Exceptions: invalid input, a folder in use, and numerical failure (NaN or infinite values)."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message says what, where, and what would be right.
+    """Invalid input from the user. The message says what is wrong, where, and what would be right.
 
-    The command line prints it and exits with code 2; nothing has been written when it is raised.
+    The command line prints the message and exits with code 2. Nothing has been written when this
+    error is raised.
     """
 
 
 class EngineMissing(InputError):
-    """MinkowskiEngine is asked for and not installed, or not for this PyTorch."""
+    """MinkowskiEngine is requested, but it is missing or was built for another PyTorch."""
 
 
 class FolderInUse(InputError):
@@ -20,11 +21,14 @@ class FolderInUse(InputError):
 
 
 class RunFailed(RuntimeError):
-    """Numbers came up that cannot be continued from; the message says when, what, and why."""
+    """A run failed numerically and cannot continue. The message says when, what and why."""
 
 
 class DistillationFailed(RunFailed):
-    """The distillation produced numbers that cannot be continued from; the message says when and why."""
+    """The distillation failed numerically and cannot continue.
+
+    The message gives the iteration, the failure (`what`) and the likely cause.
+    """
 
     def __init__(self, iteration: int, what: str, likely_cause: str):
         super().__init__(f"iteration {iteration}: {what}; likely cause: {likely_cause}")
@@ -32,17 +36,22 @@ class DistillationFailed(RunFailed):
 
 
 class EvaluationFailed(RunFailed):
-    """The training of a classifier diverged, so that there is no score; the message says when."""
+    """The training of a classifier diverged, so there is no score. The message says when."""
 
 
 def extra_missing(package: str, extra: str, otherwise: str = "") -> InputError:
-    """The error for a package of an optional dependency group that is not installed."""
+    """Build the error for a missing package of an optional dependency group.
+
+    package: its name
+    extra: the group that contains it
+    otherwise: a hint that follows the message
+    """
     hint = f" {otherwise}" if otherwise else ""
     return InputError(f"the package {package} is not installed: pip install 'pcdd[{extra}]'{hint}")
 
 
 def nearest_names(name: str, valid: Iterable[str]) -> str:
-    """A clause for error messages: the valid names closest to `name`, or all of them if none is close."""
+    """Format a clause for error messages: the closest valid names, or all if none is close."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     return "nearest: " + ", ".join(close) if close else "valid: " + ", ".join(valid)

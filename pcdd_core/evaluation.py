@@ -25,7 +25,7 @@ from .threads import side_by_side, threads_for
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a score is made. Both protocols augment the training inputs and report the last epoch.
+    """Scoring protocol. Both protocols augment the training inputs and score after the last epoch.
 
     networks:     number of independent classifiers, whose accuracies are averaged
     augment_test: whether the test inputs are augmented as well
@@ -50,11 +50,11 @@ MAX_ANGLE = 45  # rotation: degrees
 
 @dataclass(frozen=True)
 class View:
-    """How a classifier sees clouds.
+    """Conversion of clouds to the inputs of a classifier.
 
-    training: clouds to the inputs it learns from, float32 (clouds, ...)
-    test:     clouds to the inputs it is tested on, float32 (clouds, ...)
-    augment:  inputs (networks, clouds, ...) to augmented ones of the same shape, one draw per input
+    training: converts clouds to training inputs, float32 (clouds, ...)
+    test:     converts clouds to test inputs, float32 (clouds, ...)
+    augment:  augments inputs (networks, clouds, ...), with one draw per input; same shape
     """
 
     training: Callable[[PointClouds], Tensor]
@@ -108,10 +108,10 @@ def evaluate(
 ) -> dict[str, Score]:
     """Score `training` on `test` under each protocol of `settings`: {protocol: Score}.
 
-    The protocols train alike, so they share the classifiers: each protocol takes the first ones.
-    Classifiers of neighbourhoods reach less far where points are dense. They see at most as many
-    points of a test cloud, drawn at random, as the largest training cloud has.
-    progress is called with the fraction done and the name of the stage.
+    Training is the same for all protocols, so they share the classifiers: each protocol uses the
+    first ones. Classifiers of neighbourhoods cover a smaller distance where points are dense. Their
+    test clouds are random subsamples with at most as many points as the largest training cloud.
+    progress: called with the fraction done and the name of the stage
     Raises InputError if `check_settings` does, and EvaluationFailed if training diverges.
     """
     check_settings(settings)
@@ -135,12 +135,12 @@ def evaluate(
         correct = torch.zeros(networks, device=device)
         batches = torch.arange(len(test)).split(settings.batch if augmented else chunk)
         for number, chosen in enumerate(batches):
-            seen = test_inputs[chosen].to(device)
-            shown = seen.expand(networks, *seen.shape)
+            batch = test_inputs[chosen].to(device)
+            copies = batch.expand(networks, *batch.shape)
             if augmented:
-                shown = view.augment(shown, generator(seed, "test augmentation", number))
+                copies = view.augment(copies, generator(seed, "test augmentation", number))
             with torch.no_grad():
-                logits = torch.cat([ensemble(part) for part in shown.split(chunk, dim=1)], dim=1)
+                logits = torch.cat([ensemble(part) for part in copies.split(chunk, dim=1)], dim=1)
             _refuse_non_finite(logits, "scoring", settings)  # argmax would return the first class
             predicted = logits.argmax(-1)
             correct += (predicted == test_labels[chosen].to(device)).sum(1)
@@ -161,20 +161,20 @@ def check_settings(settings: EvaluationConfig) -> None:
 
 
 def project(clouds: PointClouds) -> Tensor:
-    """Binary images of the clouds, seen along the depth axis: float32 (clouds, 1, height, width).
+    """Project clouds along the depth axis to binary images: float32 (clouds, 1, height, width).
 
-    The paper's projection: it cuts coordinates to integers and sets these cells to 1.
+    This is the paper's projection. It truncates coordinates to integers and sets these cells to 1.
     """
     return lifts.occupancy(clouds).amax(dim=2)
 
 
 def soft_project(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
-    """Grey images of the clouds, values in [0, 1]: float32 (clouds, 1, height, width).
+    """Project clouds along the depth axis to grey images: float32 (clouds, 1, height, width).
 
-    Every point is a Gaussian spot, as in `lifts.gaussian_occupancy`, seen along the depth axis.
-    A spot depends on where in its cell the point lies, and may cover several cells in part.
-    bandwidth: standard deviation in cells
-    saturation: a cell with mass m shows 1 - exp(-saturation m)
+    Values lie in [0, 1]. Each point is a Gaussian spot, as in `lifts.gaussian_occupancy`. The spot
+    depends on the position of the point in its cell and may cover parts of several cells.
+    bandwidth: standard deviation, cells
+    saturation: a cell with mass m has the value 1 - exp(-saturation m)
     """
     return lifts.gaussian_occupancy(clouds, bandwidth, saturation).amax(dim=2)
 
@@ -222,20 +222,20 @@ def apply_augmentation(images: Tensor, drawn: AugmentationDraws) -> Tensor:
     rows = _source_pixels(drawn, 0, height, width).to(flat.device)[:, None, :, None]
     columns = _source_pixels(drawn, 1, height, width).to(flat.device)[:, None, None, :]
     number = torch.arange(len(flat), device=flat.device)[:, None, None, None]
-    shown = flat[number, 0, rows.clamp(min=0), columns.clamp(min=0)]
+    augmented = flat[number, 0, rows.clamp(min=0), columns.clamp(min=0)]
     background = mean * cropped.to(flat)[:, None, None, None]
-    shown = torch.where((rows >= 0) & (columns >= 0), shown, background)
+    augmented = torch.where((rows >= 0) & (columns >= 0), augmented, background)
     turned = (drawn.kind == ROTATION).nonzero().flatten()
     if len(turned):
         angles, chosen = drawn.angle[turned].tolist(), turned.to(flat.device)
         pictures, means = flat[chosen, 0].cpu().numpy(), mean[chosen].flatten().tolist()
         rotated = np.stack(list(map(_rotated, pictures, angles, means)))
-        shown[chosen, 0] = torch.from_numpy(rotated).to(flat)
-    return shown.view(images.shape)
+        augmented[chosen, 0] = torch.from_numpy(rotated).to(flat)
+    return augmented.view(images.shape)
 
 
 def _source_pixels(drawn: AugmentationDraws, axis: int, *shape: int) -> Tensor:
-    """The input pixel that each output pixel of a crop or scale shows along `axis`, -1 for none.
+    """Return the source pixel of each output pixel of a crop or scale along `axis`, -1 for none.
 
     axis: 0 or 1; shape: height and width of the images. Returns int64 (images, shape[axis]).
     """
@@ -352,9 +352,9 @@ def _train(
     sizes = [len(share.stacked[0]) for share in shares]
     first_stage = (settings.epochs - 1) // 2 + 2
 
-    def step(number: int, seen: Tensor, right: Tensor) -> Tensor:
-        logits = shares[number](seen).flatten(0, 1)
-        loss = F.cross_entropy(logits, right.flatten(0, 1), reduction="sum") / seen.shape[1]
+    def step(number: int, batch: Tensor, targets: Tensor) -> Tensor:
+        logits = shares[number](batch).flatten(0, 1)
+        loss = F.cross_entropy(logits, targets.flatten(0, 1), reduction="sum") / batch.shape[1]
         optimisers[number].zero_grad()
         loss.backward()
         optimisers[number].step()
@@ -369,8 +369,8 @@ def _train(
             draws = generator(seed, "evaluation epoch", epoch)
             order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1)
             for chosen in order.to(inputs.device).split(settings.batch, dim=1):
-                seen, right = augment(inputs[chosen], draws), labels[chosen]
-                losses = calls(step, range(len(shares)), seen.split(sizes), right.split(sizes))
+                batch, targets = augment(inputs[chosen], draws), labels[chosen]
+                losses = calls(step, range(len(shares)), batch.split(sizes), targets.split(sizes))
             when = f"epoch {epoch} of training classifiers"
             _refuse_non_finite(torch.stack(losses), when, settings)
             progress((epoch + 1) / settings.epochs)
@@ -381,5 +381,5 @@ def _refuse_non_finite(values: Tensor, when: str, settings: EvaluationConfig) ->
         raise EvaluationFailed(
             f"{when}: what the classifier '{settings.classifier}' computes is "
             f"{values[~values.isfinite()][0]}; likely cause: its training diverged on these clouds "
-            "(another evaluation.classifier may not)"
+            "(try another evaluation.classifier)"
         )

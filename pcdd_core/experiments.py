@@ -1,4 +1,4 @@
-"""Which runs stand behind each table. A cell is one run: a preset, some settings, a seed."""
+"""The runs of each table. A `Cell` is one run: a preset, changed settings and a seed."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,18 @@ from .datasets import IMAGES
 from .errors import InputError, nearest_names
 from .presets import BACKENDS, BEST, LAYERS, PRESETS, SPLIT_INTO, TABLE_ITERATION, label, preset
 
-STEP_SIZES = (0.1, 1, 10, 100)  # times the preset's
+STEP_SIZES = (0.1, 1, 10, 100)  # factors of the preset's step size
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: the preset it began as, its settings, or what is scored instead.
+    """One run, or one baseline to score.
 
-    baseline: a key of `coresets.BASELINES`, for as many real clouds as the settings have synthetic ones, `KEY:POINTS` for that many
-    points of each of them, or `released:NAME`.
+    preset: name of the preset that the configuration starts from
+    config: the configuration with all changes
+    baseline: None for a distillation. A key of `coresets.BASELINES` scores as many real clouds as
+        the configuration has synthetic clouds. `KEY:POINTS` subsamples each of them to that many
+        points. `released:NAME` scores a set that comes with pcdd.
     """
 
     preset: str
@@ -29,7 +32,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What its record is called."""
+        """Name of the run in its record."""
         if not self.baseline:
             return self.preset
         kind, _, detail = self.baseline.partition(":")
@@ -41,7 +44,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The name with the settings that differ from the preset's."""
+        """Name, followed by the settings that differ from the preset."""
         return (
             records.label_of_score(self.name, self.config)
             if self.baseline
@@ -50,7 +53,7 @@ class Cell:
 
     @property
     def identity(self) -> str:
-        """See `records.identity`."""
+        """Identity of the run, see `records.identity`."""
         config = to_dict(self.config)
         used = (
             {key: config[key] for key in ("data", "evaluation", "seed")}
@@ -61,11 +64,11 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """What its run folder is called."""
+        """Name of the run folder."""
         return runs.folder_name(self.name, self.config)
 
 
-Variants = list[tuple[str, dict[str, Any]]]  # presets, each with settings changed
+Variants = list[tuple[str, dict[str, Any]]]  # (preset, changed settings)
 
 
 def _table1(scale: str) -> Variants:
@@ -77,7 +80,7 @@ def _table1(scale: str) -> Variants:
 
 
 def _table2(scale: str) -> Variants:
-    """The paper took the depth at which each backend did best; `sparse` as MinkowskiEngine."""
+    """Table 2: each backend at its best depth, as in the paper; `sparse` at MinkowskiEngine's."""
     networks = ("minkowski-2", "torch-3", "sparse-2")
     return [
         (f"paper-{network}-{distance}", {})
@@ -95,28 +98,31 @@ def _ablation(scale: str) -> Variants:
     ]
 
 
-# What the why table turns on and off, one network of the paper with all combinations.
+# The factors of the experiment `why`: all combinations, for one network of the paper.
 WHY_NORM = (None, "instance")
 WHY_SHIFT = (True, False)
 WHY_BACKENDS = ("minkowski", "sparse")
-# Redrawn networks need real gradients of their own: of one batch each, every 25 iterations.
+# A new network needs new real gradients: from one batch for each network, every 25 iterations.
 WHY_NETWORKS: tuple[dict[str, Any], ...] = (
     {},
     {"schedule.iterations_per_network": 25, "objective.real_gradients": 1},
 )
-# Stop where Table 1 is scored: what comes later is not compared.
+# Stop at the iteration that Table 1 scores. Later iterations are not compared.
 UNTIL_TABLE = {
     "schedule.iterations": TABLE_ITERATION,
     "evaluation.iteration": None,
     "evaluation.curve": [],
 }
-POOL_ITERATIONS = (
-    250  # by which points have made most of their way; a fresh iteration costs twenty pooled ones
-)
+# By then points have moved most of the way. An iteration with fresh gradients costs as much as
+# twenty with the pool.
+POOL_ITERATIONS = 250
 
 
 def _why(scale: str) -> Variants:
-    """Two MinkowskiEngine layers with each cause on and off. The paper's own setting is Table 1's run."""
+    """Two MinkowskiEngine layers with each factor on and off.
+
+    The paper's own setting is the run of Table 1.
+    """
     variants = []
     for norm, shift, backend, network in itertools.product(
         WHY_NORM, WHY_SHIFT, WHY_BACKENDS, WHY_NETWORKS
@@ -133,7 +139,10 @@ def _why(scale: str) -> Variants:
 
 
 def _pool(scale: str) -> Variants:
-    """Fresh real gradients against the pool, from the same scatter and weights, over the first iterations."""
+    """Fresh real gradients against the pool, over the first iterations.
+
+    Both start from the same scatter and the same weights.
+    """
     short = UNTIL_TABLE | {"schedule.iterations": POOL_ITERATIONS} if scale == "paper" else {}
     kinds = ({}, {"objective.real_gradients": "fresh"})
     names = ("paper-torch-3-sum-of-squares", "paper-minkowski-2-sum-of-squares")
@@ -141,7 +150,7 @@ def _pool(scale: str) -> Variants:
 
 
 def _step_sizes(scale: str) -> Variants:
-    """Both distances over four orders of magnitude: what is too little for one is too much for the other."""
+    """Step sizes over four orders of magnitude, because the two distances need different ones."""
     variants = []
     for name in (
         "torch-3-sum-of-squares",
@@ -157,7 +166,7 @@ def _step_sizes(scale: str) -> Variants:
 
 EIGHT = {"clouds.clouds_per_class": 8, "clouds.points_per_cloud": 31}
 TEN = {"clouds.clouds_per_class": 10, "clouds.points_per_cloud": 150}
-# What is changed, one thing at a time, in the preset `ingredients-base`.
+# Changes of the preset `ingredients-base`, one at a time.
 INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
     "objective": (
         {"objective.name": "distribution_matching"},
@@ -180,12 +189,10 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"lift.saturation_start": 1.0},
         {"lift.hard_from": 0.5},
     ),
-    "networks": (  # random ones, or met while they are trained
+    "networks": (  # random networks, or networks at several stages of training
         {"schedule.iterations_per_network": 10},
-        {
-            "schedule.iterations_per_network": 10,
-            "schedule.training_steps": 1,
-        },  # on the synthetic clouds
+        # trained on the synthetic clouds
+        {"schedule.iterations_per_network": 10, "schedule.training_steps": 1},
         {
             "schedule.iterations_per_network": 10,
             "schedule.training_steps": 1,
@@ -200,7 +207,7 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"optimiser.final_step_fraction": 1.0},
         {"schedule.iterations": 1200},
     ),
-    "points": (  # their number, and about the same number in several clouds
+    "points": (  # number of points, and about the same number in several clouds
         {"clouds.points_per_cloud": 10},
         {"clouds.points_per_cloud": 50},
         {"clouds.points_per_cloud": 100},
@@ -209,7 +216,7 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"clouds.clouds_per_class": 4, "clouds.points_per_cloud": 62},
         EIGHT,
     ),
-    "several clouds": (  # per class: is it enough that their mean is right?
+    "several clouds": (  # per class: does matching the mean suffice?
         *(
             {**EIGHT, "objective.name": name}
             for name in ("distribution_matching", "maximum_mean_discrepancy")
@@ -224,13 +231,13 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 SHAPES_PER_CLASS = (1, 3, 10)
-FEWER_POINTS = (256, 128)  # of a cloud than 1024
+FEWER_POINTS = (256, 128)  # points per cloud instead of 1024
 SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"objective.name": "gradient_matching", "objective.distance": "layerwise_cosine_of_weights"},
     {"objective.name": "distribution_matching"},
     {"objective.name": "sorted_feature_matching", "network.width": 256},
     {"optimiser.turn_step_size": 0.02},
-    *(  # by networks on a grid of cells: those that are not empty, and all
+    *(  # networks on a grid: occupied cells only (sparse), or all cells (torch)
         {
             "clouds.points_per_cloud": 384,
             "lift.name": "gaussian",
@@ -242,11 +249,11 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
             "network.norm": "instance",
             "network.pooling": "average",
             "schedule.iterations": 300,
-        }  # fmt: skip
+        }
         for backend in ("sparse", "torch")
     ),
 )
-OTHER_POINT_NETWORKS = tuple(  # which take longer than PointNet
+OTHER_POINT_NETWORKS = tuple(  # one classifier each, because they take longer than PointNet
     {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100}
     for kind in ("pointnet++", "dgcnn")
 )
@@ -266,7 +273,11 @@ def _best(scale: str) -> Variants:
 
 
 def _shapes(scale: str) -> Variants:
-    """From scatter, from real clouds, the same points in more clouds, fewer points in as many clouds; for one per class the objectives, clouds that turn, grids."""
+    """Shapes from scatter and from real clouds, with the points in one cloud or in several.
+
+    Also fewer points in the same number of clouds. For one cloud per class also the other
+    objectives, clouds that rotate, and networks on grids.
+    """
     variants = []
     for count in SHAPES_PER_CLASS:
         for name in (f"shapes-{count}", f"shapes-{count}-split"):
@@ -277,30 +288,33 @@ def _shapes(scale: str) -> Variants:
         for few in FEWER_POINTS
     ]
     variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
-    return variants + [("shapes-1-split", seen_by) for seen_by in OTHER_POINT_NETWORKS]
+    return variants + [("shapes-1-split", changed) for changed in OTHER_POINT_NETWORKS]
 
 
 def _initialisation(scale: str) -> Variants:
     return [("paper-minkowski-2-sum-of-squares", {}), ("paper-torch-3-sum-of-squares", {})]
 
 
-SCALES = {"small": "-small", "paper": ""}  # what is added to a preset's name
+SCALES = {"small": "-small", "paper": ""}  # suffix of the preset name
 EXPERIMENTS = {
     "table1": "Table 1: backends and layers, sum of squares",
     "table2": "Table 2: the two distances",
     "ablation": "section 4.4: max against average pooling",
-    "why": "two MinkowskiEngine layers with norm, origin shift, second derivatives, redrawn networks on and off",
-    "pool": "real gradients of a new batch in every iteration against a pool of 8 batches per class",
-    "step-size": "section 4.5: step sizes of a tenth to a hundred times the usual, both distances",
+    "why": "two MinkowskiEngine layers with norm, origin shift, second derivatives and new "
+    "networks, each on and off",
+    "pool": "fresh real gradients in every iteration against a pool of 8 batches per class",
+    "step-size": "section 4.5: 0.1 to 100 times the usual step size, both distances",
     "ingredients": "our setting with one ingredient changed at a time, on the validation split",
-    "architectures": "the released set and real clouds, one per class, scored by classifiers of other kinds",
-    "best": "the best of each kind, on the test images (small: on the validation split), with real clouds as many",
-    "shapes": "shapes in three dimensions: from scatter and from real ones, with real ones as many (small: on the validation split)",
-    "initialisation": "section 4.5: the paper's two best networks from many scatters (try --seeds 10)",
+    "architectures": "the released set and real clouds, one per class, scored by other classifiers",
+    "best": "the best of each kind beside as many real clouds, on the test images (small: on the "
+    "validation split)",
+    "shapes": "shapes in three dimensions, from scatter and from real clouds, beside as many real "
+    "clouds (small: on the validation split)",
+    "initialisation": "section 4.5: the paper's two best networks from many scatters "
+    "(try --seeds 10)",
 }
-VARIANTS: dict[
-    str, Callable[[str], Variants]
-] = {  # made for a scale; preset names without their ending
+# Functions from the scale to variants. Preset names are without the suffix of the scale.
+VARIANTS: dict[str, Callable[[str], Variants]] = {
     "table1": _table1,
     "table2": _table2,
     "ablation": _ablation,
@@ -313,11 +327,10 @@ VARIANTS: dict[
     "shapes": _shapes,
     "initialisation": _initialisation,
 }
-# The scale of an experiment where none is asked for: the paper's own for its tables.
+# Default scales that are not "paper".
 DEFAULT_SCALE = {"ingredients": "small", "architectures": "small"}
-COLUMNS: dict[
-    str, dict[str, Callable[[Config], Any]]
-] = {  # of a table, besides those of all tables
+# Additional columns of a table, as functions of the configuration.
+COLUMNS: dict[str, dict[str, Callable[[Config], Any]]] = {
     "why": {
         "norm": lambda config: config.network.norm,
         "origin shift": lambda config: config.network.origin_shift,
@@ -325,17 +338,17 @@ COLUMNS: dict[
         "network": lambda config: "redrawn" if config.schedule.iterations_per_network else "fixed",
     }
 }
-Beside = tuple[
-    tuple[str, dict[str, Any], str | None], ...
-]  # rows beside a table's own: preset, settings, baseline
+# Rows for comparison below the rows of a table: (preset, changed settings, baseline).
+Beside = tuple[tuple[str, dict[str, Any], str | None], ...]
 FIVE = {"evaluation.networks": 5}
+# For the paper's tables.
 BESIDE: Beside = (
     ("gaussian", FIVE, None),
     ("gaussian", FIVE, "random"),
     ("gaussian", FIVE, "herding"),
-)  # the paper's tables
+)
 CORESETS = tuple(baseline for baseline in BASELINES if baseline != "whole")
-FEWER = {"resnet18": 2}  # classifiers of it; of the others 5
+FEWER = {"resnet18": 2}  # number of classifiers; other kinds have 5
 BESIDE_OTHERS: dict[str, Beside] = {
     "why": (),
     "pool": (),
@@ -362,8 +375,8 @@ BESIDE_OTHERS: dict[str, Beside] = {
             for count in SHAPES_PER_CLASS
         ),
         *(
-            ("shapes-1-split", seen_by, f"random:{1024 // SPLIT_INTO}")
-            for seen_by in OTHER_POINT_NETWORKS
+            ("shapes-1-split", changed, f"random:{1024 // SPLIT_INTO}")
+            for changed in OTHER_POINT_NETWORKS
         ),
         ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, "whole"),
     ),
@@ -378,11 +391,11 @@ BESIDE_OTHERS: dict[str, Beside] = {
     ),
 }
 DETERMINISTIC = ("herding", "k_center", "class_mean", "whole", "released:mnist-1")
-BESIDE_SEEDS = 5  # at most: an experiment with many seeds needs no more of them
+BESIDE_SEEDS = 5  # largest number of seeds of the rows for comparison
 
 
 def scale_of(name: str) -> str:
-    """The scale of an experiment where none is asked for."""
+    """Return the default scale of an experiment."""
     return DEFAULT_SCALE.get(name, "paper")
 
 
@@ -394,11 +407,13 @@ def experiment(
     vary: Mapping[str, Sequence[Any]] | None = None,
     beside: bool = True,
 ) -> list[Cell]:
-    """The cells of a table (a key of EXPERIMENTS), or of any preset, with seeds 0 to `seeds` - 1.
+    """List the runs of a table (a key of EXPERIMENTS) or of a preset, with seeds 0 to `seeds` - 1.
 
-    scale: "paper", or "small" for a smoke run; None: `scale_of` the experiment. A preset named in full has its own. settings: changed in every cell,
-    by dotted name. vary: for each of these settings, every value, in all combinations. beside: add our own setting and
-    the baselines, scored in the same way, to a table. Raises InputError.
+    scale: "paper", or "small" for a smoke run; None: `scale_of` the experiment; a preset ignores it
+    settings: changes of every run, by dotted name
+    vary: values of settings by dotted name; there is a run for each combination
+    beside: add rows for comparison to a table: our setting and baselines, scored in the same way
+    Raises InputError if a name or a value is not valid.
     """
     scale = scale or scale_of(name)
     if scale not in SCALES:
@@ -411,7 +426,8 @@ def experiment(
         variants, suffix = VARIANTS[name](scale), SCALES[scale]
     else:
         raise InputError(
-            f"no experiment or preset is called {name!r}; {nearest_names(name, [*EXPERIMENTS, *PRESETS])}"
+            f"no experiment or preset is called {name!r}; "
+            f"{nearest_names(name, [*EXPERIMENTS, *PRESETS])}"
         )
     for setting, values in (vary or {}).items():
         variants = [
@@ -428,9 +444,8 @@ def experiment(
             chosen_by_network = (
                 baseline in ("herding", "k_center") and config.data.name not in IMAGES
             )
-            fixed = (
-                baseline in DETERMINISTIC and not chosen_by_network
-            )  # nothing is random but the classifiers
+            # only the classifiers are random, so one seed is enough
+            fixed = baseline in DETERMINISTIC and not chosen_by_network
             if (base, changed, baseline) in aside and seed >= (1 if fixed else BESIDE_SEEDS):
                 continue
             cell = Cell(base, config, baseline)

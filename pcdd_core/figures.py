@@ -1,4 +1,4 @@
-"""Static pictures of clouds, drawn with matplotlib."""
+"""Static pictures of clouds with matplotlib."""
 
 from pathlib import Path
 
@@ -14,20 +14,21 @@ from .files import atomic_write
 def migration(
     trajectory: dict[str, np.ndarray], clouds: PointClouds, rows: int = 6, columns: int = 10
 ) -> Figure:
-    """The clouds over time: a column per cloud (the first of each class, at most `columns`), a row per moment.
+    """Draw the clouds over time: one column per cloud, one row per frame.
 
-    trajectory: `updates` (frames,) and `coordinates` (frames, points, 3), see `runs`. clouds: whose points they are.
+    trajectory: `updates` (frames,) and `coordinates` (frames, points, 3) in cells, see `runs`
+    clouds: the clouds of these points; the first of each class is drawn
+    rows, columns: largest number of frames and of clouds
     """
-    frames = np.linspace(0, 1, rows) ** 2 * (
-        len(trajectory["updates"]) - 1
-    )  # more rows early, where most happens
+    # more rows at the beginning, where points move most
+    frames = np.linspace(0, 1, rows) ** 2 * (len(trajectory["updates"]) - 1)
     frames = sorted(set(frames.round().astype(int)))
-    shown = _first_of_each_class(clouds)[:columns]
-    figure = _grid_of_axes(len(frames), len(shown))
+    chosen = _first_of_each_class(clouds)[:columns]
+    figure = _grid_of_axes(len(frames), len(chosen))
     for row, frame in enumerate(frames):
         at = clouds.with_coordinates(torch.from_numpy(trajectory["coordinates"][frame]))
-        for column, cloud in enumerate(shown):
-            axes = figure.axes[row * len(shown) + column]
+        for column, cloud in enumerate(chosen):
+            axes = figure.axes[row * len(chosen) + column]
             _draw(axes, at, cloud)
             if column == 0:
                 axes.set_ylabel(f"{trajectory['updates'][frame]} updates", fontsize=7)
@@ -37,7 +38,7 @@ def migration(
 
 
 def gallery(clouds: PointClouds, columns: int = 10, most: int = 100) -> Figure:
-    """Every cloud (at most `most`), in rows of `columns`, named by its class."""
+    """Draw the clouds, at most `most`, in rows of `columns`. The title of each is its class."""
     count = min(len(clouds), most)
     columns = min(columns, count)
     figure = _grid_of_axes(-(-count // columns), columns)
@@ -51,7 +52,7 @@ def gallery(clouds: PointClouds, columns: int = 10, most: int = 100) -> Figure:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically. Raises InputError if the folder is not writable."""
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
@@ -63,11 +64,14 @@ def _grid_of_axes(rows: int, columns: int) -> Figure:
 
 
 def seen(places: np.ndarray, grid: Grid) -> np.ndarray:
-    """Where places (points, 3) are drawn: x, y and depth (points, 3), y downwards. A flat grid as it is, a solid one turned a little."""
+    """Project points to the drawing plane. Clouds on a grid with depth are rotated a little.
+
+    places: coordinates (points, 3) in cells. Returns x, y and depth (points, 3), with y downwards.
+    """
     if grid[0] == 1:
         return places[:, ::-1]
     depth, height, width = (places - np.array(grid) / 2).T
-    yaw, pitch = 0.6, 0.45  # as player.js begins
+    yaw, pitch = 0.6, 0.45  # radians; the initial view of player.js
     behind = np.cos(yaw) * depth - np.sin(yaw) * width
     x = np.sin(yaw) * depth + np.cos(yaw) * width
     y = np.cos(pitch) * height - np.sin(pitch) * behind
@@ -75,7 +79,7 @@ def seen(places: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def limits(grid: Grid) -> dict[str, tuple[float, float]]:
-    """The corners of what `seen` draws, as `axes.set` takes them."""
+    """Return the axis limits for the results of `seen`, as arguments of `axes.set`."""
     if grid[0] == 1:
         return {"xlim": (0, grid[2]), "ylim": (grid[1], 0)}
     reach = float(np.linalg.norm(grid)) / 2
@@ -83,11 +87,10 @@ def limits(grid: Grid) -> dict[str, tuple[float, float]]:
 
 
 def _draw(axes, clouds: PointClouds, cloud: int) -> None:
-    """As `seen`; of a solid grid deeper points are paler."""
+    """Draw one cloud with `seen`. On a grid with depth, deeper points are paler."""
     x, y, depth = seen(clouds[cloud].detach().cpu().numpy(), clouds.grid).T
-    shade = ((1 if clouds.grid[0] == 1 else 0.65) - 0.7 * depth / max(clouds.grid)).clip(
-        0.25, 1
-    )  # for each point: one for all snaps to pixels
+    # An alpha for each point, because matplotlib snaps points to pixels if they share one alpha.
+    shade = ((1 if clouds.grid[0] == 1 else 0.65) - 0.7 * depth / max(clouds.grid)).clip(0.25, 1)
     axes.scatter(x, y, s=1.2, c="#20508a", alpha=shade, linewidths=0)
     axes.set(**limits(clouds.grid), aspect="equal", xticks=[], yticks=[])
 

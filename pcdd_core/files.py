@@ -1,6 +1,7 @@
-"""Files that are either whole or not there: written under a temporary name in the same folder, then renamed.
+"""Atomic file writes, and a lock on folders.
 
-And folders that one process at a time may write to.
+A file is complete or absent: it is written under a temporary name in the same folder, then renamed.
+The lock lets one process at a time write to a folder.
 """
 
 import os
@@ -18,9 +19,10 @@ LOCK = ".lock"
 
 
 def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write` with a binary file that becomes `path` once it is complete and on disk; makes parent folders.
+    """Write a file atomically. Missing parent folders are created.
 
-    Raises InputError if the folder cannot be written to.
+    write: called with a binary file, which becomes `path` once it is complete and on disk.
+    Raises InputError if the folder is not writable.
     """
     path = Path(path)
     try:
@@ -37,9 +39,8 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(
-            temporary, 0o666 & ~umask
-        )  # mkstemp makes private files; a result should be as readable as any other
+        # mkstemp creates private files, but a result should have the usual permissions
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -47,7 +48,7 @@ def atomic_write(path: Path | str, write: Callable[[BinaryIO], None]) -> None:
 
 
 def refuse_file_in_the_way(folder: Path | str) -> None:
-    """Raise InputError if `folder`, or a folder that it lies in, is a file."""
+    """Raise InputError if `folder` or one of its parents is a file."""
     for part in (Path(folder), *Path(folder).parents):
         if part.exists() and not part.is_dir():
             raise InputError(
@@ -56,15 +57,17 @@ def refuse_file_in_the_way(folder: Path | str) -> None:
 
 
 def atomic_write_text(path: Path | str, text: str) -> None:
-    """`atomic_write` for a text."""
+    """Write a text file (UTF-8) with `atomic_write`."""
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager
 def sole_user(folder: Path | str) -> Iterator[None]:
-    """Hold `folder` (made if need be) against other processes; the system lets go when this one ends, however it ends.
+    """Lock `folder` against other processes. The folder is created if it is missing.
 
-    Raises FolderInUse if another process holds it, InputError if it cannot be written to.
+    The operating system releases the lock when the process ends, even after a crash.
+    Raises FolderInUse if another process holds the lock, and InputError if the folder is not
+    writable.
     """
     folder = Path(folder)
     try:
@@ -82,8 +85,8 @@ def sole_user(folder: Path | str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(
-            OSError
-        ):  # before it is freed, so that whoever comes next makes a file of its own; Windows refuses
+        # Delete the file before the release, so that the next process creates its own.
+        # Windows refuses to delete a locked file.
+        with suppress(OSError):
             (folder / LOCK).unlink()
         lock.release()

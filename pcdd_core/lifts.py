@@ -1,4 +1,8 @@
-"""From points to what a network sees. Each lift is a function of clouds; all but `occupancy` can move points."""
+"""Convert point clouds to inputs of a network (lifts).
+
+Each lift is a function of clouds. All lifts but `occupancy` have a gradient with respect to the
+coordinates.
+"""
 
 from collections.abc import Callable
 
@@ -10,11 +14,12 @@ from .clouds import PointClouds
 
 
 def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.from_points):
-    """The paper's lift (section 3.1.3): a point's coordinates are its position and, raw, its three features.
+    """Return a sparse tensor whose features are the raw coordinates of the points (three channels).
 
-    Points in one cell are averaged. The gradient reaches the coordinates through the features only, so within its cell
-    a point feels the network's taste for other coordinates, but not that it could change cells.
-    from_points makes the sparse tensor that is returned: `sparse.from_points` or `minkowski.from_points`.
+    Source: paper, section 3.1.3. A point's coordinates set its cell and are its features. Features
+    of points in the same cell are averaged. The gradient reaches the coordinates through the
+    features only: it does not account for a change of cell.
+    from_points: makes the sparse tensor; `sparse.from_points` or `minkowski.from_points`
     """
     return from_points(
         clouds.coordinates, clouds.coordinates, clouds.cloud_index, len(clouds), clouds.grid
@@ -22,9 +27,10 @@ def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.
 
 
 def occupancy(clouds: PointClouds) -> Tensor:
-    """1 in every cell that holds a point, else 0: float32 (clouds, 1, depth, height, width). No gradient.
+    """Return 1 in each cell that holds a point, else 0, without a gradient.
 
-    Raises ValueError if a point lies outside the grid.
+    Returns float32 (clouds, 1, depth, height, width). Raises ValueError if a point lies outside the
+    grid.
     """
     cells = clouds.coordinates.detach().floor().long()
     if not _inside(cells, clouds).all():
@@ -35,14 +41,17 @@ def occupancy(clouds: PointClouds) -> Tensor:
 def gaussian_occupancy(
     clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False
 ) -> Tensor:
-    """Differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1].
+    """Return differentiable occupancy: (clouds, 1, depth, height, width), values in [0, 1].
 
-    Every point is a Gaussian of `bandwidth` cells standard deviation and total mass 1. A cell receives the mass m that
-    falls into it, and saturates: 1 - exp(-saturation * m), so that a second point in a taken cell gains little.
-    As the bandwidth goes to 0 this becomes a count per cell, and for large saturation hard occupancy.
-    Mass that falls beyond the grid is lost or, if `closed`, is in the outermost cells. Where it is lost, a point shows half
-    its mass at a face of the grid and an eighth in a corner, and points that are not wanted hide there from the network.
-    The Gaussian is separable: one batched matrix product of per-axis masses, twice differentiable, in 2D and 3D.
+    Each point is a Gaussian of total mass 1. A cell with mass m has the value
+    1 - exp(-saturation m), so a second point in an occupied cell adds little. As the bandwidth goes
+    to 0, the mass becomes the number of points per cell; with large saturation, the value becomes
+    `occupancy`. The Gaussian is separable, so one batched matrix product of masses per axis
+    computes it. Twice differentiable, in 2D and 3D.
+    bandwidth: standard deviation, cells
+    closed: mass beyond the grid counts in the outermost cells. Otherwise it is lost: a point keeps
+        half its mass at a face of the grid and an eighth in a corner. Unneeded points collect
+        there, where they affect the network least.
     """
     coordinates, present = padded_coordinates(clouds)
     masses = [
@@ -51,17 +60,19 @@ def gaussian_occupancy(
     ]
     depth_height = torch.einsum("bn,bnd,bnh->bndh", present, masses[0], masses[1]).flatten(2)
     dense = torch.bmm(depth_height.transpose(1, 2), masses[2])  # (clouds, depth x height, width)
-    # beyond 50 the cell is full, and exp would make denormal numbers
+    # Beyond 50 the value is 1, and exp would return denormal numbers, which are slow.
     return (1 - torch.exp(-(saturation * dense).clamp(max=50))).view(len(clouds), 1, *clouds.grid)
 
 
 def straight_through_occupancy(
     clouds: PointClouds, bandwidth: float, saturation: float, closed: bool = False
 ) -> Tensor:
-    """`occupancy` with the gradient of `gaussian_occupancy` (a straight-through estimate, Bengio et al. 2013).
+    """Return `occupancy` with the gradient of `gaussian_occupancy`.
 
-    The network sees what will be scored, 0 or 1, and points still feel where mass is wanted. Points outside of the grid
-    show nothing.
+    This is a straight-through estimate (Bengio et al. 2013). The network gets the values of the
+    evaluation, 0 or 1, and the gradient still pulls points towards cells that need mass. Points
+    outside the grid occupy no cell. Returns (clouds, 1, depth, height, width).
+    bandwidth, saturation, closed: as in `gaussian_occupancy`
     """
     soft, cells = (
         gaussian_occupancy(clouds, bandwidth, saturation, closed),
@@ -72,10 +83,12 @@ def straight_through_occupancy(
 
 
 def centred_points(clouds: PointClouds) -> Tensor:
-    """The points as they are, float32: (clouds, points, 3) if all clouds have as many, else (clouds, most points, 4).
+    """Return the points as a padded tensor, centred on the grid and scaled: float32.
 
-    The fourth column is 1 where a point is, and where none is all are 0. Coordinates are from the middle of the grid, in units of
-    half its longest side: -1 to 1 along that.
+    Returns (clouds, points, 3) if all clouds have the same number of points, else
+    (clouds, most points, 4). The fourth column is 1 for points and 0 for padding; padding has
+    coordinates 0. The unit is half the longest side of the grid, so coordinates are -1 to 1 along
+    that side.
     """
     middle = clouds.coordinates.new_tensor(
         [cells / 2 if cells > 1 else 0.0 for cells in clouds.grid]
@@ -88,7 +101,11 @@ def centred_points(clouds: PointClouds) -> Tensor:
 
 
 def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:
-    """Coordinates with zero rows after the end of short clouds, (clouds, most points, 3), and 1 where a point is."""
+    """Pad the coordinates of all clouds to the same number of points.
+
+    Returns the coordinates (clouds, most points, 3), with padding of zeros after the points of each
+    cloud, and a mask (clouds, most points): 1 for points, 0 for padding.
+    """
     starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)
     place = (clouds.cloud_index, torch.arange(len(starts), device=clouds.device) - starts)
     padded = clouds.coordinates.new_zeros(len(clouds), int(clouds.sizes.max()), 3)
@@ -97,20 +114,24 @@ def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:
 
 
 def annealed(progress: float, start: float, end: float) -> float:
-    """Bandwidth or saturation after a fraction `progress` of the run: geometric from `start` to `end`.
+    """Return the bandwidth or saturation after a fraction `progress` of the run.
 
-    Bandwidth: wide at first, so that scattered points feel distant targets; narrow at last, so that they settle on cells.
+    Changes geometrically from `start` to `end`. A wide bandwidth at first gives scattered points a
+    gradient towards distant targets. A narrow one at the end lets them settle on cells.
     """
     return start * (end / start) ** min(max(progress, 0.0), 1.0)
 
 
 def _inside(cells: Tensor, clouds: PointClouds) -> Tensor:
-    """Which cells, (points, 3), are in the grid: (points,)."""
+    """Return which of the cells (points, 3) lie in the grid: bool (points,)."""
     return ((cells >= 0) & (cells < cells.new_tensor(clouds.grid))).all(1)
 
 
 def _filled(cells: Tensor, cloud_index: Tensor, clouds: PointClouds) -> Tensor:
-    """1 in these cells of these clouds, else 0."""
+    """Return 1 in the given cells, else 0: float32 (clouds, 1, depth, height, width).
+
+    cells: int64 (points, 3); cloud_index: the cloud of each cell, int64 (points,)
+    """
     dense = torch.zeros(len(clouds), 1, *clouds.grid, device=clouds.device)
     depth, height, width = cells.unbind(1)
     dense[cloud_index, 0, depth, height, width] = 1.0
@@ -118,15 +139,15 @@ def _filled(cells: Tensor, cloud_index: Tensor, clouds: PointClouds) -> Tensor:
 
 
 def _mass_per_cell(position: Tensor, cells: int, bandwidth: float, closed: bool) -> Tensor:
-    """Share of a Gaussian at `position` (clouds, points) that falls into each of `cells` cells: (clouds, points, cells).
+    """Return the mass of a Gaussian in each cell of one axis: (clouds, points, cells).
 
-    closed: the first and the last cell reach to infinity.
+    position: (clouds, points), cells. closed: extend the first and the last cell to infinity.
     """
     if cells == 1:
         return torch.ones_like(position)[..., None]
     edges = torch.arange(cells + 1, device=position.device, dtype=position.dtype)
-    # Past 4 standard deviations the tail (3e-5) is cut to exactly 0: no denormal numbers, which are very slow on CPUs,
-    # and cells that a sparse network need not look at.
+    # Cut the tail past 4 standard deviations (3e-5) to exactly 0. This avoids denormal numbers,
+    # which are very slow on CPUs, and leaves cells empty that a sparse network then skips.
     distance = ((edges - position[..., None]) / bandwidth).clamp(-4, 4)
     if closed:
         below, above = torch.full_like(distance[..., :1], -4), torch.full_like(distance[..., :1], 4)

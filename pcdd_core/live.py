@@ -1,11 +1,12 @@
-"""Distillation to look on at, in JupyterLab: start, pause, step, stop and restart, while points move.
+"""Watch a distillation in JupyterLab: start, pause, step, stop and restart while points move.
 
-`watch` returns a `LiveDistillation`. It iterates over `distillation.distill` in a thread, so the kernel stays free:
-buttons act at the end of the iteration in progress. What is to be seen goes to player.js in the browser, at most
-SENT_PER_SECOND times a second; how it is seen (class, colours, trails, the moment) is chosen there and needs no kernel.
+`watch` returns a `LiveDistillation`. It iterates over `distillation.distill` in a thread, so the
+kernel stays free. Buttons act at the end of the current iteration. The kernel sends frames to
+player.js in the browser, at most SENT_PER_SECOND times a second. The settings of the view (class,
+colours, trails, frame) are in the browser and need no kernel.
 
-Where nobody looks on (papermill, nbconvert, scripts) `watch` runs to the end at once, and a picture stands for the
-view.
+Without a front end (papermill, nbconvert, scripts) `watch` runs to the end at once, and a picture
+replaces the view.
 """
 
 import io
@@ -33,17 +34,20 @@ try:
 except ImportError as missing:
     raise extra_missing(missing.name or "ipywidgets", "notebooks") from None
 
-SENT_PER_SECOND = 15  # frames to the browser, at most
-REST = 0.7  # seconds that a run stands still before the saved view and the picture are renewed; they take a second
+SENT_PER_SECOND = 15  # largest number of frames per second to the browser
+# Seconds of rest before the saved view and the picture are updated. The update takes a second.
+REST = 0.7
 
 
 def watch(
     config: Config, real: PointClouds, device: torch.device | str | None = None
 ) -> "LiveDistillation":
-    """A distillation of `real` (training clouds) to look on at; the last expression of a cell shows it.
+    """Return a live distillation. As the last expression of a notebook cell it is displayed.
 
-    In JupyterLab it stands at its start until it is started. Without a front end it has run to its end when this
-    returns. device: see `machine.choose_device`. Raises InputError if the settings do not fit the data.
+    In JupyterLab it waits for its start. Without a front end it is finished when `watch` returns.
+    real: training clouds
+    device: see `machine.choose_device`
+    Raises InputError if the settings do not fit the data.
     """
     live = LiveDistillation(config, real, device)
     if not has_screen():
@@ -52,84 +56,85 @@ def watch(
 
 
 def show(recording: Recording) -> Any:
-    """What shows a recording in a notebook: the player, or a picture where there is no front end."""
+    """Return a notebook display of a recording: the player, or a picture without front end."""
     return PlayerWidget(recording=player.encode(recording)) if has_screen() else _png(recording)
 
 
 def has_screen() -> bool:
-    """Is there a front end that shows widgets and lets them answer?
+    """Return whether a front end displays widgets and sends their events.
 
-    Jupyter has no question for that. But whoever executes a cell says whether a human can be asked for input:
-    JupyterLab and its kin say yes, papermill and nbconvert (both by nbclient) say no.
+    Jupyter has no query for this. But an execution request states whether input can be requested
+    from a user. JupyterLab and similar front ends allow it. papermill and nbconvert, which both use
+    nbclient, do not.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     return bool(getattr(kernel, "_allow_stdin", False))
 
 
 class PlayerWidget(anywidget.AnyWidget):
-    """player.js in a notebook. A notebook saved with its widgets' state keeps `recording` (from `player.encode`)."""
+    """player.js as a widget. A notebook that is saved with widget state contains `recording`.
+
+    recording: result of `player.encode`
+    """
 
     _esm = player.SCRIPT
     recording = traitlets.Bytes(b"").tag(sync=True)
 
 
 class _Run:
-    """One run from its start: what makes its steps, what is recorded, and how many more iterations it may make."""
+    """One run from its start: its steps, its recorder, and the number of iterations it may make."""
 
     def __init__(
         self, config: Config, real: PointClouds, device: torch.device, before: "_Run | None" = None
     ):
-        self.before = (
-            before.thread if before else None
-        )  # its last iteration ends before this run's first begins
+        # The first iteration of this run waits for the last iteration of the previous run.
+        self.before = before.thread if before else None
         self.steps: Iterator[Step] = distill(config, real, device)
         self.recorder = Recorder(initial_clouds(config, real), config.schedule.iterations)
-        self.allowed: float = 0  # iterations; infinite to run to the end
+        self.allowed: float = 0  # number of iterations; infinite: run to the end
         self.ended = ""  # "finished", "stopped" or "failed"
         self.error: Exception | None = None
         self.thread: threading.Thread | None = None
-        self.resting = True  # no iteration is in progress and none will begin
-        self.sent, self.due = (
-            0,
-            0.0,
-        )  # updates the browser knows the curves of, and when it is to be told of more
+        self.resting = True  # no iteration is in progress, and none will start
+        # number of updates whose curves the browser has, and earliest time of the next message
+        self.sent, self.due = 0, 0.0
 
 
 class LiveDistillation:
-    """A distillation that runs in the background, with buttons that are methods too; see `watch`.
+    """A distillation that runs in the background. Its buttons are also methods; see `watch`.
 
-    Methods that give orders return at once; `wait` waits until the last one has been carried out.
+    `start`, `pause`, `step`, `stop` and `restart` return at once. `wait` returns when the last of
+    them has taken effect.
     """
 
     def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
         self._settings = config, real, machine.choose_device(str(device) if device else None)
         machine.keep_freed_memory()
-        self._changed = (
-            threading.Condition()
-        )  # holds what follows, between the thread and whoever gives orders
+        # guards the attributes below, which the thread and the callers of methods share
+        self._changed = threading.Condition()
         self._run = _Run(*self._settings)
         self._view: _View | None = None
 
-    # Orders.
+    # Controls. Their docstrings are the tooltips of the buttons.
 
     def start(self) -> None:
-        """Run, or go on after a pause, to the end."""
+        """Run to the end, from the start or from a pause."""
         self._allow(math.inf)
 
     def pause(self) -> None:
-        """Stand still after the iteration in progress."""
+        """Pause after the current iteration."""
         with self._changed:
             self._run.allowed = 0
         self._say()
 
     def step(self) -> None:
-        """Make one iteration, then stand still."""
+        """Make one iteration, then pause."""
         with self._changed:
             allowed = self._run.allowed
             self._allow(1 if allowed == math.inf else allowed + 1)
 
     def stop(self) -> None:
-        """End the run after the iteration in progress; what was recorded is kept."""
+        """End the run after the current iteration. The recording is kept."""
         with self._changed:
             self._run.allowed = 0
             self._run.ended = self._run.ended or "stopped"
@@ -137,19 +142,20 @@ class LiveDistillation:
         self._say()
 
     def restart(self) -> None:
-        """Begin again from the start, and run. What was recorded is dropped."""
+        """Start again from the beginning and run. The recording is dropped."""
         fresh = _Run(*self._settings, before=self._run)
         with self._changed:
-            self._run = fresh  # the thread of the old one sees that, and ends after its iteration
+            self._run = fresh  # the thread of the old run notices, and ends after its iteration
             self._changed.notify_all()
         if self._view:
             self._view.player.recording = player.encode(self.recording)
         self.start()
 
     def wait(self) -> None:
-        """Return once nothing is in progress: paused, stopped, finished.
+        """Wait until the run is paused, stopped or finished.
 
-        If the run has failed, raises what it failed with. In a notebook buttons do not act while a cell waits.
+        Raises the exception of the run if it has failed. Buttons have no effect while a notebook
+        cell waits.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._run.resting)
@@ -158,7 +164,7 @@ class LiveDistillation:
             raise error
 
     def finish(self) -> Recording:
-        """Run to the end and wait for it; returns the recording. Interrupting it stops the run."""
+        """Run to the end, wait, and return the recording. An interrupt stops the run."""
         self.start()
         try:
             self.wait()
@@ -167,17 +173,17 @@ class LiveDistillation:
             raise
         return self.recording
 
-    # What there is to see.
+    # State.
 
     @property
     def recording(self) -> Recording:
-        """What has been recorded so far."""
+        """Recording up to the latest update."""
         with self._changed:
             return self._run.recorder.recording()
 
     @property
     def status(self) -> str:
-        """One line: what the run is doing, and how far it is."""
+        """State of the run and number of updates, in one line."""
         with self._changed:
             run = self._run
             done, total = len(run.recorder.matching_loss), run.recorder.iterations
@@ -202,14 +208,14 @@ class LiveDistillation:
         self._view = self._view or _View(self)
         self._view.display()
 
-    # The thread.
+    # Thread.
 
     def _allow(self, iterations: float) -> None:
         with self._changed:
             run = self._run
             if run.ended:
                 raise InputError(
-                    f"this run is {self.status}; restart() begins again from the start"
+                    f"this run is {self.status}; restart() starts again from the beginning"
                 )
             run.allowed, run.resting = iterations, False
             self._changed.notify_all()
@@ -221,14 +227,14 @@ class LiveDistillation:
         self._say()
 
     def _work(self, run: _Run) -> None:
-        """Make iterations while they are allowed. Ends with the run, or when it has stood still for a while."""
+        """Make iterations while they are allowed. Returns at the end or after a rest."""
         if run.before:
             run.before.join()
             run.before = None
         while self._may_go_on(run):
             try:
                 step = next(run.steps, None)
-            except Exception as error:  # whatever it is, `wait` raises it where it can be seen
+            except Exception as error:  # `wait` raises it in the thread of the caller
                 step, run.error = None, error
             with self._changed:
                 if step is None:
@@ -241,7 +247,10 @@ class LiveDistillation:
                 self._view.send(run)
 
     def _may_go_on(self, run: _Run) -> bool:
-        """Whether another iteration is to be made; if not, the run comes to rest first, and may be woken from it."""
+        """Return whether to make another iteration.
+
+        If none is allowed, the run rests first. A new order during the rest continues the run.
+        """
         with self._changed:
             if run is not self._run:
                 return False
@@ -269,7 +278,7 @@ class LiveDistillation:
 
 
 class _View:
-    """The widgets of a live distillation, and the picture below them that viewers without widgets show."""
+    """Widgets of a live distillation, and below them a picture for viewers without widgets."""
 
     def __init__(self, live: LiveDistillation):
         self.live = live
@@ -295,27 +304,27 @@ class _View:
         self.say()
 
     def display(self) -> None:
-        """Show the widgets, and below them the picture."""
+        """Display the widgets, and the picture below them."""
         bundle = self.widget._repr_mimebundle_()
-        display(bundle | {"text/plain": "Live view: JupyterLab shows it."}, raw=True)
+        display(bundle | {"text/plain": "Live view: open it in JupyterLab."}, raw=True)
         self.picture = display(_png(self.live.recording), display_id=True)
 
     def say(self) -> None:
-        """Bring the status and the buttons up to date."""
-        with self.live._changed:  # so that of two threads the later one has the last word
+        """Update the status and the buttons."""
+        with self.live._changed:  # two threads update one after the other, so the later one wins
             self.status.value = self.live.status
             doing = self.status.value.split(",")[0].split(":")[0]
-            for name, there in {
+            for name, enabled in {
                 "Start": doing in ("ready", "paused", "pausing"),
                 "Pause": doing == "running",
                 "Step": doing in ("ready", "paused"),
                 "Stop": doing in ("ready", "running", "paused", "pausing"),
                 "Restart": doing != "ready",
             }.items():
-                self.buttons[name].disabled = not there
+                self.buttons[name].disabled = not enabled
 
     def send(self, run: _Run) -> None:
-        """Send the newest frame, and what was added to the curves, unless another run has begun."""
+        """Send the latest frame and new values of the curves, unless another run has started."""
         with self.live._changed:
             if run is not self.live._run:
                 return
@@ -334,14 +343,13 @@ class _View:
                 message, [places.tobytes(), player.gradient_levels(gradients).tobytes()]
             )
             pause = 1 / SENT_PER_SECOND
-            run.due = (
-                max(run.due, time.monotonic() - pause) + pause
-            )  # a frame that came late may be followed sooner
+            # after a late frame the next one may follow sooner
+            run.due = max(run.due, time.monotonic() - pause) + pause
             run.sent = len(recorder.matching_loss)
         self.say()
 
     def keep(self, run: _Run) -> None:
-        """If the run still rests, put it into the widget's state and draw the picture anew, for a saved notebook."""
+        """Update the widget state and the picture for a saved notebook, if the run still rests."""
 
         def rests() -> bool:
             return run.resting and run is self.live._run

@@ -1,4 +1,4 @@
-"""The machine a run is on: which device, what it is, how much memory was used, and habits that make CPUs fast."""
+"""The machine of a run: choice and description of the device, peak memory, memory allocation."""
 
 import contextlib
 import ctypes
@@ -18,51 +18,55 @@ LIBRARIES = ("torchvision", "numpy", "scikit-learn", "MinkowskiEngine")
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`, or the GPU if there is one, else the CPU. Raises InputError if it is not there."""
+    """Return the device `name`; None: the GPU if there is one, else the CPU.
+
+    Raises InputError if this machine has no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    available = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     try:
         device = torch.device(name)
-        found = (
-            f"{device.type}:{device.index or 0}" in there
+        exists = (
+            f"{device.type}:{device.index or 0}" in available
             if device.type == "cuda"
             else device.type == "cpu"
         )
     except RuntimeError:
-        found = False
-    if not found:
-        raise InputError(f"device {name!r} is not there; this machine has: {', '.join(there)}")
+        exists = False
+    if not exists:
+        raise InputError(f"no device {name!r}; this machine has: {', '.join(available)}")
     return device
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that freed tensors leave, rather than return it to the kernel each time.
+    """Make glibc keep the memory of freed tensors instead of returning it to the kernel.
 
-    Networks of this size allocate megabytes many times a second, and fetching them anew page by page took half of the
-    time on CPU. A thread that has memory of its own (the live view's) returns it all the same, so all share the main
-    thread's. Does nothing where the C library is another one.
+    Networks of this size allocate megabytes many times a second. Getting this memory back page by
+    page took half of the time on a CPU. A thread with its own arena, such as that of the live view,
+    returns memory nevertheless, so all threads share the arena of the main thread. With another C
+    library the function does nothing.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of malloc.h
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # values of M_* in malloc.h
         libc.mallopt(arena_max, 1)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the device's peak allocation on a GPU, the process's peak resident size on a CPU."""
+    """Return peak memory in bytes: allocations on a GPU, resident size of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak would begin at that of the process that started this one
+    if status.exists():  # the peak of getrusage starts at the peak of the parent process
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def describe(device: torch.device) -> dict:
-    """What a record says of the place a run was made at: device, threads, versions, commit."""
+    """Describe the machine for a record: device, threads, versions, commit."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else f"CPU ({platform.machine()})",
@@ -74,7 +78,7 @@ def describe(device: torch.device) -> dict:
 
 
 def _versions() -> dict[str, str]:
-    """Of the libraries that are installed: MinkowskiEngine need not be."""
+    """Return the versions of installed libraries. MinkowskiEngine is optional."""
     installed = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -83,7 +87,10 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source this package runs from, marked if it was changed since; None outside a git checkout."""
+    """Return the commit of this package's source, or None outside a git checkout.
+
+    The text ends in "with changes" if files differ from the commit.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -1,11 +1,13 @@
-"""MinkowskiEngine's own layers under the names of `sparse.py`, and its kernel maps for the layers there.
+"""MinkowskiEngine's own layers under the names of `sparse.py`, and its kernel maps.
 
-The one file that imports MinkowskiEngine, which is optional: `make minkowski` builds it. Every layer is MinkowskiEngine's,
-called with weights of ours, so that one network runs on either. What stands in front of them guards against its traps:
-rows in the order of a hash table, clouds without cells that vanish from the batch, an assertion about single cells.
+Only this file imports MinkowskiEngine, which is optional: `make minkowski` builds it. Every layer
+is MinkowskiEngine's own and is called with the caller's weights, so that one network runs on either
+library. The code around the layers guards against three problems of MinkowskiEngine: rows in the
+order of a hash table, clouds without cells that vanish from the batch, and an assertion that fails
+for single cells.
 
-Its layers are differentiable once. Convolution, pooling and normalisation hand back gradients without a graph
-(NVIDIA/MinkowskiEngine#242), silently: see `second_order.py` for what that costs.
+The layers are differentiable once. Convolution, pooling and normalisation silently return gradients
+without a graph (NVIDIA/MinkowskiEngine#242). `second_order.py` measures the effect.
 """
 
 import functools
@@ -21,19 +23,22 @@ from .errors import EngineMissing, InputError
 from .sparse import SparseTensor
 
 HOW_TO_GET_IT = (
-    "build it with `make minkowski` (Linux, a C++ compiler, about 4 minutes), or take network.backend=sparse, which computes "
-    "the same and has the second derivatives that MinkowskiEngine lacks"
+    "build it with `make minkowski` (Linux, a C++ compiler, about 4 minutes), or take "
+    "network.backend=sparse, which computes the same and has the second derivatives that "
+    "MinkowskiEngine lacks"
 )
 
 
 @functools.cache
 def engine():
-    """The module MinkowskiEngine. Raises EngineMissing saying how to get it where it is missing or does not load."""
+    """Return the module MinkowskiEngine.
+
+    Raises EngineMissing with instructions if it is missing or does not load.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*CPU_ONLY"
-            )  # said when CUDA is asked for, by `_engine_on`
+            # `_engine_on` reports this when CUDA is needed
+            warnings.filterwarnings("ignore", message=".*CPU_ONLY")
             import MinkowskiEngine
     except ModuleNotFoundError as missing:
         if missing.name != "MinkowskiEngine":
@@ -41,16 +46,19 @@ def engine():
         raise EngineMissing(f"MinkowskiEngine is not installed; {HOW_TO_GET_IT}") from None
     except ImportError as problem:
         raise EngineMissing(
-            f"MinkowskiEngine is installed but does not load ({problem}): it was built for another PyTorch; {HOW_TO_GET_IT}"
+            f"MinkowskiEngine is installed but does not load ({problem}): "
+            f"it was built for another PyTorch; {HOW_TO_GET_IT}"
         ) from None
     return MinkowskiEngine
 
 
 @dataclass(frozen=True, eq=False)
 class MinkowskiTensor:
-    """A `MinkowskiEngine.SparseTensor` with what it does not know itself: how many clouds there are, and their grid.
+    """A `MinkowskiEngine.SparseTensor` together with the number of clouds and the grid.
 
-    tensor: its rows are in MinkowskiEngine's order; clouds: those without any cell included; grid: as in `SparseTensor`.
+    tensor: its rows are in MinkowskiEngine's order
+    clouds: number of clouds in the batch, including clouds without cells
+    grid: as in `SparseTensor`
     """
 
     tensor: "MinkowskiEngine.SparseTensor"  # noqa: F821
@@ -59,34 +67,34 @@ class MinkowskiTensor:
 
     @property
     def cells(self) -> Tensor:
-        """int64 (cells, 4): cloud, depth, height, width; in the order of the rows."""
+        """Cells in the order of the rows: int64 (cells, 4), columns cloud, depth, height, width."""
         return self.tensor.C.long()
 
     @property
     def features(self) -> Tensor:
-        """(cells, channels)."""
+        """Features: (cells, channels)."""
         return self.tensor.F
 
     @property
     def stride(self) -> int:
-        """The tensor stride."""
+        """Tensor stride."""
         return self.tensor.tensor_stride[0]
 
     @functools.cached_property
     def cells_per_cloud(self) -> Tensor:
-        """Occupied cells per cloud: int64 (clouds,)."""
+        """Number of occupied cells per cloud: int64 (clouds,)."""
         return torch.bincount(self.cells[:, 0], minlength=self.clouds)
 
     def dense(self, corner: bool = False, shift: bool = False) -> Tensor:
-        """As `SparseTensor.dense`, computed by MinkowskiEngine's own `dense`."""
+        """Do the same as `SparseTensor.dense`, with MinkowskiEngine's own `dense`."""
         sizes = sparse.dense_sizes(self.cells, self.grid, self.stride, corner)
-        # MinkowskiEngine takes this one from the CPU only
+        # MinkowskiEngine accepts min_coordinate on the CPU only
         first = sparse.first_cell(self.cells, shift).int().cpu() if shift else None
         shape = torch.Size([self.clouds, self.features.shape[1], *sizes])
         return self.tensor.dense(shape, min_coordinate=first)[0]
 
     def to_sparse(self) -> SparseTensor:
-        """The same cells and features as a `SparseTensor`, with a graph back to this one."""
+        """Return the same cells and features as a `SparseTensor`. The graph is kept."""
         cells = self.cells
         order = sparse.lexicographic_order(cells)
         return SparseTensor(cells[order], self.features[order], self.clouds, self.grid, self.stride)
@@ -95,10 +103,11 @@ class MinkowskiTensor:
 def from_points(
     coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid
 ) -> MinkowskiTensor:
-    """As `sparse.from_points`, by MinkowskiEngine's `TensorField(...).sparse()`, which is what the paper's code does.
+    """Do the same as `sparse.from_points`, with MinkowskiEngine's `TensorField(...).sparse()`.
 
-    What comes from there is copied into a tensor of its own: where points share a cell and the batch has several clouds, its
-    global pooling and instance norm would read the field's rows for those of the cells, and return nonsense.
+    The paper's code does the same. The result is copied into a new tensor: if points share a cell
+    and the batch has several clouds, MinkowskiEngine's global pooling and instance norm would
+    otherwise take the field's rows for those of the cells and return wrong values.
     """
     me = _engine_on(coordinates.device)
     sparse.refuse_lost_points(coordinates)
@@ -113,7 +122,7 @@ def from_points(
 
 
 def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
-    """The same cells and features, with a graph back to them."""
+    """Return the same cells and features as a `MinkowskiTensor`. The graph is kept."""
     me = _engine_on(tensor.cells.device)
     made = me.SparseTensor(
         tensor.features.contiguous(),
@@ -124,7 +133,7 @@ def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
 
 
 def from_dense(dense: Tensor) -> MinkowskiTensor:
-    """As `sparse.from_dense`."""
+    """Do the same as `sparse.from_dense`."""
     return from_sparse(sparse.from_dense(dense))
 
 
@@ -136,9 +145,9 @@ def convolution(
     stride: int = 1,
     dilation: int = 1,
 ) -> MinkowskiTensor:
-    """As `sparse.convolution`, by MinkowskiConvolution."""
+    """Do the same as `sparse.convolution`, with MinkowskiConvolution."""
     layer = _convolution(kernel_size, stride, dilation, bias is not None)
-    # a kernel of one cell without a stride is a plain matrix there, (in, out)
+    # MinkowskiEngine stores a kernel of one cell without stride as a matrix (in, out)
     weights = {"kernel": (weight[0] if layer.use_mm else weight).contiguous()}
     if bias is not None:
         weights["bias"] = bias[None]
@@ -148,16 +157,20 @@ def convolution(
 def pool(
     tensor: MinkowskiTensor, mode: str, kernel_size: int = 2, stride: int = 2
 ) -> MinkowskiTensor:
-    """As `sparse.pool`, by MinkowskiMaxPooling, MinkowskiAvgPooling or MinkowskiSumPooling."""
+    """Do the same as `sparse.pool`, with MinkowskiEngine's layer of that mode.
+
+    These are MinkowskiMaxPooling, MinkowskiAvgPooling and MinkowskiSumPooling.
+    """
     sparse.refuse_gaps(kernel_size, stride)
     return _apply(_pooling(mode, kernel_size, stride), tensor, {})
 
 
 def global_pool(tensor: MinkowskiTensor, mode: str) -> Tensor:
-    """As `sparse.global_pool`, by MinkowskiEngine's global pooling, put into batch order.
+    """Do the same as `sparse.global_pool`, with MinkowskiEngine's global pooling, in batch order.
 
-    Its rows come in the order of a hash table, and a cloud without cells has none. In its default mode, sums and averages
-    even come in another order than the coordinates that name their clouds; in the mode taken here they do not.
+    MinkowskiEngine returns the rows in the order of a hash table, without rows for empty clouds. In
+    its default mode, the order of sums and averages even differs from that of the coordinates that
+    name their clouds. In the mode used here the two orders agree.
     """
     me, name = engine(), _name_of(mode)
     if mode != "sum":
@@ -165,7 +178,8 @@ def global_pool(tensor: MinkowskiTensor, mode: str) -> Tensor:
     if _one_cell_per_cloud(tensor):
         cloud, pooled = tensor.cells[:, 0], tensor.features
     elif mode == "max" and int((tensor.cells_per_cloud > 0).sum()) == 1:
-        # of a single cloud its gradient goes to wrong cells; this is what its forward pass does there
+        # for a single cloud, MinkowskiEngine sends the gradient to wrong cells; this expression
+        # equals its forward pass
         cloud, pooled = tensor.cells[:1, 0], tensor.features.max(dim=0, keepdim=True).values
     else:
         kind = getattr(me.PoolingMode, f"GLOBAL_{name.upper()}_POOLING_KERNEL")
@@ -175,12 +189,12 @@ def global_pool(tensor: MinkowskiTensor, mode: str) -> Tensor:
 
 
 def relu(tensor: MinkowskiTensor) -> MinkowskiTensor:
-    """As `sparse.relu`, by MinkowskiReLU."""
+    """Do the same as `sparse.relu`, with MinkowskiReLU."""
     return _apply(engine().MinkowskiReLU(), tensor, {})
 
 
 def linear(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor | None = None) -> MinkowskiTensor:
-    """As `sparse.linear`, by MinkowskiLinear."""
+    """Do the same as `sparse.linear`, with MinkowskiLinear."""
     layer = _without_drawing(engine().MinkowskiLinear, 1, 1, bias=bias is not None)
     return _apply(
         layer, tensor, {"linear.weight": weight} | ({} if bias is None else {"linear.bias": bias})
@@ -188,16 +202,16 @@ def linear(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 def instance_norm(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor) -> MinkowskiTensor:
-    """As `sparse.instance_norm`, by MinkowskiInstanceNorm."""
+    """Do the same as `sparse.instance_norm`, with MinkowskiInstanceNorm."""
     layer = engine().MinkowskiInstanceNorm(1)
-    if _one_cell_per_cloud(tensor):  # its global pooling asserts that there is something to pool
+    if _one_cell_per_cloud(tensor):  # MinkowskiEngine's global pooling fails an assertion here
         zero = tensor.features - tensor.features
         return _with_features(tensor, zero * weight + bias)
     return _apply(layer, tensor, {"weight": weight[None], "bias": bias[None]})
 
 
 def batch_norm(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor) -> MinkowskiTensor:
-    """As `sparse.batch_norm`, by MinkowskiBatchNorm."""
+    """Do the same as `sparse.batch_norm`, with MinkowskiBatchNorm."""
     sparse.refuse_single_cell(len(tensor.features))
     layer = engine().MinkowskiBatchNorm(len(weight), track_running_stats=False)
     return _apply(layer, tensor, {"bn.weight": weight, "bn.bias": bias})
@@ -206,7 +220,10 @@ def batch_norm(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor) -> Minkows
 def kernel_map(
     tensor: SparseTensor, cells: Tensor, kernel_size: int, dilation: int = 1, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The table of `sparse.kernel_map`, without columns that are empty, from MinkowskiEngine's coordinate manager."""
+    """Build the table of `sparse.kernel_map` with MinkowskiEngine's coordinate manager.
+
+    Columns that are empty are left out.
+    """
     me = _engine_on(cells.device)
     kind = me.CoordinateMapType.CUDA if cells.is_cuda else me.CoordinateMapType.CPU
     manager = me.CoordinateManager(D=3, coordinate_map_type=kind)
@@ -214,7 +231,7 @@ def kernel_map(
     outputs, output_rows = (inputs, input_rows)
     stride = 1
     if cells is not tensor.cells:
-        # the block of a pooling is found through the cells' floor, whatever the stride between the two is
+        # pooling finds blocks by the floor of the cells, whatever the stride between the maps is
         stride = kernel_size if not centred else 1
         outputs, output_rows = _insert(manager, cells, tensor.stride * stride, "output")
     maps = manager.kernel_map(inputs, outputs, stride, kernel_size, dilation, is_pool=not centred)
@@ -224,7 +241,7 @@ def kernel_map(
     if centred:
         sizes = cells.new_tensor([pair.shape[1] for pair in maps.values()])
         offset = cells.new_tensor(list(maps)).repeat_interleave(sizes)
-    else:  # one map for the whole block: which offset it is follows from the cells
+    else:  # the whole block has one map, so the offset is computed from the cells
         shift = (tensor.cells[source, 1:] - cells[target, 1:]) // tensor.stride
         offset = (shift * shift.new_tensor([1, kernel_size, kernel_size**2])).sum(1)
     used, column = offset.unique(return_inverse=True)
@@ -233,13 +250,14 @@ def kernel_map(
     return neighbours, used
 
 
-# --- how a layer is called ----------------------------------------------------------------------------------------
+# --- calls of MinkowskiEngine's layers ------------------------------------------------------------
 
 
 def _engine_on(device: torch.device):
     if device.type == "cuda" and not engine().is_cuda_available():
         raise InputError(
-            "the installed MinkowskiEngine was built without CUDA; run `make minkowski CUDA=yes` on this machine, or take --device cpu"
+            "the installed MinkowskiEngine was built without CUDA; "
+            "run `make minkowski CUDA=yes` on this machine, or take --device cpu"
         )
     return engine()
 
@@ -247,7 +265,7 @@ def _engine_on(device: torch.device):
 def _apply(
     layer: nn.Module, tensor: MinkowskiTensor, weights: dict[str, Tensor]
 ) -> MinkowskiTensor:
-    """Call a layer of MinkowskiEngine with weights of ours in the place of its own."""
+    """Call a layer of MinkowskiEngine with the given weights in place of its own."""
     result = torch.func.functional_call(layer, weights, (tensor.tensor,))
     return MinkowskiTensor(result, tensor.clouds, tensor.grid)
 
@@ -261,7 +279,10 @@ def _with_features(tensor: MinkowskiTensor, features: Tensor) -> MinkowskiTensor
 
 
 def _without_drawing(make, *sizes, **settings) -> nn.Module:
-    """A layer whose own weights are never used: made without touching torch's global random numbers."""
+    """Create a layer whose own weights are never used.
+
+    This leaves torch's global random state unchanged.
+    """
     with torch.random.fork_rng(devices=[]):
         return make(*sizes, **settings)
 
@@ -291,6 +312,6 @@ def _one_cell_per_cloud(tensor: MinkowskiTensor) -> bool:
 
 
 def _insert(manager, cells: Tensor, stride: int, name: str) -> tuple[object, Tensor]:
-    """The key of these cells in the manager, and for each of its rows the row of `cells` that it is."""
+    """Insert cells. Returns their key, and the row of `cells` for each row of the manager."""
     key, (rows, _) = manager.insert_and_map(cells.int().contiguous(), stride, name)
     return key, rows.long()

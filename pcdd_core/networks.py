@@ -1,4 +1,4 @@
-"""What the points are seen by: distillation networks in three backends on a grid, and PointNet."""
+"""Distillation networks on a grid, in three backends, and PointNet."""
 
 import math
 from collections.abc import Sequence
@@ -22,19 +22,23 @@ Lifted = SparseTensor | MinkowskiTensor | Tensor
 def build_network(
     description: NetworkConfig, channels: int, grid: Grid, classes: int, generator: torch.Generator
 ) -> nn.Module:
-    """A distillation network with freshly drawn weights: maps lifted clouds to logits (clouds, classes).
+    """Build a distillation network with freshly initialised weights.
 
-    Every backend takes what any lift onto the grid makes: the lift decides the values, the network their layout. PointNet
-    takes what the lift `points` makes.
+    channels: number of input channels
+    The network maps lifted clouds to logits (clouds, classes). Every backend on a grid takes the
+    output of every lift onto the grid. The lift determines the values, the network their layout.
+    PointNet takes the output of the lift `points`. Raises InputError if settings contradict each
+    other or the grid.
     """
     if description.kernel_maps != "torch" and description.backend != "sparse":
         raise InputError(
-            f"setting network.kernel_maps = {description.kernel_maps!r}: is for network.backend=sparse, not {description.backend}"
+            f"setting network.kernel_maps = {description.kernel_maps!r}: "
+            f"needs network.backend=sparse, not {description.backend}"
         )
     if description.padding != 1 and (description.backend != "torch" or description.paper_layout):
         raise InputError(
-            f"setting network.padding = {description.padding}: is for network.backend=torch without network.paper_layout; "
-            "expected 1"
+            f"setting network.padding = {description.padding}: "
+            "needs network.backend=torch without network.paper_layout; expected 1"
         )
     if description.backend == "pointnet":
         network = PointNet(classes, description.width)
@@ -49,18 +53,19 @@ def build_network(
 class DenseNetwork(nn.Module):
     """L x [Conv3d, norm, ReLU, pooling], linear: the paper's pure PyTorch network.
 
-    Along an axis of one cell, kernel and pooling window are one cell wide. The paper's code pads and pools that axis too:
-    depth 1 becomes 3, the two new planes hold nothing but the bias, and pooling by 2 keeps the first of them and the
-    data. `paper_layout` does the same to the data without computing the constant planes. `origin_shift` moves
-    sparse input to the grid's corner first.
+    Along an axis of one cell, the kernel and the pooling window are one cell wide. The paper's code
+    pads and pools that axis too: depth 1 becomes 3, the two new planes contain only the bias, and
+    pooling by 2 keeps the first of them and the data. `paper_layout` has the same effect on the
+    data without computing the constant planes. `origin_shift` first moves sparse input to the
+    corner of the grid.
     """
 
     def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
         super().__init__()
         if description.paper_layout and (grid[0] != 1 or description.norm != "none"):
             raise InputError(
-                f"setting network.paper_layout = true: with backend torch it is defined for depth 1 and norm none, not for "
-                f"the grid {grid} and norm {description.norm}"
+                "setting network.paper_layout = true: with network.backend=torch it needs depth 1 "
+                f"and network.norm=none, not the grid {grid} and norm {description.norm}"
             )
         self.description = description
         self.kernel = tuple(3 if cells > 1 else 1 for cells in grid)
@@ -89,7 +94,7 @@ class DenseNetwork(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all weights anew."""
+        """Initialise all weights."""
         for weight, bias in zip(self.convolution_weights, self.convolution_biases):
             outputs, inputs, *kernel = weight.shape
             draw_convolution(
@@ -100,11 +105,14 @@ class DenseNetwork(nn.Module):
         draw_linear(self.head, generator)
 
     def forward(self, lifted: Lifted) -> Tensor:
-        """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
+        """Return logits: (clouds, classes).
+
+        lifted: a sparse tensor, or (clouds, channels, depth, height, width)
+        """
         return self.head(self.features(lifted))
 
     def features(self, lifted: Lifted) -> Tensor:
-        """What the head sees: (clouds, width x cells that are left)."""
+        """Return the input of the head: (clouds, channels x remaining cells)."""
         if isinstance(lifted, Tensor):
             features = lifted
         else:
@@ -128,7 +136,7 @@ class DenseNetwork(nn.Module):
     def _pool(self, features: Tensor, constant_plane: Tensor) -> Tensor:
         if self.description.pooling == "max":
             pooled = F.max_pool3d(features, self.window)
-            # as in MaxPool3d the first, constant plane wins ties, and NaN wins over everything
+            # as in MaxPool3d: the constant plane is first and wins ties, NaN wins over everything
             return (
                 torch.where(pooled <= constant_plane, constant_plane, pooled)
                 if self.description.paper_layout
@@ -139,19 +147,20 @@ class DenseNetwork(nn.Module):
 
 
 class SparseNetwork(nn.Module):
-    """The same on occupied cells only: the paper's MinkowskiEngine network.
+    """The same network on occupied cells only: the paper's MinkowskiEngine network.
 
-    Backend sparse computes it with the twice differentiable layers of `sparse.py`, backend minkowski with MinkowskiEngine's
-    own. Parameters are the same in both, so weights move between them by `load_state_dict`. Convolution weights are laid out
-    as MinkowskiEngine's, (27, in, out), without a bias. The head is dense: the last layer's cells are put on their grid, see
-    `SparseTensor.dense` for what `paper_layout` (corner) and `origin_shift` (shift) do there.
+    Backend sparse computes it with the twice differentiable layers of `sparse.py`, backend
+    minkowski with MinkowskiEngine's own. Both have the same parameters, so `load_state_dict` moves
+    weights between them. Convolution weights have MinkowskiEngine's layout, (27, in, out), without
+    a bias. The head is dense: `SparseTensor.dense` puts the cells of the last layer on their grid.
+    `paper_layout` sets its option corner, `origin_shift` its option shift.
     """
 
     def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
         super().__init__()
         self.description = description
         if "minkowski" in (description.backend, description.kernel_maps):
-            minkowski.engine()  # says at once if it is missing
+            minkowski.engine()  # fail early if it is missing
         width = description.width
         self.convolution_weights = nn.ParameterList()
         self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
@@ -160,27 +169,29 @@ class SparseNetwork(nn.Module):
             if description.norm != "none":
                 self.norm_weights.append(torch.ones(width))
                 self.norm_biases.append(torch.zeros(width))
-        if (
-            max(grid) // 2**description.layers < 1
-        ):  # along shorter axes a single cell is left, and stays
+        # shorter axes shrink to a single cell, which stays
+        if max(grid) // 2**description.layers < 1:
             raise _too_deep(description, grid, shortest=max(grid))
         stride = 1 if description.paper_layout else 2**description.layers
         self.head = nn.Linear(width * math.prod(-(-cells // stride) for cells in grid), classes)
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all weights anew."""
+        """Initialise all weights."""
         for weight in self.convolution_weights:
             volume, inputs, outputs = weight.shape
             draw_convolution(weight, self.description.weights, inputs, outputs, volume, generator)
         draw_linear(self.head, generator)
 
     def forward(self, lifted: Lifted) -> Tensor:
-        """lifted: a sparse tensor or (clouds, channels, depth, height, width); returns (clouds, classes)."""
+        """Return logits: (clouds, classes).
+
+        lifted: a sparse tensor, or (clouds, channels, depth, height, width)
+        """
         return self.head(self.features(lifted))
 
     def features(self, lifted: Lifted) -> Tensor:
-        """What the head sees: (clouds, width x cells of its grid)."""
+        """Return the input of the head: (clouds, channels x cells of its grid)."""
         layers = minkowski if self.description.backend == "minkowski" else sparse
         maps = {"find": minkowski.kernel_map} if self.description.kernel_maps == "minkowski" else {}
         if isinstance(lifted, Tensor):
@@ -202,9 +213,11 @@ class SparseNetwork(nn.Module):
 
 
 def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:
-    """The mean over blocks of 1 or 2 cells per axis, (..., *grid) to (..., *grid // window): as F.avg_pool2d and 3d.
+    """Average over blocks of 1 or 2 cells per axis, like F.avg_pool2d and F.avg_pool3d.
 
-    As sums of slices, because torch's pools are not vectorised on CPUs.
+    features: (..., *grid)
+    Returns (..., *grid // window). The function sums slices, because torch's pooling is not
+    vectorised on CPUs.
     """
     for axis, cells in enumerate(window, start=-len(window)):
         if cells == 2:
@@ -219,5 +232,6 @@ def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:
 def _too_deep(description: NetworkConfig, grid: Grid, shortest: int) -> InputError:
     most = int(math.log2(shortest))
     return InputError(
-        f"setting network.layers = {description.layers}: each halves the grid {grid}; at most {most}"
+        f"setting network.layers = {description.layers}: "
+        f"each layer halves the grid {grid}; expected at most {most}"
     )

@@ -1,10 +1,13 @@
-"""The energy that moves the points: the distance between what real and what synthetic clouds do to a network.
+"""Matching losses: compare the effects of real and synthetic clouds on a network.
 
-`gradient_matching` compares the gradients they cause, `distribution_matching` their mean features, `maximum_mean_discrepancy`
-the distributions of their features; these look at one class at a time. `feature_regression` asks how well a linear fit to the synthetic clouds' features predicts the real ones,
-`unrolled_training` how well a network does that is trained on them.
+`gradient_matching` compares gradients, `distribution_matching` mean features, and
+`maximum_mean_discrepancy` and `sorted_feature_matching` distributions of features. Each of these
+compares one class at a time. `feature_regression` fits a linear model to the features of the
+synthetic clouds and measures its error on real clouds. `unrolled_training` trains the network on
+the synthetic clouds and measures its loss on real clouds.
 
-Gradients are compared as matrices, one per parameter, with one row per output channel; 1-D parameters are one row.
+Distances compare gradients as matrices, one per parameter, with one row per output channel. A 1-D
+parameter is one row.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,26 +18,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
-KERNEL_WIDTHS = (
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # of `maximum_mean_discrepancy`, in units of the real clouds' mean squared distance
+# Of the kernels of `maximum_mean_discrepancy`, in units of the mean squared distance between the
+# features of real clouds.
+KERNEL_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def parameter_gradients(
     network: nn.Module, lifted, labels: Tensor, create_graph: bool = False
 ) -> list[Tensor]:
-    """Gradients of the mean cross-entropy with respect to every parameter, each as `as_rows` lays it out."""
+    """Return the gradients of the mean cross-entropy with respect to all parameters.
+
+    The shapes are those of `as_rows`.
+    lifted: clouds as inputs of `network`
+    labels: int64 (clouds,)
+    create_graph: keep the graph for second derivatives
+    """
     loss = F.cross_entropy(network(lifted), labels)
     gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=create_graph)
     return [as_rows(gradient) for gradient in gradients]
 
 
 def gradients_without_graph(network: nn.Module, lifted, labels: Tensor) -> list[str]:
-    """Names of the parameters whose gradient is a mere constant to autograd: matching it moves no point."""
+    """Return the names of the parameters whose gradient has no graph.
+
+    Autograd treats such a gradient as a constant, so matching it moves no point.
+    """
     gradients = parameter_gradients(network, lifted, labels, create_graph=True)
     return [
         name
@@ -44,17 +52,22 @@ def gradients_without_graph(network: nn.Module, lifted, labels: Tensor) -> list[
 
 
 def in_precision(network: nn.Module, precision: torch.dtype) -> torch.autocast:
-    """Compute in mixed precision, weights and norms in float32 (Micikevicius et al. 2018); float32 changes nothing.
+    """Return a context for mixed precision, with weights and norms in float32.
 
-    For targets, which are no more exact than their batch: bfloat16's error is far below the difference between two batches
-    (tests/test_objectives.py).
+    Follows Micikevicius et al. 2018. With float32 the context has no effect. Use it for targets
+    only: their sampling error exceeds the rounding error. The error of bfloat16 is far below the
+    difference between two batches (tests/test_objectives.py).
     """
     device = next(network.parameters()).device.type
     return torch.autocast(device, precision, enabled=precision != torch.float32)
 
 
 def constant_features(network: nn.Module, real, precision: torch.dtype = torch.float32) -> Tensor:
-    """What the head sees of real clouds, (clouds, features), as constants."""
+    """Return the features of lifted real clouds, the inputs of the head, without a graph.
+
+    precision: of the forward pass, see `in_precision`
+    Returns (clouds, features), float32 at least.
+    """
     with torch.no_grad(), in_precision(network, precision):
         features = network.features(real)
     return features.to(torch.promote_types(features.dtype, torch.float32))
@@ -63,9 +76,10 @@ def constant_features(network: nn.Module, real, precision: torch.dtype = torch.f
 def real_gradients(
     network: nn.Module, real, real_labels: Tensor, precision: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """The constant target of gradient matching: `parameter_gradients` of lifted real clouds, without a graph.
+    """Return the constant target of gradient matching: `parameter_gradients` without a graph.
 
-    precision: of the forward and backward pass, `in_precision`.
+    real: lifted real clouds
+    precision: of the forward and the backward pass, see `in_precision`
     """
     with in_precision(network, precision):
         return [gradient.detach() for gradient in parameter_gradients(network, real, real_labels)]
@@ -74,7 +88,10 @@ def real_gradients(
 def match_gradients(
     target: Sequence[Tensor], network: nn.Module, synthetic, labels: Tensor, distance: Distance
 ) -> Tensor:
-    """The distance between `target`, from `real_gradients`, and the gradients of lifted synthetic clouds: a scalar with a graph."""
+    """Return the distance between `target` and the gradients of lifted synthetic clouds.
+
+    target: from `real_gradients`. Returns a scalar with a graph.
+    """
     return distance(target, parameter_gradients(network, synthetic, labels, create_graph=True))
 
 
@@ -87,9 +104,11 @@ def gradient_matching(
     distance: Distance,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The matching loss of one class (Zhao et al. 2021, equation 9; paper, section 3.2.1): a scalar with a graph.
+    """Return the gradient matching loss of one class: a scalar with a graph.
 
-    real, synthetic: lifted clouds of that class, inputs of `network`. precision: of `real_gradients`.
+    Source: Zhao et al. 2021, equation 9; paper, section 3.2.1.
+    real, synthetic: lifted clouds of that class, inputs of `network`
+    precision: for `real_gradients`
     """
     target = real_gradients(network, real, real_labels, precision)
     return match_gradients(target, network, synthetic, labels, distance)
@@ -98,9 +117,12 @@ def gradient_matching(
 def distribution_matching(
     network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32
 ) -> Tensor:
-    """The squared distance between the mean features of one class's clouds (DM: Zhao and Bilen 2023, equation 4).
+    """Return the squared distance between the mean features of one class: a scalar with a graph.
 
-    Features are what the network's head sees. The real mean is a constant target. precision: of the real features, `in_precision`.
+    Source: DM (Zhao and Bilen 2023, equation 4). Features are the inputs of the network's head. The
+    mean of the real features is a constant target.
+    real, synthetic: lifted clouds of that class
+    precision: for the real features, see `in_precision`
     """
     target = constant_features(network, real, precision).mean(0)
     return (network.features(synthetic).mean(0) - target).square().sum()
@@ -109,12 +131,15 @@ def distribution_matching(
 def maximum_mean_discrepancy(
     network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32
 ) -> Tensor:
-    """The squared maximum mean discrepancy of one class's features, with Gaussian kernels (Gretton et al. 2012; M3D: Zhang et al. 2024).
+    """Return the squared maximum mean discrepancy of one class's features: a scalar with a graph.
 
-    Zero only where the features are distributed alike, not merely their means as in `distribution_matching`: each
-    synthetic cloud is drawn to where real ones are and pushed away from its own kind. Kernels exp(-d^2 / (f v)), f of
-    `KERNEL_WIDTHS`, are averaged; v is the mean squared distance d^2 between real clouds. Real features are constants.
-    precision: of the real features, `in_precision`.
+    Sources: Gretton et al. 2012; M3D (Zhang et al. 2024). The loss is zero only if the features
+    have equal distributions. `distribution_matching` compares their means only. Real clouds attract
+    each synthetic cloud, and the other synthetic clouds repel it. The kernel is the mean of the
+    Gaussians exp(-d^2 / (f v)) over f in `KERNEL_WIDTHS`. d is the distance between two features,
+    and v is the mean of d^2 between real clouds. Real features are constants.
+    real, synthetic: lifted clouds of that class
+    precision: for the real features, see `in_precision`
     """
     return _discrepancy(constant_features(network, real, precision), network.features(synthetic))
 
@@ -122,25 +147,32 @@ def maximum_mean_discrepancy(
 def sorted_feature_matching(
     network: nn.Module, real, synthetic, precision: torch.dtype = torch.float32
 ) -> Tensor:
-    """`maximum_mean_discrepancy` of what PointNet knows of every point, sorted per channel, and of its maximum (SADM: Yim et al. 2025).
+    """Return the discrepancy of point features, sorted per channel, plus that of their maxima.
 
-    A network that takes a maximum over the points hands their gradient to few of them. Sorted, features of clouds can be compared
-    one by one whatever the order of the points, and every point is moved. Clouds of other sizes are compared at as many
-    quantiles as the synthetic ones have points. network: with `point_features`, `point_networks.PointNet`.
+    Source: SADM (Yim et al. 2025). Both terms are squared maximum mean discrepancies, as in
+    `maximum_mean_discrepancy`. A maximum over the points has a gradient for few points only.
+    Sorting makes the features of two clouds comparable for any order of the points, so every point
+    moves. Clouds of other sizes are compared at as many quantiles as synthetic clouds have points.
+    network: with a method `point_features`, such as `point_networks.PointNet`
+    real, synthetic: lifted clouds of one class, from `lifts.centred_points`
+    precision: for the real features, see `in_precision`
     """
     with torch.no_grad(), in_precision(network, precision):
-        seen = network.point_features(real)
-    seen, ours = (
+        real_features = network.point_features(real)
+    real_features, synthetic_features = (
         _sorted(features, synthetic.shape[1])
-        for features in (seen.to(synthetic.dtype), network.point_features(synthetic))
+        for features in (real_features.to(synthetic.dtype), network.point_features(synthetic))
     )
-    return _discrepancy(seen.flatten(1), ours.flatten(1)) + _discrepancy(
-        seen[..., -1], ours[..., -1]
+    return _discrepancy(real_features.flatten(1), synthetic_features.flatten(1)) + _discrepancy(
+        real_features[..., -1], synthetic_features[..., -1]
     )
 
 
 def _sorted(features: Tensor, quantiles: int) -> Tensor:
-    """Each channel's values of a cloud in rising order, at so many quantiles: (clouds, points, channels) to (clouds, channels, quantiles)."""
+    """Sort each channel of each cloud in ascending order; interpolate at equidistant quantiles.
+
+    features: (clouds, points, channels). Returns (clouds, channels, quantiles).
+    """
     ordered = _in_rising_order(features.transpose(1, 2).contiguous())
     if ordered.shape[2] != quantiles:
         place = torch.linspace(0, ordered.shape[2] - 1, quantiles, device=ordered.device)
@@ -151,7 +183,10 @@ def _sorted(features: Tensor, quantiles: int) -> Tensor:
 
 
 def _in_rising_order(values: Tensor) -> Tensor:
-    """Sorted along the last axis. On a CPU by NumPy, whose vectorised sort takes a tenth to a fortieth of torch's time."""
+    """Sort along the last axis.
+
+    On a CPU, NumPy's vectorised sort takes a tenth to a fortieth of torch's time.
+    """
     if values.is_cuda:
         return values.sort().values
     if not values.requires_grad:
@@ -159,16 +194,19 @@ def _in_rising_order(values: Tensor) -> Tensor:
     return values.gather(-1, torch.from_numpy(np.argsort(values.detach().numpy())))
 
 
-def _discrepancy(seen: Tensor, ours: Tensor) -> Tensor:
-    """The squared maximum mean discrepancy of two sets of rows, with the kernels that `maximum_mean_discrepancy` describes."""
-    scale = 2 * (seen - seen.mean(0)).square().sum(1).mean()
+def _discrepancy(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Return the squared maximum mean discrepancy of two sets of rows, (clouds, features) each.
+
+    `maximum_mean_discrepancy` describes the kernel.
+    """
+    scale = 2 * (real - real.mean(0)).square().sum(1).mean()
 
     def kernel(first: Tensor, second: Tensor) -> Tensor:
         lengths = first.square().sum(1)[:, None] + second.square().sum(1)
         distances = (lengths - 2 * first @ second.T).clamp(min=0) / scale
         return torch.stack([torch.exp(-distances / width).mean() for width in KERNEL_WIDTHS]).mean()
 
-    return kernel(ours, ours) - 2 * kernel(ours, seen) + kernel(seen, seen)
+    return kernel(synthetic, synthetic) - 2 * kernel(synthetic, real) + kernel(real, real)
 
 
 def feature_regression(
@@ -180,19 +218,22 @@ def feature_regression(
     classes: int,
     ridge: float,
 ) -> Tensor:
-    """Squared errors on real clouds of the ridge regression fitted to the synthetic ones (FRePo: Zhou et al. 2022, eq. 5).
+    """Fit a ridge regression to synthetic features and return its squared errors on real clouds.
 
-    Returns (real clouds,): the squared error of each, summed over classes and halved. Targets are one-hot, less 1 / classes.
-    ridge: in units of the mean squared length of the synthetic features. Real features are constants. The classes come
-    together here, so what is compared is how well they are told apart; and only first derivatives are needed.
+    Source: FRePo (Zhou et al. 2022, equation 5). Targets are one-hot labels minus 1 / classes. Real
+    features are constants. The fit uses all classes together, so the loss measures how well they
+    are separated. The loss needs first derivatives of the network only.
+    real, synthetic: lifted clouds
+    ridge: regularisation, in units of the mean squared length of the synthetic features
+    Returns (real clouds,): the error of each cloud, summed over classes and halved.
     """
-    seen = constant_features(network, real)
+    query = constant_features(network, real)
     fitted = network.features(synthetic)
     kernel = fitted @ fitted.T
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)
     targets = F.one_hot(labels, classes).to(fitted) - 1 / classes
-    predicted = seen @ fitted.T @ torch.linalg.solve(kernel, targets)
-    return (F.one_hot(real_labels, classes).to(seen) - 1 / classes - predicted).square().sum(1) / 2
+    predicted = query @ fitted.T @ torch.linalg.solve(kernel, targets)
+    return (F.one_hot(real_labels, classes).to(query) - 1 / classes - predicted).square().sum(1) / 2
 
 
 def unrolled_training(
@@ -205,13 +246,18 @@ def unrolled_training(
     steps_before: int = 0,
     momentum: float = 0.9,
 ) -> Tensor:
-    """Cross-entropy of each real cloud after the network was trained on the synthetic ones: (real clouds,).
+    """Train the network on synthetic clouds and return its cross-entropy on each real cloud.
 
-    The plainest objective (Wang et al. 2018, algorithm 1): what evaluation will do, `steps` steps of it, differentiated from end to
-    end. synthetic: called before each step for lifted synthetic clouds and their labels, since each step may take others of
-    them, and move them anew. Labels are (clouds,), or probabilities, (clouds, classes), which may be learned as well.
-    Training starts from the network's parameters, which stay as they are. Memory grows with `steps`; through the
-    `steps_before` them nothing is differentiated (truncated as in RaT-BPTT: Feng et al. 2023), so they cost little.
+    Source: Wang et al. 2018, algorithm 1. The objective runs `steps` training steps, as evaluation
+    does, and differentiates through all of them. Training starts from the parameters of `network`
+    and leaves them unchanged. Memory grows with `steps`. The `steps_before` steps that come first
+    are not differentiated (truncation as in RaT-BPTT: Feng et al. 2023), so they cost little.
+    real: lifted clouds
+    synthetic: called before each step; returns lifted synthetic clouds and their labels. Each step
+        may use another subset and another augmentation. Labels are int64 (clouds,), or
+        probabilities (clouds, classes), which may be learned too.
+    step_size, momentum: of SGD
+    Returns (real clouds,).
     """
     parameters = dict(network.named_parameters())
     velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -239,9 +285,10 @@ def unrolled_training(
 
 
 def as_rows(gradient: Tensor) -> Tensor:
-    """(rows, columns) with one row per output channel; 1-D parameters stay as they are, (columns,).
+    """Reshape a gradient to (output channels, columns); leave 1-D gradients, (columns,), unchanged.
 
-    Dense kernels and linear weights have the output channel first, sparse kernels (volume, in, out) have it last.
+    The output channel is the first axis of dense kernels and linear weights, and the last axis of
+    sparse kernels (volume, in, out).
     """
     if gradient.dim() == 1:
         return gradient
@@ -251,27 +298,27 @@ def as_rows(gradient: Tensor) -> Tensor:
 
 
 def sum_of_squares(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """Squared differences summed over all entries of all parameters (paper, section 4.3)."""
+    """Sum the squared differences over all entries of all parameters (paper, section 4.3)."""
     return sum((s - r).square().sum() for r, s in zip(real, synthetic))
 
 
 def layerwise_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """1 - cosine per row, summed over rows and parameters, biases and norms included (the paper's version)."""
+    """Sum 1 - cosine over the rows of all parameters, biases and norms included (the paper)."""
     return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic))
 
 
 def layerwise_cosine_of_weights(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """`layerwise_cosine` without the 1-D parameters, as in DC (Zhao et al. 2021, equation 10 and its code)."""
+    """Compute `layerwise_cosine` without 1-D parameters (DC: Zhao et al. 2021, eq. 10 and code)."""
     return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic) if r.dim() > 1)
 
 
 def mean_squared_error(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """`sum_of_squares` divided by the number of entries."""
+    """Compute `sum_of_squares` divided by the number of entries."""
     return sum_of_squares(real, synthetic) / sum(r.numel() for r in real)
 
 
 def global_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
-    """1 - cosine of all gradients taken as one vector."""
+    """Compute 1 - cosine of all gradients, concatenated to one vector."""
     r = torch.cat([gradient.flatten() for gradient in real])
     s = torch.cat([gradient.flatten() for gradient in synthetic])
     return _one_minus_cosine(r, s)
@@ -290,9 +337,11 @@ DISTANCES: dict[str, Distance] = {
 
 
 def _one_minus_cosine(real: Tensor, synthetic: Tensor) -> Tensor:
-    """Along the last axis. The 1e-12 in the root keeps second derivatives finite where a gradient is exactly zero.
+    """Compute 1 - cosine along the last axis.
 
-    It has the size of the 1e-6 beside the norms in DC's code: rows with |real| |synthetic| far below 1e-6 count as 1.
+    The 1e-12 in the root keeps second derivatives finite where a gradient is exactly zero. It
+    corresponds to the 1e-6 that DC's code adds to the product of the norms: rows with
+    |real| |synthetic| far below 1e-6 count as 1.
     """
     norms = (real.square().sum(-1) * synthetic.square().sum(-1) + 1e-12).sqrt()
     return 1 - (real * synthetic).sum(-1) / norms

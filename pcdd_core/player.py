@@ -1,7 +1,8 @@
-"""Recordings of points on the move, and what can be made of them: an HTML page, an animated GIF, a video.
+"""Recordings of moving points, and their export as an HTML page, an animated GIF or a video.
 
-A `Recording` comes from a finished run (`read_recording`) or from a live one (`live.LiveDistillation.recording`). The
-page draws with player.js, as the live view does, and holds all that it needs: it opens from a disk, without a network.
+A `Recording` comes from a finished run (`read_recording`) or from a live run
+(`live.LiveDistillation.recording`). The page contains player.js, which also draws the live view,
+and needs no other file and no network.
 """
 
 import base64
@@ -32,28 +33,30 @@ from .files import atomic_write, atomic_write_text
 from .records import read_trajectory
 
 SCRIPT = Path(__file__).with_name("player.js")
-MOST_FRAMES = 200  # that a recorder keeps
-STEPS = 256  # per cell, of coordinates in the page and the live view; a power of 2, so that their cells are exact
-# Gradients there: levels 0 to 255 of a logarithmic scale, from 1e-8 to 1e2 per cell.
+MOST_FRAMES = 200  # largest number of frames in a recorder
+# Steps per cell of coordinates in the page and the live view. A power of 2 keeps cells exact.
+STEPS = 256
+# Gradients in the page and the live view: levels 0 to 255 of a logarithmic scale, 1e-8 to 1e2 per
+# cell.
 LOWEST_DECADE, LEVELS_PER_DECADE = -8, 25.5
 FRAMES_PER_SECOND = 12  # of GIFs and videos
-ANIMATION_FRAMES = 150  # in them, at most
-LAST_SECONDS = 1.5  # that they stand still at the end
-ANIMATION_CLOUDS = 20  # in them, at most
+ANIMATION_FRAMES = 150  # largest number of frames in an animation
+LAST_SECONDS = 1.5  # duration of the last frame
+ANIMATION_CLOUDS = 20  # largest number of clouds in an animation
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Where points were after some updates, and the two curves over all updates.
+    """Positions of points in several frames, and two curves over all updates.
 
-    clouds:                 whose points they are: labels, offsets, grid, class names; where they are last
-    updates:                int64 (frames,), how many updates each frame has behind it, rising; 0 is the start
+    clouds:                 labels, offsets, grid and class names; coordinates of the last frame
+    updates:                int64 (frames,), updates before each frame, increasing; 0 is the start
     coordinates:            float32 (frames, points, 3), in cells
-    matching_loss:          float32 (updates made,), summed over classes, before each update
-    mean_absolute_gradient: float32 (updates made,), per cell
-    iterations:             updates of the whole run, of which this may be the beginning
-    gradients:              float32 (frames, points), length of each point's gradient in the last update before a frame,
-                            per cell, 0 at the start; None if that was not recorded
+    matching_loss:          float32 (finished updates,), summed over classes, before each update
+    mean_absolute_gradient: float32 (finished updates,), per cell
+    iterations:             updates of the whole run; the recording can end earlier
+    gradients:              float32 (frames, points), length of each point's gradient in the last
+                            update before the frame, per cell; 0 at the start; None: not recorded
     """
 
     clouds: PointClouds
@@ -65,20 +68,21 @@ class Recording:
     gradients: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """How many frames there are."""
+        """Number of frames."""
         return len(self.updates)
 
     def picture(self, rows: int = 3) -> Figure:
-        """The clouds at so many moments, as `figures.migration` draws them."""
+        """Draw the clouds in at most `rows` frames with `figures.migration`."""
         return figures.migration(
             {"updates": self.updates, "coordinates": self.coordinates}, self.clouds, rows
         )
 
 
 class Recorder:
-    """Records a run as it goes on: the frame of every `stride`-th update, and the last one.
+    """Record a run while it proceeds: every `stride`-th update, and the last one.
 
-    The stride doubles when there would be more than MOST_FRAMES, so frames stay evenly spread however long the run is.
+    The stride doubles when there would be more than MOST_FRAMES frames, so frames stay evenly
+    spaced in a run of any length.
     """
 
     def __init__(self, start: PointClouds, iterations: int):
@@ -90,7 +94,7 @@ class Recorder:
         self.mean_absolute_gradient: list[float] = []
 
     def add(self, step: Step) -> None:
-        """Take in what one iteration did."""
+        """Record one iteration."""
         self.clouds = step.clouds.to("cpu")
         self.matching_loss.append(sum(step.matching_loss))
         self.mean_absolute_gradient.append(step.mean_absolute_gradient)
@@ -105,7 +109,7 @@ class Recorder:
         self.frames = [frame for frame in self.frames if frame[0] % self.stride == 0]
 
     def recording(self) -> Recording:
-        """What has been recorded so far."""
+        """Return the recording up to the latest update."""
         updates, coordinates, gradients = zip(*self.frames)
         return Recording(
             self.clouds,
@@ -119,16 +123,17 @@ class Recorder:
 
 
 def still(clouds: PointClouds) -> Recording:
-    """A recording of clouds that do not move: one frame."""
+    """Return a recording with one frame, for clouds that do not move."""
     frame = clouds.coordinates.detach().cpu().numpy().astype(np.float32)[None]
-    nothing = np.zeros(0, np.float32)
-    return Recording(clouds.to("cpu"), np.zeros(1, np.int64), frame, nothing, nothing, 0)
+    no_curve = np.zeros(0, np.float32)
+    return Recording(clouds.to("cpu"), np.zeros(1, np.int64), frame, no_curve, no_curve, 0)
 
 
 def read_recording(folder: Path | str) -> Recording:
-    """The recording in the folder of a finished run. Raises InputError if it is not whole.
+    """Read the recording of a finished run from its folder.
 
-    A run keeps no gradient per point, so `gradients` is None.
+    A run stores no gradients of single points, so `gradients` is None. Raises InputError if a file
+    is missing or damaged.
     """
     folder = Path(folder)
     for name in ("trajectory.npz", "steps.jsonl", "clouds.npz"):
@@ -142,14 +147,15 @@ def read_recording(folder: Path | str) -> Recording:
         trajectory = read_trajectory(folder)
         updates = trajectory["updates"].astype(np.int64)
         coordinates = trajectory["coordinates"].astype(np.float32)
-    except Exception as error:  # numpy, zipfile and zlib raise some ten kinds for damaged files
+    except Exception as error:  # damaged files raise about ten types
         raise InputError(f"{path}: not a readable trajectory ({error})") from None
     expected = (updates.size, len(clouds.coordinates), 3)
     if coordinates.shape != expected or not updates.size:
         raise InputError(
-            f"{path}: coordinates of shape {coordinates.shape}; expected {expected}, as clouds.npz has"
+            f"{path}: coordinates of shape {coordinates.shape}; "
+            f"expected {expected}, as in clouds.npz"
         )
-    if not ((coordinates >= 0) & (coordinates < clouds.grid)).all():  # which NaN is not either
+    if not ((coordinates >= 0) & (coordinates < clouds.grid)).all():  # also refuses NaN
         raise InputError(f"{path}: coordinates outside of the grid {clouds.grid}")
     path = folder / "steps.jsonl"
     try:
@@ -163,11 +169,11 @@ def read_recording(folder: Path | str) -> Recording:
     )
 
 
-# --- for player.js ------------------------------------------------------------------------------------------------
+# --- encoding for player.js -----------------------------------------------------------------------
 
 
 def steps_per_cell(grid: Grid) -> int:
-    """STEPS, or as many halvings less as it takes for the coordinates of the grid to fit into 16 bits."""
+    """Return STEPS, halved until the coordinates of the grid fit into 16 bits."""
     steps = STEPS
     while steps > 1 and steps * max(grid) > 2**16:
         steps //= 2
@@ -175,9 +181,10 @@ def steps_per_cell(grid: Grid) -> int:
 
 
 def quantised(coordinates: np.ndarray, grid: Grid) -> np.ndarray:
-    """Coordinates (..., points, 3) in cells as uint16 (..., 3, points), in steps of a cell, rounded down.
+    """Quantise coordinates (..., points, 3) in cells to uint16 (..., 3, points) in steps.
 
-    Down, so that a point stays in its cell; what is shown, half a step further, is at most half a step off.
+    Values are rounded down, so that each point stays in its cell. The view adds half a step, so its
+    error is at most half a step.
     """
     return np.floor(coordinates.swapaxes(-1, -2) * np.float32(steps_per_cell(grid))).astype(
         np.uint16
@@ -185,16 +192,17 @@ def quantised(coordinates: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def gradient_levels(gradients: np.ndarray) -> np.ndarray:
-    """Lengths of gradients, of any shape, as uint8 levels of the logarithmic scale."""
+    """Convert lengths of gradients, of any shape, to uint8 levels of the logarithmic scale."""
     decades = np.log10(np.maximum(gradients, 10.0**LOWEST_DECADE)) - LOWEST_DECADE
     return (decades * LEVELS_PER_DECADE).round().clip(0, 255).astype(np.uint8)
 
 
 def encode(recording: Recording) -> bytes:
-    """A recording as `decode` in player.js reads it: gzipped, a header in JSON after its length, then arrays.
+    """Encode a recording for `decode` in player.js.
 
-    Of coordinates and gradients, differences from frame to frame modulo their range are kept, low bytes apart from high
-    ones: points move little from frame to frame, so most of the high ones are 0.
+    The result is gzipped: length of the header, header in JSON, arrays. Coordinates and gradients
+    are stored as differences between frames, modulo their range. Low and high bytes of coordinates
+    are separate arrays, because points move little between frames and most high bytes are 0.
     """
     clouds = recording.clouds
     header = {
@@ -224,25 +232,29 @@ def encode(recording: Recording) -> bytes:
 
 
 def _differences(frames: np.ndarray) -> np.ndarray:
-    """Each frame less the one before, modulo the type's range; the first as it is."""
+    """Subtract from each frame the one before, modulo the range of the type. The first stays."""
     return np.concatenate([frames[:1], frames[1:] - frames[:-1]])
 
 
 def save_player(recording: Recording, path: Path | str) -> None:
-    """Write a page (.html) that plays the recording: one file, for any browser, without a network. Atomically."""
+    """Write an HTML page that plays the recording, atomically.
+
+    The page is one file and needs no network. Raises InputError if `path` has another suffix than
+    .html or .htm, or if the folder is not writable.
+    """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"{path}: a player is a page; expected a name that ends in .html")
-    title = html.escape("Points on the move: " + ", ".join(dict.fromkeys(_names(recording.clouds))))
+        raise InputError(f"{path}: the player is an HTML page; expected a name that ends in .html")
+    title = html.escape("Moving points: " + ", ".join(dict.fromkeys(_names(recording.clouds))))
     page = PAGE.replace("{script}", SCRIPT.read_text(encoding="utf-8"))
     page = page.replace("{data}", base64.b64encode(encode(recording)).decode())
-    atomic_write_text(
-        path, page.replace("{title}", title)
-    )  # last, as a class can be called anything
+    # The title comes last, because a class name can contain "{script}" or "{data}".
+    atomic_write_text(path, page.replace("{title}", title))
 
 
-# The policy forbids the page every request: self-contained is more than a promise. What comes from data is in the
-# title, escaped, and in the recording, which is base64 here and becomes text by `textContent` and on canvases only.
+# The content security policy forbids all requests, so the page cannot load anything. Text from data
+# occurs in the title, where it is escaped, and in the recording. The recording is base64 here, and
+# player.js writes its text by `textContent` and to canvases only.
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -251,10 +263,13 @@ PAGE = """<!DOCTYPE html>
   content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>:root { color-scheme: light dark } body { margin: 12px auto; padding: 0 12px; max-width: 1100px }</style>
+<style>
+:root { color-scheme: light dark }
+body { margin: 12px auto; padding: 0 12px; max-width: 1100px }
+</style>
 </head>
 <body>
-<main id="player">This page draws with JavaScript, in a browser of 2023 or later.</main>
+<main id="player">This page needs JavaScript and a browser from 2023 or later.</main>
 <script type="module">
 {script}
 const bytes = Uint8Array.from(atob("{data}"), (character) => character.charCodeAt(0));
@@ -265,28 +280,30 @@ mount(document.getElementById("player")).show(await decode(bytes));
 """
 
 
-# --- animations ---------------------------------------------------------------------------------------------------
+# --- animations -----------------------------------------------------------------------------------
 
 
 def save_animation(recording: Recording, path: Path | str) -> None:
-    """Write the recording as an animated .gif or as a video, .mp4 (H.264), as the name says. Atomically.
+    """Write the recording as an animated .gif or as an .mp4 video (H.264), atomically.
 
-    At most ANIMATION_FRAMES frames, FRAMES_PER_SECOND; the first ANIMATION_CLOUDS clouds; points are coloured by how
-    far they are from their start.
+    The animation has at most ANIMATION_FRAMES frames, FRAMES_PER_SECOND, and the first
+    ANIMATION_CLOUDS clouds. The colour of a point is its distance from its start. Raises InputError
+    if the suffix is another one or the folder is not writable, and RuntimeError if ffmpeg fails.
     """
     path = Path(path)
     kinds = {".gif": _write_gif, ".mp4": _write_mp4}
     write = kinds.get(path.suffix.lower())
     if write is None:
         raise InputError(
-            f"{path}: cannot write {path.suffix or 'a file without a suffix'}; expected .gif or .mp4"
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; expected .gif or .mp4"
         )
     atomic_write(path, lambda file: write(recording, file))
 
 
 def _write_gif(recording: Recording, file: BinaryIO) -> None:
     frames = list(_frames(recording))
-    # The colours of the last frame, where points have all of theirs, for every frame: so that nothing flickers.
+    # All frames share the palette of the last frame, so that colours do not flicker. In the last
+    # frame points have the full range of colours.
     palette = Image.fromarray(frames[-1]).quantize(64)
     images = [
         Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
@@ -303,9 +320,8 @@ def _write_mp4(recording: Recording, file: BinaryIO) -> None:
         raise extra_missing("imageio-ffmpeg", "notebooks", "(or write a .gif)") from None
     frames = _frames(recording)
     first = next(frames)
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # ffmpeg goes back to the beginning of what it has written
+    # a file, because ffmpeg seeks back to the beginning of its output
+    with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "video.mp4"
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
         command += [
@@ -329,12 +345,12 @@ def _write_mp4(recording: Recording, file: BinaryIO) -> None:
 
 
 def _frames(recording: Recording) -> Iterator[np.ndarray]:
-    """The pictures of an animation, uint8 (height, width, 3), both sides even as videos need them."""
+    """Yield the frames of an animation, uint8 (height, width, 3). Videos need even sides."""
     clouds, grid = recording.clouds, recording.clouds.grid
-    shown = range(min(len(clouds), ANIMATION_CLOUDS))
-    columns = min(len(shown), 5)
-    rows = -(-len(shown) // columns)
-    wide = 2.0 if columns > 2 else 4.0  # inches of a tile; 100 pixels each
+    numbers = range(min(len(clouds), ANIMATION_CLOUDS))
+    columns = min(len(numbers), 5)
+    rows = -(-len(numbers) // columns)
+    wide = 2.0 if columns > 2 else 4.0  # width of a tile in inches of 100 pixels
     tall = wide * (grid[1] / grid[2] if grid[0] == 1 else 1) + 0.3
     size = [2 * round(50 * inches) for inches in (columns * wide, rows * tall + 0.3)]
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100)
@@ -342,11 +358,11 @@ def _frames(recording: Recording) -> Iterator[np.ndarray]:
     figure.subplots(rows, columns, squeeze=False)
     figure.subplots_adjust(0.01, 30 / size[1], 0.99, 1 - 25 / size[1], 0.04, 0.3 / tall)
     moment = figure.text(0.01, 8 / size[1], "", fontsize=9)
-    for axes in figure.axes[len(shown) :]:
+    for axes in figure.axes[len(numbers) :]:
         axes.set_visible(False)
     most = max(grid) / 2  # cells, as in player.js
     drawn = []
-    for cloud, axes in zip(shown, figure.axes):
+    for cloud, axes in zip(numbers, figure.axes):
         _prepare_tile(axes, _names(clouds)[cloud], grid)
         points = axes.scatter(
             [], [], s=5 * wide / 2, c=[], linewidths=0, cmap="plasma", clim=(0, 1.15 * most)
@@ -375,7 +391,7 @@ def _prepare_tile(axes: Axes, name: str, grid: Grid) -> None:
         return
     corners = [np.array(corner) for corner in np.ndindex(2, 2, 2)]
     for one, other in itertools.combinations(corners, 2):
-        if abs(one - other).sum() == 1:  # they share an edge
+        if abs(one - other).sum() == 1:  # the corners share an edge
             axes.plot(
                 *figures.seen(np.stack([one, other]) * grid, grid)[:, :2].T,
                 color="0.8",
@@ -385,5 +401,5 @@ def _prepare_tile(axes: Axes, name: str, grid: Grid) -> None:
 
 
 def _names(clouds: PointClouds) -> list[str]:
-    """The class name of every cloud."""
+    """Return the class name of each cloud."""
     return [clouds.class_names[label] for label in clouds.labels.tolist()]

@@ -1,6 +1,8 @@
-"""Networks that see points themselves, as `lifts.centred_points` makes them: no grid, no order.
+"""Networks that take points instead of a grid. The order of the points has no effect.
 
-That is (clouds, points, 3), or with a fourth column, 1 where a point is, else 0, if clouds have unequal numbers of points.
+The input comes from `lifts.centred_points`: (clouds, points, 3). If clouds have unequal numbers of
+points, it is (clouds, most points, 4), padded to the size of the largest cloud. The fourth column
+is 1 for points and 0 for padding.
 """
 
 from collections.abc import Sequence
@@ -14,11 +16,13 @@ from .drawing import draw_linear
 
 
 class PointNet(nn.Module):
-    """PointNet (Qi et al. 2017), the version without transformation networks, and without dropout.
+    """PointNet (Qi et al. 2017), without transformation networks and without dropout.
 
-    The same layers 64-64-64-128-`width` for every point, the maximum over the points, layers 512-256. Instead of batch norms,
-    which would mix the clouds and the padding: instance norms, each channel over a cloud's points, and behind the maximum a
-    layer norm. There, because then the widest layer, with most of the work, is differentiated at the largest points only.
+    Layers 64-64-64-128-`width` are shared by all points. The maximum over the points and layers
+    512-256 follow. Batch norms would mix the clouds and the padding. Instead, instance norms
+    normalise each channel over the points of a cloud, and a layer norm follows the maximum. In that
+    place, the widest layer, which does most of the work, is differentiated only at the points of
+    the maxima.
     """
 
     def __init__(self, classes: int, width: int = 1024):
@@ -35,11 +39,17 @@ class PointNet(nn.Module):
         )
 
     def forward(self, points: Tensor) -> Tensor:
-        """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
+        """Return logits: (clouds, classes).
+
+        points: (clouds, most points, 3 or 4)
+        """
         return self.head(self.features(points))
 
     def features(self, points: Tensor) -> Tensor:
-        """What the head sees, of every channel the largest value of any point: (clouds, width)."""
+        """Return the input of the head: (clouds, width).
+
+        Each channel is the maximum over the points of the cloud.
+        """
         hidden, present = self._hidden(points)
         with torch.no_grad():
             precision = _search_precision(hidden)
@@ -53,29 +63,39 @@ class PointNet(nn.Module):
         return (chosen * self.last.weight).sum(2) + self.last.bias
 
     def point_features(self, points: Tensor) -> Tensor:
-        """Of every point the values of which `features` are the largest, as far as above 0; 0 where no point is: (clouds, most points, width)."""
+        """Return the values per point whose maxima are `features`, after ReLU.
+
+        Shape: (clouds, most points, width). Padding has the value 0.
+        """
         hidden, present = self._hidden(points)
         features = self.last(hidden.transpose(1, 2)).relu()
         return features if present is None else features * present.transpose(1, 2)
 
     def _hidden(self, points: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of the layers before the last (clouds, channels, most points), and where points are (clouds, 1, most points); None: everywhere."""
-        seen = points.transpose(1, 2).contiguous()
-        hidden, present = seen[:, :3], seen[:, 3:] if seen.shape[1] == 4 else None
+        """Return the output of the layers before the last, and the mask of the points.
+
+        Shapes: (clouds, channels, most points) and (clouds, 1, most points). The mask is 1 for
+        points and 0 for padding. It is None if there is no padding.
+        """
+        inputs = points.transpose(1, 2).contiguous()
+        hidden, present = inputs[:, :3], inputs[:, 3:] if inputs.shape[1] == 4 else None
         for layer, norm in zip(self.layers, self.norms):
             hidden = norm(F.conv1d(hidden, layer.weight[..., None], layer.bias), present).relu()
         return hidden, present
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, as torch does by default."""
+        """Initialise all weights with the distributions of torch's default."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 draw_linear(layer, generator)
 
 
 class PointNorm(nn.Module):
-    """Each channel of a cloud set to mean 0 and variance 1 over its points, then scaled and shifted (instance norm)."""
+    """Instance norm over the points of a cloud.
+
+    Each channel is normalised to mean 0 and variance 1, then scaled and shifted.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -85,10 +105,13 @@ class PointNorm(nn.Module):
         )
 
     def forward(self, features: Tensor, present: Tensor | None) -> Tensor:
-        """features: (clouds, channels, most points); present: (clouds, 1, most points), 0 where no point is. Shape of `features`."""
-        if (
-            present is None
-        ):  # torch's own is several times faster; not by `functional`, which refuses a cloud of one point
+        """Return the normalised features, in the shape of `features`.
+
+        features: (clouds, channels, most points)
+        present: (clouds, 1, most points), 0 for padding; None: no padding
+        """
+        # torch's own norm is several times faster; `functional` refuses clouds of one point
+        if present is None:
             return torch.group_norm(features, len(self.weight), self.weight, self.bias)
         count = present.sum(2, keepdim=True).clamp(min=1)
         centred = features - (features * present).sum(2, keepdim=True) / count
@@ -97,27 +120,28 @@ class PointNorm(nn.Module):
 
 
 class PointNetPlusPlus(nn.Module):
-    """PointNet++ (Qi et al. 2017) with single-scale grouping: small PointNets around ever fewer of the points.
+    """PointNet++ (Qi et al. 2017) with single-scale grouping and without dropout.
 
-    Half of the points are centres, then an eighth; each sees its up to 32 (64) nearest neighbours within 0.2 (0.4) of half the grid's
-    side, and as much farther as points of a surface lie farther apart in a cloud that has not the 1,024 this is meant for: at 128
-    points most centres would be alone, and the norms would blow up what is left. Where neighbours are is told in these radii. Norms
-    are instance norms, over a cloud's groups, and behind the last maximum, as in `PointNet`, a layer norm; no dropout.
+    Small PointNets run on groups of points around centres. Half of the points are centres of the
+    first stage, an eighth of the second. A group has up to 32 (64) nearest neighbours of its centre
+    within 0.2 (0.4) of half the grid's side. These radii are meant for 1,024 points. In other
+    clouds they scale with the distance between points on a surface, by sqrt(1024 / points).
+    Otherwise most centres in a cloud of 128 points would be alone, and the norms would amplify the
+    rest. Neighbour positions are relative to the centre, in units of
+    the radius. Instance norms normalise over the groups of a cloud, and a layer norm follows the
+    last maximum as in `PointNet`.
     """
 
     def __init__(self, classes: int):
         super().__init__()
-        self.groupings = (
-            (2, 0.2, 32),
-            (4, 0.4, 64),
-        )  # of the points before: one centre for so many, radius, neighbours
+        # points of the stage before per centre, radius, neighbours
+        self.groupings = ((2, 0.2, 32), (4, 0.4, 64))
         self.stages = nn.ModuleList(
             SharedPerceptron(widths)
             for widths in ((3, 64, 64, 128), (3 + 128, 128, 128, 256), (3 + 256, 256, 512))
         )
-        self.last = nn.Linear(
-            512, 1024
-        )  # a norm over a cloud's points here would leave the same maximum to all clouds
+        # with a norm over a cloud's points here, all clouds would have the same maximum
+        self.last = nn.Linear(512, 1024)
         self.head = nn.Sequential(
             nn.LayerNorm(1024),
             nn.ReLU(),
@@ -126,7 +150,10 @@ class PointNetPlusPlus(nn.Module):
         )
 
     def forward(self, points: Tensor) -> Tensor:
-        """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
+        """Return logits: (clouds, classes).
+
+        points: (clouds, most points, 3 or 4)
+        """
         places, present, features = points[..., :3], _present(points), None
         wider = (1024 / present.sum(1)).sqrt()[:, None, None]
         for (share, radius, most), stage in zip(self.groupings, self.stages):
@@ -148,11 +175,15 @@ class PointNetPlusPlus(nn.Module):
 
 
 class DGCNN(nn.Module):
-    """The dynamic graph network of Wang et al. 2019: every layer looks at each point's neighbours among the features of the last one.
+    """Dynamic graph network (Wang et al. 2019), without dropout.
 
-    Four layers of width 64-64-128-256 with 20 neighbours, of all of them together one of 1024, its maximum and mean over the
-    points, layers 512-256. Norms are behind the maxima: over neighbours instance norms, over points a layer norm; no dropout. What a layer
-    makes of a neighbour, a weight times its difference and a weight times the point itself, is linear, so it is computed per point.
+    Each layer takes the neighbours of each point in the feature space of the layer before.
+
+    Four layers of 64-64-128-256 channels use 20 neighbours. One layer of 1024 channels takes all
+    their outputs. Its maximum and mean over the points and layers 512-256 follow. Norms come after
+    the maxima: an instance norm after each maximum over neighbours, a layer norm after that over
+    points. An edge feature is a weight times the difference to the neighbour plus a weight times
+    the point itself. This is linear, so both products are computed per point.
     """
 
     def __init__(self, classes: int, neighbours: int = 20):
@@ -174,17 +205,19 @@ class DGCNN(nn.Module):
         )
 
     def forward(self, points: Tensor) -> Tensor:
-        """points: (clouds, most points, 3 or 4); returns (clouds, classes)."""
+        """Return logits: (clouds, classes).
+
+        points: (clouds, most points, 3 or 4)
+        """
         features, present, all_features = points[..., :3], _present(points), []
         for of_neighbours, of_points, norm in zip(self.of_neighbours, self.of_points, self.norms):
             with torch.no_grad():
                 neighbours, distances = nearest(features, features, present, self.neighbours)
                 itself = torch.arange(features.shape[1], device=points.device)[:, None]
-                neighbours = torch.where(
-                    distances.isfinite(), neighbours, itself
-                )  # of clouds with fewer points
-            theirs = of_neighbours(features)
-            edges = _rows(theirs, neighbours).amax(2) - theirs + of_points(features)
+                # in clouds with too few points, the point itself fills up its neighbours
+                neighbours = torch.where(distances.isfinite(), neighbours, itself)
+            projected = of_neighbours(features)
+            edges = _rows(projected, neighbours).amax(2) - projected + of_points(features)
             features = F.leaky_relu(
                 norm(edges.transpose(1, 2), present[:, None].to(edges)), 0.2
             ).transpose(1, 2)
@@ -195,7 +228,7 @@ class DGCNN(nn.Module):
 
 
 class SharedPerceptron(nn.Module):
-    """The same linear layers, instance norm and ReLU for every point of a cloud."""
+    """Linear layers with instance norm and ReLU, shared by all points of a cloud."""
 
     def __init__(self, widths: Sequence[int]):
         super().__init__()
@@ -203,7 +236,11 @@ class SharedPerceptron(nn.Module):
         self.norms = nn.ModuleList(PointNorm(channels) for channels in widths[1:])
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
-        """features: (clouds, points, channels); present: (clouds, points), False where no point is. (clouds, points, widths[-1])."""
+        """Return features: (clouds, points, widths[-1]).
+
+        features: (clouds, points, channels)
+        present: (clouds, points), False for padding
+        """
         present = None if bool(present.all()) else present[:, None].to(features)
         hidden = features.transpose(1, 2)
         for layer, norm in zip(self.layers, self.norms):
@@ -212,25 +249,30 @@ class SharedPerceptron(nn.Module):
 
 
 def nearest(centres: Tensor, points: Tensor, present: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of every centre the nearest points that are there, and their squared distances, nearest first: (clouds, centres, count) each.
+    """Return the nearest points of each centre and their squared distances, nearest first.
 
-    centres: (clouds, centres, channels); points: (clouds, points, channels); present: (clouds, points). Where a cloud has fewer
-    points the distance is infinite; with fewer places for points than `count` there are as many as places.
+    centres: (clouds, centres, channels)
+    points: (clouds, points, channels)
+    present: (clouds, points), False for padding
+    Both results are (clouds, centres, count), with fewer columns if `points`, including padding,
+    has fewer than `count` rows per cloud. Where a cloud has fewer points, the distance is infinite.
     """
     lengths = centres.square().sum(2)[:, :, None] + points.square().sum(2)[:, None]
     distances = torch.baddbmm(lengths, centres, points.transpose(1, 2), alpha=-2).masked_fill(
         ~present[:, None], torch.inf
     )
-    found = distances.topk(min(count, points.shape[1]), largest=False)
-    return found.indices, found.values
+    smallest = distances.topk(min(count, points.shape[1]), largest=False)
+    return smallest.indices, smallest.values
 
 
 @torch.no_grad()
 def farthest_points(places: Tensor, present: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """So many points of each cloud, each the farthest from all before it, the first from the middle (farthest point sampling).
+    """Farthest point sampling: each point is the farthest from all points before it.
 
-    places: (clouds, points, 3); present: (clouds, points). Returns indices (clouds, count), and False where a cloud has no point
-    left: (clouds, count).
+    places: (clouds, points, 3)
+    present: (clouds, points), False for padding
+    The first point is the farthest from the middle. Returns indices (clouds, count) and a mask
+    (clouds, count), which is False where a cloud has no point left.
     """
     distance = places.square().sum(2).masked_fill(~present, -1)
     chosen = [distance.argmax(1)]
@@ -246,7 +288,10 @@ def farthest_points(places: Tensor, present: Tensor, count: int) -> tuple[Tensor
 
 
 def _present(points: Tensor) -> Tensor:
-    """Where a point is: (clouds, most points), of points (clouds, most points, 3 or 4)."""
+    """Return the mask of the points: bool (clouds, most points), False for padding.
+
+    points: (clouds, most points, 3 or 4)
+    """
     return (
         points[..., 3] > 0
         if points.shape[2] == 4
@@ -255,7 +300,11 @@ def _present(points: Tensor) -> Tensor:
 
 
 def _rows(features: Tensor, indices: Tensor) -> Tensor:
-    """Of each cloud the rows with these indices: (clouds, points, channels), (clouds, ...) to (clouds, ..., channels)."""
+    """Gather rows of each cloud: (clouds, ..., channels).
+
+    features: (clouds, points, channels)
+    indices: (clouds, ...)
+    """
     first = (
         torch.arange(len(features), device=features.device).view(-1, *[1] * (indices.ndim - 1))
         * features.shape[1]
@@ -264,7 +313,10 @@ def _rows(features: Tensor, indices: Tensor) -> Tensor:
 
 
 def perceptron(inputs: int, *widths: int, norm: bool = False) -> nn.Sequential:
-    """Linear layers of these widths, each followed by layer norm, if asked for, and ReLU, over the last axis."""
+    """Build linear layers of these widths over the last axis.
+
+    Layer norm, if `norm`, and ReLU follow each of them.
+    """
     layers = []
     for before, width in pairwise((inputs, *widths)):
         layers += [nn.Linear(before, width), *([nn.LayerNorm(width)] if norm else []), nn.ReLU()]
@@ -272,9 +324,10 @@ def perceptron(inputs: int, *widths: int, norm: bool = False) -> nn.Sequential:
 
 
 def _search_precision(hidden: Tensor) -> torch.dtype:
-    """In what to look for the largest value, which is then computed as exactly as all others: bfloat16 where that is fast.
+    """Return the type in which to search for the largest value: bfloat16 where it is fast.
 
-    What is found may be a few hundredths of the values' spread below the largest.
+    The value is then computed at full precision. The search may find a value that lies below the
+    largest by a few hundredths of the spread of the values.
     """
     fast = (
         hidden.is_cuda

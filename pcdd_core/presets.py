@@ -1,6 +1,7 @@
-"""One named configuration per cell of the paper's tables, at the paper's scale and at one for two CPU cores, and our own.
+"""Named configurations: every entry of the paper's tables, and our own settings.
 
-`label` says how a configuration differs from the preset it began as.
+Each has the paper's scale and a small scale for two CPU cores. `label` lists the settings in which
+a configuration differs from its preset.
 """
 
 import json
@@ -12,14 +13,19 @@ from .errors import InputError, nearest_names
 
 @dataclass(frozen=True)
 class Preset:
-    """A configuration, what it is, and the accuracy that the paper states for it (percent, None where it states none)."""
+    """A named configuration.
+
+    config: the configuration
+    text: one line for `pcdd presets`
+    paper_accuracy: accuracy in the paper, in percent; None if the paper states none
+    """
 
     config: Config
     text: str
     paper_accuracy: float | None = None
 
 
-# Table 1 (rows: layers) under sum of squares, and Table 2's layerwise cosine.
+# (backend, layers, distance): Table 1 for the sum of squares, Table 2 for the layerwise cosine.
 PAPER_ACCURACY = {
     ("minkowski", 2, "sum_of_squares"): 33.9,
     ("minkowski", 3, "sum_of_squares"): 12.78,
@@ -32,7 +38,7 @@ PAPER_ACCURACY = {
 }
 BACKENDS = ("torch", "minkowski", "sparse")
 LAYERS = (2, 3, 4)
-# For smoke runs: everything is smaller, so its scores say nothing about the paper's.
+# For smoke runs. Everything is smaller, so scores say nothing about the paper's scores.
 SMALL = {
     "network": {"width": 32},
     "objective": {"real_batch": 32},
@@ -40,44 +46,40 @@ SMALL = {
     "schedule": {"iterations": 300},
     "evaluation": {"networks": 5, "epochs": 300, "width": 32, "iteration": None, "curve": ()},
 }
-PAPER_ITERATIONS = (
-    0,
-    250,
-    625,
-    1250,
-    1875,
-    2499,
-)  # before which the paper's code scores its clouds
-TABLE_ITERATION = 1250  # of these, the one that tables show: Table 2 averages over 1,250 iterations
+PAPER_ITERATIONS = (0, 250, 625, 1250, 1875, 2499)  # the paper's code scores before these
+TABLE_ITERATION = 1250  # scored for our tables, because Table 2 averages over 1,250 iterations
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name. Raises InputError naming the nearest ones."""
+    """Return a preset by name. Raises InputError with the nearest names if there is none."""
     if name not in PRESETS:
         raise InputError(f"no preset is called {name!r}; {nearest_names(name, PRESETS)}")
     return PRESETS[name]
 
 
 def label(name: str, config: Config) -> str:
-    """The preset's name, followed by the settings in which `config` differs from it; the seed does not count."""
+    """Return the preset name, followed by the settings in which `config` differs from the preset.
+
+    The seed does not count.
+    """
     if name not in PRESETS:
         return name
-    ours, theirs = to_dict(config), to_dict(PRESETS[name].config)
+    settings, preset_settings = to_dict(config), to_dict(PRESETS[name].config)
     changed = [
         f"{section}.{key}={json.dumps(value)}"
-        for section, values in ours.items()
+        for section, values in settings.items()
         if section != "seed"
         for key, value in values.items()
-        if value != theirs[section][key]
+        if value != preset_settings[section][key]
     ]
     return " ".join([name, *changed])
 
 
 def _paper_settings(backend: str, layers: int, distance: str) -> dict:
-    """The paper's experiment as its code ran it when its tables were made (state of 2023-09-04).
+    """Return the paper's experiment as its code ran it for the tables (state of 2023-09-04).
 
-    One thing differs: real gradients come from a pool of 8 batches, which saves nine tenths of the
-    time and changes no score that we could measure. `objective.real_gradients=fresh` undoes it.
+    There is one difference: real gradients come from a pool of 8 batches. This saves nine tenths of
+    the time and changes no score that we could measure. `objective.real_gradients=fresh` undoes it.
     """
     network = {"backend": backend, "layers": layers, "width": 128, "pooling": "max"}
     network |= {"paper_layout": True, "origin_shift": True}
@@ -96,7 +98,7 @@ def _paper_settings(backend: str, layers: int, distance: str) -> dict:
 
 
 def _merged(*settings: dict) -> dict:
-    """Sections put together; where one setting has several values, the last."""
+    """Merge the sections. If a setting has several values, the last one wins."""
     return {
         key: {name: value for part in settings for name, value in part.get(key, {}).items()}
         for part in settings
@@ -113,7 +115,7 @@ def _paper_presets() -> dict[str, Preset]:
             from_dict(_merged(settings, SMALL)), f"{text}; minutes on 2 cores", stated
         )
 
-    # Table 2 and section 4.4 compare runs at one iteration: what comes after it would cost as much again.
+    # Table 2 and section 4.4 compare runs at one iteration. Later iterations would double the cost.
     until_table = {
         "schedule": {"iterations": TABLE_ITERATION},
         "evaluation": {"iteration": None, "curve": ()},
@@ -140,7 +142,10 @@ def _paper_presets() -> dict[str, Preset]:
             settings = _merged(
                 _paper_settings(backend, layers, "sum_of_squares"), average, until_table
             )
-            text = f"section 4.4's ablation, in words there: {backend}, {layers} layers, average pooling"
+            text = (
+                "section 4.4's ablation, described in words there: "
+                f"{backend}, {layers} layers, average pooling"
+            )
             add(f"paper-{backend}-{layers}-average-pooling", settings, text)
     return presets
 
@@ -153,7 +158,8 @@ GAUSSIAN = {
     "optimiser": {"name": "adam", "step_size": 0.3, "final_step_fraction": 0.1},
     "schedule": {"iterations": 600, "iterations_per_network": 1},
 }
-# What the ingredients' ablation starts from: narrower Gaussians at the end, and moves of whole clouds.
+# Base of the experiment `ingredients`: narrower Gaussians at the end, and augmentation by moves of
+# whole clouds.
 INGREDIENTS = _merged(
     GAUSSIAN,
     {
@@ -163,20 +169,20 @@ INGREDIENTS = _merged(
     },
 )
 SMALL_CHOICE = {"evaluation": {"networks": 5, "epochs": 500, "width": 64}}
-# The best of each kind, chosen on the validation split: what is changed in `INGREDIENTS`, and in words. Scored in full once.
+# The best of each kind, as changes of `INGREDIENTS`. Chosen on the validation split, then scored
+# once with all classifiers of full size.
 GRADIENT = {"lift": {"saturation_start": 1.0}, "optimiser": {"step_size": 0.1}}
 SPLIT = {
     "lift": {"saturation_start": 1.0},
     "objective": {"name": "maximum_mean_discrepancy", "real_batch": 64},
     "schedule": {"iterations": 900},
 }
-SEVERAL = _merged(
-    SPLIT, {"clouds": {"points_per_cloud": 150}, "lift": {"saturation": 3.0}}
-)  # about as many cells as a digit has
+# 150 points: about the number of occupied cells of a digit
+SEVERAL = _merged(SPLIT, {"clouds": {"points_per_cloud": 150}, "lift": {"saturation": 3.0}})
 UNROLLED = {
-    "lift": {
-        "bandwidth_end": 0.06
-    },  # narrower than elsewhere: what is scored is 0 or 1, and greys would be of use here
+    # Narrower than in other presets. Unrolled training would make use of grey cells, but scored
+    # images are 0 or 1.
+    "lift": {"bandwidth_end": 0.06},
     "network": {"padding": 3},
     "objective": {
         "name": "unrolled_training",
@@ -221,8 +227,9 @@ BEST: dict[str, tuple[dict, str]] = {
         "50 clouds per class by maximum mean discrepancy",
     ),
 }
-# Shapes in three dimensions, seen by PointNets as points; the protocol is that of Yim et al. 2025 (SADM), with three
-# classifiers of its ten, or one where they take long; seeds bring others.
+# Shapes in three dimensions, as points for PointNets. The protocol is that of Yim et al. 2025
+# (SADM), with three of its ten classifiers, or one if they take long. Other seeds have other
+# classifiers.
 SHAPES = {
     "data": {"name": "modelnet10-voxels24", "points": 1024},
     "clouds": {"points_per_cloud": 1024},
@@ -232,16 +239,21 @@ SHAPES = {
     "optimiser": {"name": "adam", "step_size": 0.3, "final_step_fraction": 0.1},
     "schedule": {"iterations": 600, "iterations_per_network": 1},
     "evaluation": {
-        "classifier": "pointnet", "projection": "soft", "networks": 3, "epochs": 500, "batch": 8, "protocols": ["standard"],
+        "classifier": "pointnet",
+        "projection": "soft",
+        "networks": 3,
+        "epochs": 500,
+        "batch": 8,
+        "protocols": ["standard"],
     },
-}  # fmt: skip
+}
 SHAPES_SMALL = {"evaluation": {"networks": 1, "split": "validation"}}
-SPLIT_INTO = 8  # clouds with an eighth of the points each, for one
+SPLIT_INTO = 8  # clouds in place of one, each with an eighth of its points
 SOLIDS = {
     "data": {"name": "solids", "points": 256},
     "clouds": {"points_per_cloud": 256},
     "network": {"width": 256},
-    "objective": {"name": "sorted_feature_matching"},  # pulls at all points, of which there are few
+    "objective": {"name": "sorted_feature_matching"},  # moves all points; there are few of them
     "schedule": {"iterations": 300},
     "evaluation": {"networks": 2, "epochs": 60},
 }
@@ -275,23 +287,25 @@ def _shape_presets() -> dict[str, Preset]:
     presets = {
         "solids": Preset(
             from_dict(_merged(SHAPES, SOLIDS)),
-            "simple solids, which need no files; a minute on 2 cores",
+            "simple solids, without data files; a minute on 2 cores",
         )
     }
     for count in (1, 3, 10):
         kinds = {
             f"shapes-{count}": (count, 1024, f"{count} per class"),
             f"shapes-{count}-split": (
-                count * SPLIT_INTO, 1024 // SPLIT_INTO, f"as many points as {count} per class has, in {SPLIT_INTO} times as many clouds"
+                count * SPLIT_INTO,
+                1024 // SPLIT_INTO,
+                f"as many points as with {count} per class, in {SPLIT_INTO} times as many clouds",
             ),
-        }  # fmt: skip
+        }
         for name, (clouds, points, words) in kinds.items():
             settings = _merged(
                 SHAPES, {"clouds": {"clouds_per_class": clouds, "points_per_cloud": points}}
             )
             if count == 10:
                 settings = _merged(settings, {"evaluation": {"networks": 1}})
-            text = f"ModelNet10 as far as 24^3 grids keep it, by PointNets: {words}"
+            text = f"ModelNet10 at the resolution of 24^3 grids, by PointNets: {words}"
             presets[name] = Preset(from_dict(settings), text)
             presets[f"{name}-small"] = Preset(
                 from_dict(_merged(settings, SHAPES_SMALL)),
@@ -306,15 +320,15 @@ PRESETS: dict[str, Preset] = {
     **_shape_presets(),
     "gaussian": Preset(
         from_dict(GAUSSIAN),
-        "ours: Gaussian occupancy, layerwise cosine, a new network every iteration, steps in cells",
+        "ours: Gaussian occupancy, layerwise cosine, new network every iteration, steps in cells",
     ),
     "gaussian-small": Preset(
         from_dict({**GAUSSIAN, "evaluation": SMALL["evaluation"]}),
-        "`gaussian`, scored as the paper's small presets are",
+        "`gaussian`, scored like the small presets of the paper",
     ),
     "ingredients-base": Preset(
         from_dict(_merged(INGREDIENTS, LARGE)),
-        "what the ablation of ingredients starts from, scored on the validation split",
+        "base of the experiment `ingredients`, scored on the validation split",
     ),
     "ingredients-base-small": Preset(
         from_dict(_merged(INGREDIENTS, SMALL_CHOICE)),
@@ -322,6 +336,6 @@ PRESETS: dict[str, Preset] = {
     ),
     "quickstart": Preset(
         from_dict(QUICKSTART),
-        "the quickstart notebook's: `gaussian`, scored by fewer, smaller classifiers",
+        "for the quickstart notebook: `gaussian`, scored by fewer, smaller classifiers",
     ),
 }

@@ -1,8 +1,8 @@
-"""One seed, split per use.
+"""Derive random generators from one seed, one for each use.
 
-Every random draw names what it is for and at which iteration, and its generator is made from that name alone.
-No generator state lives anywhere, so a resumed run draws what an unbroken one would have drawn, and evaluation does
-not depend on how long distillation ran.
+Each random draw names its use and its iteration. Seed and name alone determine the generator, and
+no generator state is kept. So a resumed run draws the same values as an uninterrupted one, and
+evaluation does not depend on the length of the distillation.
 """
 
 import hashlib
@@ -11,9 +11,9 @@ import torch
 
 
 def generator(seed: int, *use: str | int) -> torch.Generator:
-    """A CPU generator for one use, for instance `generator(seed, "batch", iteration)`.
+    """Return a CPU generator for one use, for instance `generator(seed, "batch", iteration)`.
 
-    Drawing on the CPU and moving the result keeps the draws equal on every device.
+    Draw on the CPU and move the result: the draws are then equal on every device.
     """
     digest = hashlib.sha256(repr((seed, *use)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,9 +1,10 @@
-"""Several processes for one run, on as many GPUs or machines: each matches some of the classes, all move the points alike.
+"""Share the classes of one run among several processes, on one or more GPUs or machines.
 
-Given the network, what moves a class's points depends on no other class (gradient matching, distribution matching, maximum
-mean discrepancy). So each process, a rank of `torchrun`, takes every so-many-th class; losses and gradients are summed; and every rank
-makes the same step. A point's gradient comes from one class, so the sum is exact, and the run is
-the same bit for bit as in one process (on a CPU, with as many threads).
+For the objectives in `INDEPENDENT_CLASSES`, the gradient of a class's points depends on the network
+and on that class only. Each process is a rank of `torchrun`. Of n ranks, rank r matches classes r,
+r + n, r + 2n and so on. All ranks sum losses and gradients and then make the same update. The
+gradient of a point comes from one class, so the sum is exact. On a CPU with as many threads, the
+run equals that of one process bit for bit.
 """
 
 import contextlib
@@ -14,58 +15,66 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Objectives whose gradient for one class's points depends on no other class.
 INDEPENDENT_CLASSES = (
     "gradient_matching",
     "distribution_matching",
     "maximum_mean_discrepancy",
     "sorted_feature_matching",
-)  # objectives
+)
 
 
 def rank() -> int:
-    """The number of this process among those of the run: 0 if it is alone."""
+    """Return the rank of this process in the run: 0 for a single process."""
     return dist.get_rank() if _several() else 0
 
 
 def count() -> int:
-    """How many processes share the run."""
+    """Return the number of processes of the run."""
     return dist.get_world_size() if _several() else 1
 
 
 def first_of_torchrun() -> bool:
-    """Whether this process reports what came of the run, also when it has left the others."""
+    """Return whether this process reports the result of the run.
+
+    Reads the environment, so the answer holds after the process group is destroyed too.
+    """
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def own_classes(classes: int) -> list[int]:
-    """The classes that this process matches."""
+    """Return the classes that this process matches, out of `classes` classes."""
     return list(range(rank(), classes, count()))
 
 
 def sum_over_ranks(*tensors: Tensor) -> None:
-    """Each tensor becomes, in place, its sum over all processes."""
+    """Replace each tensor, in place, by its sum over all processes."""
     if count() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
 def wait_for_all() -> None:
-    """Return when every process is here."""
+    """Block until all processes have called this function."""
     if count() > 1:
         dist.barrier()
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes if `torchrun` started this one; the device to use, on GPUs one for each process of a machine."""
+    """Join the process group if `torchrun` started this process; yield the device to use.
+
+    On GPUs, each process of a machine gets a device of its own.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _several():
         yield device
         return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # Functions of this module hold the group that there is when it is first imported (by any optimiser's first step), as the
-    # default of an argument. Imported later, they would keep the group's threads to the end of the process, which they abort.
+    # This module's functions store the process group that exists at import as a default argument,
+    # and any optimiser's first step imports it. An import after init_process_group would keep the
+    # group's threads alive until the process ends, and they would abort the process.
     from torch.distributed.nn import functional  # noqa: F401
 
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -1,4 +1,4 @@
-"""What is kept of runs, read back: records, trajectories, and tables made of them."""
+"""Read, write and tabulate run records; read trajectories."""
 
 import csv
 import hashlib
@@ -19,18 +19,17 @@ from .evaluation import Score
 from .files import atomic_write_text
 from .presets import PRESETS, label
 
-COMMITTED = (
-    Path(__file__).parents[1] / "figures" / "records"
-)  # in a checkout: the records that the repository keeps
-LONGEST_NAME = 180  # of a kept record, before its seed: file systems end at 255
-LOGGED = slice(0, 1250, 100)  # the iterations whose gradients the paper's Table 2 averages
-WINDOWS = 30  # of a run, over each of which the curves of its record are averaged
+COMMITTED = Path(__file__).parents[1] / "figures" / "records"  # records in a git checkout
+LONGEST_NAME = 180  # characters of a kept record's name before the seed; file systems allow 255
+LOGGED = slice(0, 1250, 100)  # the paper's Table 2 averages the gradients of these iterations
+WINDOWS = 30  # parts of a run; each value of a curve in its record is the mean over one part
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """The record in a file or in a run folder. Raises InputError if there is none or it cannot be read.
+    """Read the record in a file or in a run folder.
 
-    `clouds_file` is added to it: the path of the set it is about, beside it, or None if that is not there.
+    Adds `clouds_file`: the path of the distilled set beside the record, or None if there is no such
+    file. Raises InputError if the record is missing or not readable.
     """
     path = Path(path)
     path = path / "record.json" if path.is_dir() else path
@@ -43,7 +42,8 @@ def read_record(path: Path | str) -> dict[str, Any]:
     needed = {"name", "config", "scores"}
     if not isinstance(record, dict) or not needed <= record.keys():
         raise InputError(
-            f"{path}: not a record; expected the record.json of a finished run, with {', '.join(sorted(needed))}"
+            f"{path}: not a record; "
+            f"expected the record.json of a finished run, with {', '.join(sorted(needed))}"
         )
     clouds = (
         path.with_name("clouds.npz") if path.name == "record.json" else path.with_suffix(".npz")
@@ -52,29 +52,33 @@ def read_record(path: Path | str) -> dict[str, Any]:
 
 
 def as_json(record: dict[str, Any]) -> str:
-    """A record as text: indented, but a list of numbers on one line."""
+    """Format a record as indented JSON, with each list of numbers on one line."""
     text = json.dumps(record, indent=2)
     return re.sub(
-        r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text
+        r"\[\s+([-+.\deE,\s]+?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text
     )
 
 
 def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
-    """Every record in these folders and in the run folders in them, by `identity`; of two alike, the first place's."""
-    found: dict[str, Path] = {}
+    """Find the records in these folders and in their run folders. Returns paths by `identity`.
+
+    If several records have the same identity, the first folder in `places` wins.
+    """
+    paths: dict[str, Path] = {}
     for place in map(Path, places):
         for path in sorted([*place.glob("*.json"), *place.glob("*/record.json")]):
             try:
-                found.setdefault(identity(read_record(path)), path)
+                paths.setdefault(identity(read_record(path)), path)
             except InputError:
-                continue  # another kind of JSON, or the record of an older version's settings
-    return found
+                continue  # another kind of JSON, or a record with settings of an older version
+    return paths
 
 
 def identity(record: dict[str, Any]) -> str:
-    """What makes two records those of the same experiment: the settings, defaults filled in, or a baseline's name and its.
+    """Return a text that is equal for two records of the same run.
 
-    Takes any dict with a record's `name` and `config`.
+    It contains all settings, with defaults filled in. For a baseline it contains the name and the
+    settings that scoring uses. record: any dict with the `name` and `config` of a record.
     """
     settings = to_dict(from_dict(record["config"]))
     if "network" in record["config"]:
@@ -84,11 +88,13 @@ def identity(record: dict[str, Any]) -> str:
 
 
 def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
-    """Copy the record at `path` (a run's record.json) into `folder` as <name>-seed<n>.json, to be committed.
+    """Copy the record.json at `path` to `folder` as <name>-seed<n>.json. Returns the new path.
 
-    Settings that differ from the preset's become part of the name; where that is too long, or taken by another experiment's
-    record, eight digits of its `identity` do too. Records from before there were `curves` get them from the run's steps.
-    with_clouds: the distilled set goes beside it.
+    with_clouds: copy the distilled set too
+
+    The copy is meant to be committed. Its name includes the settings that differ from the preset.
+    If the name is too long, or another experiment has it, eight digits of a hash of `identity`
+    extend it. An old record without `curves` gets them from the steps of the run.
     """
     record = read_record(path)
     clouds = record.pop("clouds_file")
@@ -115,13 +121,13 @@ def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
 
 
 def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
-    """`updates` (frames,) and `coordinates` (frames, points, 3) of a run."""
+    """Read the trajectory of a run: `updates` (frames,) and `coordinates` (frames, points, 3)."""
     with np.load(Path(folder) / "trajectory.npz", allow_pickle=False) as archive:
         return {"updates": archive["updates"], "coordinates": archive["coordinates"]}
 
 
 def score_record(score: Score) -> dict[str, Any]:
-    """A score as a record keeps it; accuracies in percent."""
+    """Convert a score to the dict in a record. Accuracies are in percent."""
     return {
         "mean": score.mean,
         "standard_deviation": score.standard_deviation,
@@ -133,9 +139,11 @@ def score_record(score: Score) -> dict[str, Any]:
 
 
 def averages(path: Path) -> dict[str, Any]:
-    """Means over all iterations, the matching loss at both ends, and curves: means over WINDOWS parts of the run.
+    """Average the steps.jsonl at `path`.
 
-    Of long runs also the mean absolute gradient as the paper logs it (Table 2), see LOGGED.
+    Returns means over all iterations, the first and last matching loss, and `curves`: means over
+    WINDOWS parts of the run. For long runs it also returns the mean absolute gradient as the paper
+    logs it (Table 2), see LOGGED.
     """
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     means = {
@@ -150,24 +158,25 @@ def averages(path: Path) -> dict[str, Any]:
     }
     curves = {"iteration": [float(part.mean()) for part in parts]}
     curves |= {
-        key: [float(f"{np.mean(np.take(found, part)):.4g}") for part in parts]
-        for key, found in values.items()
+        key: [float(f"{np.mean(np.take(series, part)):.4g}") for part in parts]
+        for key, series in values.items()
     }
-    found = {**means, "matching_loss": ends, "iterations": len(rows), "curves": curves}
+    summary = {**means, "matching_loss": ends, "iterations": len(rows), "curves": curves}
     if len(rows) >= LOGGED.stop:
         logged = [row["mean_absolute_gradient"] for row in rows[LOGGED]]
-        found["mean_absolute_gradient_as_logged"] = float(np.mean(logged))
-    return found
+        summary["mean_absolute_gradient_as_logged"] = float(np.mean(logged))
+    return summary
 
 
 def table(
     records: Iterable[dict[str, Any]], columns: Mapping[str, Callable[[Config], Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """A row per experiment: means over its records, one per seed, and of scores the standard deviation.
+    """Return one row per experiment: means over its records, one record per seed.
 
-    The standard deviation is over two seeds or more. An experiment is named by its preset and the
-    settings that differ from it. Scores are in percent, memory in MiB. `paper's figure` is what the
-    paper states, where it states one. columns: further columns behind it, each made of the settings.
+    Scores also have the standard deviation over seeds, if there are two or more. The name of an
+    experiment is its preset with the settings that differ from it. Scores are in percent, memory is
+    in MiB. `paper's figure` is the accuracy in the paper, if it states one. columns: additional
+    columns after `paper's figure`, each a function of the configuration.
     """
     rows = []
     for name, group in _by_label(records).items():
@@ -187,18 +196,16 @@ def table(
                 row[key.replace("_", " ")] = float(
                     f"{np.mean([record[key] for record in group]):.3g}"
                 )
-        spent = [
-            record["seconds"] for record in group if "seconds" in record
-        ]  # failed runs have none
+        # failed runs have no seconds
+        spent = [record["seconds"] for record in group if "seconds" in record]
         for stage in spent[0] if spent else ():
             row[f"{stage} seconds"] = round(
                 float(np.mean([seconds[stage] for seconds in spent])), 1
             )
         peaks = [record["peak_memory_bytes"] for record in group if "peak_memory_bytes" in record]
         row["peak memory MiB"] = round(max(peaks, default=0) / 2**20)
-        scored = (
-            "a released set" if name.startswith("released-") else "real clouds"
-        )  # which no run made
+        # a set that no run made has no health: the column says what it is
+        scored = "a released set" if name.startswith("released-") else "real clouds"
         row["health"] = "; ".join(
             sorted({record.get("health", scored).split(" at iteration")[0] for record in group})
         )
@@ -207,7 +214,7 @@ def table(
 
 
 def curve_table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per experiment and iteration of `evaluation.curve`: the scores there, as in `table`."""
+    """Return one row per experiment and iteration of `evaluation.curve`; scores as in `table`."""
     rows = []
     for name, group in _by_label(record for record in records if "scores_at" in record).items():
         for iteration in group[0]["scores_at"]:
@@ -233,7 +240,10 @@ def _by_label(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any
 
 
 def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Mean and standard deviation over seeds per protocol, percent; scored: one dict of scores per seed."""
+    """Return mean and standard deviation over seeds per protocol, in percent.
+
+    scored: one dict of scores per seed
+    """
     row: dict[str, float | None] = {}
     for protocol in {protocol: None for scores in scored for protocol in scores}:
         means = [scores[protocol]["mean"] for scores in scored if protocol in scores]
@@ -243,21 +253,21 @@ def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows of `table` as a Markdown table; a column `x sd` is put beside `x`, after a plus-minus sign."""
+    """Format rows of `table` as Markdown. Column `x sd` joins `x` after a plus-minus sign."""
     cells, columns = _as_text(rows), _columns(rows)
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def latex(rows: list[dict[str, Any]]) -> str:
-    """The same as a LaTeX tabular (package booktabs)."""
+    """Format rows of `table` as a LaTeX tabular (package booktabs); columns as in `markdown`."""
     return tabulate(
         _as_text(rows), _columns(rows), tablefmt="latex_booktabs", disable_numparse=True
     ).replace("±", r"$\pm$")
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
-    """The same as CSV, numbers and standard deviations in columns of their own."""
+    """Format rows of `table` as CSV. Standard deviations have their own columns."""
     text = io.StringIO()
     writer = csv.DictWriter(
         text, list({column: None for row in rows for column in row}), lineterminator="\n"
@@ -268,7 +278,10 @@ def comma_separated(rows: list[dict[str, Any]]) -> str:
 
 
 def label_of_score(name: str, config: Config) -> str:
-    """The name of what was scored without being distilled, with the classifier if it is not the protocols' own."""
+    """Return the label of a score without a run.
+
+    The label is the name, followed by the classifier if it differs from the protocols' classifier.
+    """
     classifier = config.evaluation.classifier
     return (
         name

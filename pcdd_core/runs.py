@@ -1,13 +1,14 @@
-"""One whole run in a folder of its own: distil, checkpoint, score, record. Stopped at any moment, it can be resumed.
+"""Distil, checkpoint, score and record one run in its own folder. A stopped run can be resumed.
 
 runs/<name>-<seed>-<hash of the configuration>/
     config.json       the settings
     steps.jsonl       one line per iteration
-    trajectory.npz    coordinates (frames, points, 3) after so many `updates` (frames,), the initial ones first
-    checkpoint.pt     to go on from; loaded without unpickling code
+    trajectory.npz    `coordinates` (frames, points, 3) in cells, and `updates` (frames,): number of
+                      updates before each frame; the first frame has the initial clouds
+    checkpoint.pt     the state to resume from; loading it unpickles no code
     clouds.npz        the distilled set
     migration.png     the clouds over time
-    scores.json       the scores made so far
+    scores.json       the scores that are finished
     record.json       written last: settings, scores, health, seconds, memory, versions, commit
 """
 
@@ -72,13 +73,20 @@ def run(
     checkpoint_every: int = 25,
     progress: "Progress | None" = None,
 ) -> Path:
-    """Distil and score as `config` says; returns the run folder (default: runs/<name>-<seed>-<hash>).
+    """Distil and score as `config` says. Returns the run folder.
 
-    data: folder of the real data, see `datasets.load`. device: see `machine.choose_device`.
-    resume goes on from the last checkpoint, bit for bit on the same CPU; overwrite starts a finished or unfinished run
-    afresh. A run that diverges is recorded as that before RunFailed is raised. Raises FolderInUse while another
-    process runs in the same folder. progress: where to tell how far it is (default: bars). Started by `torchrun`, its
-    processes share the classes, see `ranks`; the first one alone writes, and scores.
+    folder: default: runs/<name>-<seed>-<hash>
+    data: folder of the real data, see `datasets.load`
+    device: see `machine.choose_device`
+    resume: continue from the last checkpoint. On the same CPU the result is identical bit for bit.
+    overwrite: delete a finished or unfinished run in the folder and start again
+    checkpoint_every: iterations between checkpoints
+    progress: receives the progress (default: bars)
+
+    Under `torchrun` the processes share the classes, see `ranks`. Only the first process writes and
+    scores.
+    Raises InputError, FolderInUse if another process runs in the folder, and RunFailed if the run
+    diverges. The record of a diverged run is written before RunFailed is raised.
     """
     folder = Path(folder) if folder else Path("runs") / folder_name(name, config)
     machine.keep_freed_memory()
@@ -89,7 +97,7 @@ def run(
         check_settings(config.evaluation)
         _refuse_scored_iterations(config)
         steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
-        ranks.wait_for_all()  # before the first of them writes into the folder that all look at
+        ranks.wait_for_all()  # every process checks the folder before the first one writes to it
         if ranks.rank() > 0:
             for _ in steps:
                 pass
@@ -111,7 +119,7 @@ def run(
 
 
 def folder_name(name: str, config: Config) -> str:
-    """What the folder of a run is called unless another name is given."""
+    """Return the default name of a run folder."""
     return f"{name}-{config.seed}-{configuration.identity(config)}"
 
 
@@ -128,10 +136,8 @@ def _run(
     progress: "Progress",
 ) -> None:
     if overwrite:
-        for old in (
-            *RUN_FILES,
-            "clouds.png",
-        ):  # the last is `pcdd show`'s; and nothing else that may be in the folder
+        # clouds.png is from `pcdd show`. Other files in the folder stay.
+        for old in (*RUN_FILES, "clouds.png"):
             (folder / old).unlink(missing_ok=True)
     atomic_write_text(
         folder / "config.json",
@@ -174,9 +180,12 @@ def _run(
 
 
 def scored_iteration(config: Config) -> int:
-    """The iteration before which a run's clouds are its result; the number of iterations stands for the end."""
-    given = config.evaluation.iteration
-    return config.schedule.iterations if given is None else given
+    """Return the iteration before which the clouds are the result of the run.
+
+    The number of iterations means the end of the run.
+    """
+    iteration = config.evaluation.iteration
+    return config.schedule.iterations if iteration is None else iteration
 
 
 def _score_run(
@@ -188,39 +197,39 @@ def _score_run(
     place: torch.device,
     progress: "Progress",
 ) -> dict[str, Any]:
-    """What `_score` says of the distilled clouds, and the scores of `evaluation.curve` as `scores_at`.
+    """Score the distilled clouds, and as `scores_at` the clouds before `evaluation.curve`.
 
-    Each score is kept in scores.json as soon as it is made, so a run that was stopped goes on with the next.
+    Each score is written to scores.json at once, so a stopped run continues with the next score.
     """
-    path, small = (
+    path, curve_config = (
         folder / "scores.json",
         replace(config, evaluation=replace(config.evaluation, **CURVE_CLASSIFIERS)),
     )
-    made = json.loads(path.read_text()) if path.exists() else {}
-    wanted = {"result": (distilled, config)}
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    tasks = {"result": (distilled, config)}
     for iteration in config.evaluation.curve:
-        wanted[str(iteration)] = (
+        tasks[str(iteration)] = (
             distilled.with_coordinates(_coordinates_before(trajectory, iteration)),
-            small,
+            curve_config,
         )
-    for name, (clouds, settings) in wanted.items():
-        if name not in made:
-            made[name] = _score(clouds, splits, settings, place, progress)
-            atomic_write_text(path, as_json(made))
+    for name, (clouds, settings) in tasks.items():
+        if name not in scores:
+            scores[name] = _score(clouds, splits, settings, place, progress)
+            atomic_write_text(path, as_json(scores))
     if not config.evaluation.curve:
-        return made["result"]
-    seconds = {"evaluation": made["result"]["seconds"]["evaluation"]}
+        return scores["result"]
+    seconds = {"evaluation": scores["result"]["seconds"]["evaluation"]}
     seconds["curve"] = sum(
-        made[str(iteration)]["seconds"]["evaluation"] for iteration in config.evaluation.curve
+        scores[str(iteration)]["seconds"]["evaluation"] for iteration in config.evaluation.curve
     )
     scores_at = {
-        str(iteration): made[str(iteration)]["scores"] for iteration in config.evaluation.curve
+        str(iteration): scores[str(iteration)]["scores"] for iteration in config.evaluation.curve
     }
-    return made["result"] | {"scores_at": scores_at, "seconds": seconds}
+    return scores["result"] | {"scores_at": scores_at, "seconds": seconds}
 
 
 def _coordinates_before(trajectory: dict[str, np.ndarray], iteration: int) -> torch.Tensor:
-    """Of the clouds before an iteration, which is after as many updates."""
+    """Return the coordinates (points, 3) before an iteration, so after `iteration` updates."""
     return torch.from_numpy(trajectory["coordinates"][list(trajectory["updates"]).index(iteration)])
 
 
@@ -232,9 +241,13 @@ def score(
     device: str | None = None,
     progress: "Progress | None" = None,
 ) -> tuple[PointClouds, dict[str, Any]]:
-    """Score a set that is already there, or that a function makes of the training clouds: the set and its record.
+    """Score an existing set without distillation. Returns the set and its record.
 
-    Uses `config.data`, `config.evaluation` and `config.seed` only.
+    clouds: the set, or a function that makes it from the training clouds
+    config: only `data`, `evaluation` and `seed` are used
+    data, device, progress: as in `run`
+    Raises InputError if the set does not match the data, and EvaluationFailed if a classifier
+    diverges.
     """
     place = machine.choose_device(device)
     machine.keep_freed_memory()
@@ -244,8 +257,9 @@ def score(
     clouds = clouds(splits.train) if callable(clouds) else clouds
     if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
         raise InputError(
-            f"the set '{name}' has grid {clouds.grid} and classes {list(clouds.class_names)}; data.name={config.data.name} "
-            f"has {splits.test.grid} and {list(splits.test.class_names)}: choose the data that it was made from"
+            f"the set '{name}' has grid {clouds.grid} and classes {list(clouds.class_names)}; "
+            f"data.name={config.data.name} has {splits.test.grid} and "
+            f"{list(splits.test.class_names)}: choose the data that the set was made from"
         )
     used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
     record = {"name": name, "config": used, "machine": machine.describe(place)}
@@ -255,30 +269,33 @@ def score(
 def _refuse_empty_split(splits: Splits, config: Config) -> None:
     if len(getattr(splits, config.evaluation.split)) == 0:
         raise InputError(
-            f"setting data.validation_fraction = {config.data.validation_fraction}: the {config.evaluation.split} split is empty"
+            f"setting data.validation_fraction = {config.data.validation_fraction}: "
+            f"the {config.evaluation.split} split is empty"
         )
 
 
 def _refuse_scored_iterations(config: Config) -> None:
-    """Raise InputError if the clouds cannot be scored before the iterations that the settings name."""
+    """Raise InputError if the settings name iterations that cannot be scored."""
     settings, total = config.evaluation, config.schedule.iterations
-    named = {
+    largest = {
         "evaluation.iteration": settings.iteration or 0,
         "evaluation.curve": max(settings.curve, default=0),
     }
-    for name, iteration in named.items():
+    for name, iteration in largest.items():
         if iteration > total:
             raise InputError(
-                f"setting {name} has {iteration}, but the run has schedule.iterations = {total}; expected at most that"
+                f"setting {name} has {iteration}, but the run has schedule.iterations = {total}; "
+                "expected at most the number of iterations"
             )
         if iteration and config.objective.learned_labels:
             raise InputError(
-                f"setting {name} has {iteration}: learned labels are kept for the end of a run only; expected neither"
+                f"setting {name} has {iteration}: learned labels are stored for the end of a run "
+                "only; unset evaluation.iteration and evaluation.curve"
             )
 
 
 def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) -> None:
-    """Write what `score` returned as a folder like a run's, the record last."""
+    """Write the result of `score` to a folder with the layout of a run, the record last."""
     save(clouds, Path(folder) / "clouds.npz")
     atomic_write_text(Path(folder) / "record.json", as_json(record))
 
@@ -290,29 +307,31 @@ def _score(
     scores = evaluate(clouds, real, config.evaluation, config.seed, place, progress)
     progress.close()
     repeated = splits.also_in_training if config.evaluation.split == "test" else 0
-    known = f", of which {repeated} equal a training cloud" if repeated else ""
+    repeats = f", of which {repeated} equal a training cloud" if repeated else ""
     return {
         "clouds": len(clouds),
         "points": len(clouds.coordinates),
         "occupied_cells": int(occupancy(clouds).sum()),
         "scores": {protocol: score_record(score) for protocol, score in scores.items()},
-        "scored_on": f"{config.data.name}, {config.evaluation.split} split, {len(real)} clouds{known}",
+        "scored_on": f"{config.data.name}, {config.evaluation.split} split, "
+        f"{len(real)} clouds{repeats}",
         "seconds": {"evaluation": time.monotonic() - begun},
         "peak_memory_bytes": machine.peak_memory(place),
     }
 
 
 class Progress:
-    """Progress bars with time left, one per stage; a line now and then where there is no terminal.
+    """Progress bars with the remaining time, one per stage.
 
-    On standard error, but in a notebook on standard output, which is not shown as an alarm there.
+    Bars go to standard error. In a notebook they go to standard output, because notebooks mark
+    standard error as an alarm. Without a terminal a line is printed every 10 seconds at most.
+    quiet: print nothing
     """
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.bar, self.stage = quiet, None, None
-        kernel = sys.modules.get(
-            "ipykernel.kernelapp"
-        )  # imported by other programs than kernels, too
+        # programs other than kernels import this module too
+        kernel = sys.modules.get("ipykernel.kernelapp")
         self.stream = (
             sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
         )
@@ -333,13 +352,13 @@ class Progress:
         self.bar.update(fraction - self.bar.n)
 
     def close(self) -> None:
-        """Finish the bar that is shown."""
+        """Close the current bar."""
         if self.bar is not None:
             self.bar.close()
         self.bar = self.stage = None
 
     def write(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if not self.quiet:
             tqdm.write(text, file=self.stream)
 
@@ -347,40 +366,45 @@ class Progress:
 def _open_folder(
     folder: Path, config: Config, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:
-    """The checkpoint to go on from, if any. Refuses to harm a run that is already there."""
+    """Return the checkpoint to resume from, if any.
+
+    Raises InputError if an existing run would be damaged, or if the checkpoint is not usable.
+    """
     refuse_file_in_the_way(folder)
     if overwrite:
         return None
     if (folder / "record.json").exists():
         raise InputError(
-            f"{folder}: this run has ended; look at it with `pcdd show`, or start it afresh with --overwrite"
+            f"{folder}: this run has ended; "
+            "inspect it with `pcdd show`, or restart it with --overwrite"
         )
     path = folder / "checkpoint.pt"
     if not resume:
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise InputError(
-                f"{folder}: holds an unfinished run; go on with --resume, or start it afresh with --overwrite"
+                f"{folder}: holds an unfinished run; "
+                "continue it with --resume, or restart it with --overwrite"
             )
         return None
     if not folder.exists():
         raise InputError(f"{folder}: nothing to resume; start the run without --resume")
     if not path.exists():
-        return None  # stopped before its first checkpoint: from the beginning
+        return None  # the run stopped before its first checkpoint, so it starts at the beginning
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         wrong = checkpoint["configuration"] != configuration.identity(config)
         if missing := CHECKPOINT_KEYS - set(checkpoint):
             raise KeyError(*missing)
-    except (
-        Exception
-    ):  # torch raises many kinds for a damaged file, and its advice is to load it unsafely
+    except Exception:
+        # torch raises many types for a damaged file, and its message advises unsafe loading
         raise InputError(
-            f"{path}: not a readable checkpoint; start the run afresh with --overwrite"
+            f"{path}: not a readable checkpoint; restart the run with --overwrite"
         ) from None
     if wrong:
         raise InputError(
-            f"{path}: checkpoint of another configuration ({checkpoint['configuration']}, this one is "
-            f"{configuration.identity(config)}); resume with the settings in config.json, or choose another folder"
+            f"{path}: checkpoint of another configuration ({checkpoint['configuration']}, "
+            f"this one is {configuration.identity(config)}); "
+            "resume with the settings in config.json, or choose another folder"
         )
     return checkpoint
 
@@ -394,7 +418,10 @@ def _distill(
     checkpoint_every: int,
     progress,
 ) -> tuple[dict[str, np.ndarray], torch.Tensor | None, float, str | None]:
-    """Run the steps; returns trajectory, learned labels, seconds spent (earlier parts of the run included), the finding."""
+    """Run the steps. Returns the trajectory, the learned labels, the seconds and the finding.
+
+    The seconds include earlier parts of a resumed run. The finding is that of `health.Health`.
+    """
     total, health = config.schedule.iterations, Health()
     if checkpoint:
         frames, updates, seconds = (
@@ -423,11 +450,11 @@ def _distill(
         for step in steps:
             done = step.iteration + 1
             lines.append(_line(step))
-            in_turn = (
+            snapshot_due = (
                 done * config.schedule.snapshots // total
                 > (done - 1) * config.schedule.snapshots // total
             )
-            if in_turn or done in {scored_iteration(config), *config.evaluation.curve}:
+            if snapshot_due or done in {scored_iteration(config), *config.evaluation.curve}:
                 frames.append(step.clouds.coordinates.cpu())
                 updates.append(done)
             labels = (
@@ -435,9 +462,9 @@ def _distill(
                 if step.clouds.label_probabilities is None
                 else step.clouds.label_probabilities.cpu()
             )
-            well_before = health.finding is None
+            healthy_before = health.finding is None
             health.watch(step)
-            if health.finding and well_before:
+            if health.finding and healthy_before:
                 progress.write(f"pcdd: {health.finding}")
             progress(done / total, "distilling", f"matching loss {sum(step.matching_loss):.4g}")
             if done % checkpoint_every == 0 or done == total:
@@ -454,7 +481,7 @@ def _distill(
                 }
                 atomic_write(folder / "checkpoint.pt", partial(torch.save, kept))
     except DistillationFailed:
-        write_lines()  # what led there
+        write_lines()  # they show how the failure developed
         raise
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
@@ -473,6 +500,6 @@ def _line(step: Step) -> str:
 
 
 def _keep_lines(path: Path, count: int) -> None:
-    """Drop what was written after the checkpoint, a half-written last line included."""
+    """Delete the lines after the checkpoint, including an incomplete last line."""
     lines = path.read_text().splitlines(keepends=True)[:count] if path.exists() else []
     atomic_write_text(path, "".join(lines))

@@ -1,9 +1,10 @@
-"""How much of the coordinates' true gradient reaches them through a backend that is differentiable only once.
+"""Measure the gradient that a backend without second derivatives loses.
 
-Points are moved by the gradient of a distance between gradients, so every layer must be differentiated twice. A layer that
-hands back gradients without a graph is a silent gap: what would have come that way is missing from the sum. Here the same
-network, with the same weights, clouds and batch, is differentiated by such a backend and by `sparse`, and the two are
-compared, parameter by parameter.
+Gradient matching differentiates a distance between gradients, so it needs the second derivatives of
+every layer. A layer that returns gradients without a graph raises no error, but its terms are
+missing from the gradient of the coordinates. This module differentiates the same network, with
+equal weights, clouds and batch, in such a backend and in `sparse`. It compares the results for each
+parameter.
 """
 
 from dataclasses import replace
@@ -21,9 +22,11 @@ from .objectives import DISTANCES, gradients_without_graph, parameter_gradients
 def second_derivatives(
     config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """What a record says of them: `gradients_without_graph`, and where there are any, all that `missed_gradient` finds.
+    """Return the entry for a record: which second derivatives the backend of `config` lacks.
 
-    Nothing for objectives that need first derivatives only.
+    Returns `gradients_without_graph` only, if no gradient lacks its graph; else the result of
+    `missed_gradient`. The list is empty for objectives that need first derivatives only.
+    real, synthetic: training clouds and synthetic clouds before the first iteration, on any device
     """
     if config.objective.name != "gradient_matching":
         return {"gradients_without_graph": []}
@@ -38,7 +41,7 @@ def second_derivatives(
 
 
 def sentence(found: dict[str, Any]) -> str:
-    """What `second_derivatives` found, in words; empty if nothing is missing."""
+    """Describe the result of `second_derivatives`; return "" if nothing is missing."""
     names = found["gradients_without_graph"]
     if not names:
         return ""
@@ -48,8 +51,10 @@ def sentence(found: dict[str, Any]) -> str:
         if part["missed"] > 1e-3
     ]
     return (
-        f"no second derivatives for the gradients of {', '.join(names)}: at the start the points miss {found['missed']:.1%} of "
-        f"the true gradient (cosine {found['cosine']:.4f}; by layer: {', '.join(parts)}); network.backend=sparse has all of it"
+        f"no second derivatives for the gradients of {', '.join(names)}: at the start the "
+        f"coordinates lose {found['missed']:.1%} of their true gradient (cosine "
+        f"{found['cosine']:.4f}; by layer: {', '.join(parts)}); network.backend=sparse has the "
+        "full gradient"
     )
 
 
@@ -60,47 +65,55 @@ def missed_gradient(
     device: torch.device | str = "cpu",
     iteration: int = 0,
 ) -> dict[str, Any]:
-    """Compare the backend of `config` with the twice differentiable `sparse`, at the first network and `iteration`'s batch.
+    """Compare the backend of `config` with the twice differentiable backend `sparse`.
 
-    Returns, with |.| the Euclidean norm over all coordinates of all classes,
-        gradients_without_graph     names of the parameters whose gradient the backend returns as a constant
-        missed                      |true gradient - the backend's| / |true gradient|
-        cosine                      between the two
-        layers                      for each: `share`, |its true part| / |true gradient|, and `missed`, of its own part
+    Uses the first network of the run and the batch of `iteration`. Raises ValueError for
+    network.backend=torch. Returns a dictionary; |.| is the Euclidean norm over all coordinates of
+    all classes:
+
+    gradients_without_graph: names of the parameters whose gradient the backend returns without a
+                             graph
+    missed:                  |true gradient - gradient of the backend| / |true gradient|
+    cosine:                  cosine between the two gradients
+    layers:                  for each layer: `share`, |true part| / |true gradient|, and `missed`,
+                             as above for the part of this layer
     """
     if config.network.backend == "torch":
         raise ValueError(
-            "network.backend is torch, whose network has no twin in `sparse` to compare with"
+            "network.backend = 'torch': backend sparse has no equal network to compare with; "
+            "expected network.backend=minkowski or sparse"
         )
     twin = replace(config, network=replace(config.network, backend="sparse"))
     real = real.to(device)
     network, true_network = draw_network(config, real, 0), draw_network(twin, real, 0)
     true_network.load_state_dict(network.state_dict())
     batch = batch_at(config, real, members_per_class(real), iteration).to(device)
-    found, true = [], []
+    computed, true = [], []
     for chosen, own in zip(batch.split(config.objective.real_batch), members_per_class(synthetic)):
-        theirs, ours = real.select(chosen), synthetic.select(own).to(device)
-        found.append(coordinate_gradients(config, network, theirs, ours, iteration))
-        true.append(coordinate_gradients(twin, true_network, theirs, ours, iteration))
-    without = gradients_without_graph(network, lift_at(config, iteration)(ours), ours.labels)
+        targets, clouds = real.select(chosen), synthetic.select(own).to(device)
+        computed.append(coordinate_gradients(config, network, targets, clouds, iteration))
+        true.append(coordinate_gradients(twin, true_network, targets, clouds, iteration))
+    without = gradients_without_graph(network, lift_at(config, iteration)(clouds), clouds.labels)
 
     def stacked(parts: list[dict[str, Tensor]], layer: str | None = None) -> Tensor:
-        """The summed gradient of one layer, or of all: all coordinates of all classes in one vector."""
+        """Return the gradient through one layer, or all, for all classes as one vector."""
         names = [name for name in parts[0] if layer in (None, layer_of(name))]
         return torch.cat([sum(part[name] for name in names).flatten() for part in parts])
 
-    whole, all_found = stacked(true), stacked(found)
+    whole, whole_computed = stacked(true), stacked(computed)
     layers = {}
     for layer in dict.fromkeys(map(layer_of, true[0])):
         part = stacked(true, layer)
         layers[layer] = {
             "share": _ratio(part.norm(), whole.norm()),
-            "missed": _ratio((part - stacked(found, layer)).norm(), part.norm()),
+            "missed": _ratio((part - stacked(computed, layer)).norm(), part.norm()),
         }
     return {
         "gradients_without_graph": without,
-        "missed": _ratio((whole - all_found).norm(), whole.norm()),
-        "cosine": max(-1.0, min(1.0, _ratio(whole @ all_found, whole.norm() * all_found.norm()))),
+        "missed": _ratio((whole - whole_computed).norm(), whole.norm()),
+        "cosine": max(
+            -1.0, min(1.0, _ratio(whole @ whole_computed, whole.norm() * whole_computed.norm()))
+        ),
         "layers": layers,
     }
 
@@ -108,9 +121,11 @@ def missed_gradient(
 def coordinate_gradients(
     config: Config, network: nn.Module, real: PointClouds, synthetic: PointClouds, iteration: int
 ) -> dict[str, Tensor]:
-    """The gradient of one class's matching loss with respect to the coordinates, split by the parameter it comes through.
+    """Return the gradient of one class's matching loss, as one term per network parameter.
 
-    real, synthetic: clouds of that class. Returns for every parameter (points, 3); their sum is what moves the points.
+    real, synthetic: clouds of that class
+    Returns {parameter: (points, 3)}. The sum of the terms is the gradient with respect to the
+    coordinates, which moves the points.
     """
     lift = lift_at(config, iteration)
     coordinates = synthetic.coordinates.detach().clone().requires_grad_()
@@ -140,7 +155,11 @@ def coordinate_gradients(
 
 
 def layer_of(parameter: str) -> str:
-    """`convolution_weights.0` belongs to "convolution 1", `norm_biases.1` to "norm 2", `head.weight` to "head"."""
+    """Return the layer of a parameter.
+
+    For instance "convolution 1" for `convolution_weights.0`, "norm 2" for `norm_biases.1`, and
+    "head" for `head.weight`.
+    """
     kind, _, place = parameter.partition(".")
     return f"{kind.split('_')[0]} {int(place) + 1}" if place.isdigit() else kind
 

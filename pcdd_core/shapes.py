@@ -1,8 +1,9 @@
-"""Three-dimensional shapes: read from files in the layouts they are published in, or made of simple solids.
+"""Three-dimensional shapes, read from files in their published layouts or generated as solids.
 
-What comes out is the same for all: points of equal number per shape, zero mean, the farthest at distance 1. A file that cannot
-be used is left out and named in a warning, so that one damaged mesh does not cost an hour of reading; a class that is left
-without shapes is an error.
+All functions return the same format: equally many points per shape, zero mean, largest norm 1.
+`read_all` and `read_hdf5` skip files and shapes that they cannot use and report them in a warning,
+so that one damaged mesh does not waste an hour of reading. `read_all` raises an error if a class is
+left without shapes.
 """
 
 import json
@@ -16,8 +17,8 @@ import numpy as np
 from .errors import InputError
 
 MESHES, LISTS, ARRAYS = (".off", ".ply"), (".xyz", ".txt"), (".npy", ".npz")
-LARGEST_FILE = 2**28  # bytes: no mesh of the published sets comes near it
-Named = tuple[Path, int]  # a file and the label of its shape
+LARGEST_FILE = 2**28  # bytes; the meshes of the published data sets are far smaller
+Named = tuple[Path, int]  # file and label of a shape
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Shapes:
 
     points:           float32 (shapes, points, 3), zero mean, largest norm 1
     labels:           int64 (shapes,)
-    also_in_training: of test shapes that are known to equal a training shape, how many
+    also_in_training: number of test shapes that are known to equal a training shape
     """
 
     points: np.ndarray
@@ -36,55 +37,65 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Published:
-    """A data set as it is published: where it comes from, which folder it is expected in, and how it is read."""
+    """A published data set: its folder inside the data folder, its source, and its reader.
+
+    read: maps folder and points per shape to training shapes, test shapes and class names
+    """
 
     folder: str
     source: str
     read: Callable[[Path, int], tuple[Shapes, Shapes, tuple[str, ...]]]
 
 
-# --- one file -----------------------------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
 def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarray:
-    """So many points of the shape in a file: float32 (points, 3), zero mean, largest norm 1.
+    """Read points of the shape in a file: float32 (points, 3), zero mean, largest norm 1.
 
-    Of meshes (.off, .ply with faces) points are drawn on the surface, in proportion to area; of lists of points (.xyz, .txt, .ply
-    without faces, .npy, .npz with one array or `points`) a random part, or all and some twice. Columns after the third,
-    normals for instance, are ignored. Raises InputError naming the file and what is wrong with it.
+    Mesh (.off, .ply with faces): points are sampled on the surface in proportion to area.
+    List of points (.xyz, .txt, .ply without faces, .npy, .npz with one array or `points`): a random
+    subsample. A list that is too short gets random repeats.
+    Columns after the third, such as normals, are ignored. Raises InputError that names the file and
+    what is wrong with it.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(
-            f"{path}: {path.stat().st_size / 2**20:.0f} MiB; expected at most {LARGEST_FILE / 2**20:.0f}"
+            f"{path}: {path.stat().st_size / 2**20:.0f} MiB; "
+            f"expected at most {LARGEST_FILE / 2**20:.0f}"
         )
     try:
-        found, faces = _reader(path)(path)
+        rows, faces = _reader(path)(path)
     except InputError:
         raise
-    except Exception as error:  # libraries raise some ten kinds for damaged files
+    except Exception as error:  # the libraries raise about ten types for damaged files
         raise InputError(
             f"{path}: not a readable {path.suffix} file ({' '.join(str(error).split())[:200]})"
         ) from None
-    if found.ndim != 2 or found.shape[1] < 3 or len(found) == 0:
+    if rows.ndim != 2 or rows.shape[1] < 3 or len(rows) == 0:
         raise InputError(
-            f"{path}: an array of shape {found.shape}; expected one or more rows of 3 coordinates"
+            f"{path}: an array of shape {rows.shape}; expected one or more rows of 3 coordinates"
         )
-    found = found[:, :3].astype(np.float64)
-    if (wrong := np.argwhere(~np.isfinite(found))).size:
+    rows = rows[:, :3].astype(np.float64)
+    if (wrong := np.argwhere(~np.isfinite(rows))).size:
         row, axis = wrong[0]
         raise InputError(
-            f"{path}: coordinate {found[row, axis]} in row {row}; expected finite numbers"
+            f"{path}: coordinate {rows[row, axis]} in row {row}; expected finite numbers"
         )
     return normalised(
-        _on_surface(path, found, faces, points, draws)
+        _on_surface(path, rows, faces, points, draws)
         if faces is not None
-        else _part(found, points, draws),
+        else _part(rows, points, draws),
         str(path),
     )
 
 
 def normalised(points: np.ndarray, name: str) -> np.ndarray:
-    """Zero mean, largest norm 1: float32 (points, 3). Raises InputError if all points are one; `name` says whose they are."""
+    """Move and scale points to zero mean and largest norm 1: float32 (points, 3).
+
+    name: names the shape in the error message
+    Raises InputError if all points coincide.
+    """
     centred = points - points.mean(0)
     radius = np.linalg.norm(centred, axis=1).max()
     if not radius > 1e-9 * max(1.0, np.abs(points).max()):
@@ -95,7 +106,10 @@ def normalised(points: np.ndarray, name: str) -> np.ndarray:
 
 
 def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]]:
-    """The function that reads files of this ending: points or vertices, and faces if there are any."""
+    """Return the function that reads files with this suffix.
+
+    It returns points or vertices, and faces or None.
+    """
     suffix = path.suffix.lower()
     if suffix in MESHES:
         return _read_mesh
@@ -104,12 +118,13 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
     if suffix in ARRAYS:
         return lambda path: (_read_array(path), None)
     raise InputError(
-        f"{path}: files of this ending are not read; expected one of {', '.join(MESHES + LISTS + ARRAYS)}"
+        f"{path}: files of this ending are not read; "
+        f"expected one of {', '.join(MESHES + LISTS + ARRAYS)}"
     )
 
 
 def _read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    import trimesh  # here, because it takes long to import
+    import trimesh  # imported here, because it takes long
 
     loaded = trimesh.load(path, process=False)
     parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
@@ -131,12 +146,13 @@ def _read_list(path: Path) -> np.ndarray:
         for line in text.splitlines()
         if line.strip() and not line.startswith("#")
     ]
-    if rows and len(rows[0]) == 1:  # some .xyz files begin with the number of points
+    if rows and len(rows[0]) == 1:  # some .xyz files start with the number of points
         rows = rows[1:]
     for number, row in enumerate(rows):
         if len(row) < 3:
             raise InputError(
-                f"{path}: {len(row)} numbers in row {number}; expected 3 or more, separated by spaces or commas"
+                f"{path}: {len(row)} numbers in row {number}; "
+                "expected 3 or more, separated by spaces or commas"
             )
     return np.array([[float(value) for value in row[:3]] for row in rows])
 
@@ -148,7 +164,8 @@ def _read_array(path: Path) -> np.ndarray:
     with loaded:
         if "points" not in loaded.files and len(loaded.files) != 1:
             raise InputError(
-                f"{path}: arrays {', '.join(loaded.files) or 'none'}; expected one, or one called points"
+                f"{path}: arrays {', '.join(loaded.files) or 'none'}; "
+                "expected one, or one called points"
             )
         return loaded["points" if "points" in loaded.files else loaded.files[0]]
 
@@ -156,31 +173,36 @@ def _read_array(path: Path) -> np.ndarray:
 def _on_surface(
     path: Path, vertices: np.ndarray, faces: np.ndarray, points: int, draws: np.random.Generator
 ) -> np.ndarray:
-    """Points uniform on the surface: a triangle in proportion to its area, then uniform in it."""
+    """Sample points uniformly on the surface.
+
+    A triangle is chosen in proportion to its area, then a point uniformly inside it.
+    """
     import trimesh
 
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     if not mesh.area > 0:
         raise InputError(
-            f"{path}: a mesh without surface ({len(faces)} faces of area 0); expected triangles with some extent"
+            f"{path}: a mesh without surface ({len(faces)} faces of area 0); "
+            "expected triangles with some extent"
         )
     return np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
 
 
-def _part(found: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
-    order = draws.permutation(len(found))[:points]
-    return found[
-        np.concatenate([order, draws.integers(len(found), size=max(points - len(found), 0))])
-    ]
+def _part(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
+    """Subsample rows at random; with fewer rows than `points`, keep all and add random repeats."""
+    order = draws.permutation(len(rows))[:points]
+    return rows[np.concatenate([order, draws.integers(len(rows), size=max(points - len(rows), 0))])]
 
 
-# --- many files ---------------------------------------------------------------------------------------------------
+# --- many files -----------------------------------------------------------------------------------
 
 
 def read_all(named: Sequence[Named], points: int, class_names: Sequence[str], seed: int) -> Shapes:
-    """All shapes, those that cannot be used left out with one warning that names them. A file's points depend on it and the seed alone.
+    """Read all shapes in `named`.
 
-    Raises InputError if a class that has files is left without a shape.
+    Files that cannot be used are skipped, and one warning names the first 20. The points of a file
+    depend on the file, its index in `named` and the seed, but not on other files. Raises InputError
+    if no file of a class can be used.
     """
     kept, labels, refused = [], [], []
     for number, (path, label) in enumerate(named):
@@ -203,10 +225,12 @@ def read_all(named: Sequence[Named], points: int, class_names: Sequence[str], se
 
 
 def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """A folder of classes: training shapes, test shapes, class names.
+    """Read a folder of classes: training shapes, test shapes, class names.
 
-    root/train/CLASS/FILE with root/test/..., or root/CLASS/train/FILE with .../test/..., as ModelNet is published; or
-    root/CLASS/FILE, of which every third file in the order of names is for testing. Raises InputError.
+    Three layouts are read: root/train/CLASS/FILE with root/test/CLASS/FILE; root/CLASS/train/FILE
+    with root/CLASS/test/FILE, as ModelNet is published; and root/CLASS/FILE, where every third file
+    in the order of names is a test shape. Raises InputError if the folder, its classes or their
+    files are missing, or if no file of a class can be used.
     """
 
     def files(folder: Path) -> list[Path]:
@@ -238,26 +262,29 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
         elif (folder / "train").is_dir() and (folder / "test").is_dir():
             own = files(folder / "train"), files(folder / "test")
         else:
-            found = files(folder)
-            own = [path for place, path in enumerate(found) if place % 3 != 2], found[2::3]
+            every = files(folder)
+            own = [path for place, path in enumerate(every) if place % 3 != 2], every[2::3]
         for split, paths, kept in zip(("training", "testing"), own, (train, test)):
             if not paths:
                 raise InputError(
-                    f"{folder}: no files for {split}; expected some of {', '.join(MESHES + LISTS + ARRAYS)}"
+                    f"{folder}: no files for {split}; "
+                    f"expected some of {', '.join(MESHES + LISTS + ARRAYS)}"
                 )
             kept += [(path, label) for path in paths]
     names = tuple(folder.name for folder in classes)
     return read_all(train, points, names, seed), read_all(test, points, names, seed + 1), names
 
 
-# --- published layouts --------------------------------------------------------------------------------------------
+# --- published layouts ----------------------------------------------------------------------------
 
 
 def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) -> Shapes:
-    """Shapes of HDF5 files with `data` (shapes, points, 3 or more) and `label` (shapes,) or (shapes, 1), as PointNet's authors made them.
+    """Read shapes from HDF5 files in the layout of PointNet's authors.
 
-    The first so many points of each shape are taken: they are in random order there. Shapes that are not finite or have no
-    extent are left out with a warning. Raises InputError naming the file and the field.
+    Fields: `data` (shapes, points, 3 or more) and `label` (shapes,) or (shapes, 1). The function
+    takes the first `points` points of each shape, because the files store them in random order. It
+    skips shapes that are not finite or have no extent, with a warning. Raises InputError that names
+    the file and the field.
     """
     import h5py
 
@@ -277,16 +304,19 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
                 raise InputError(f"{path}: field '{field}' is missing; expected data and label")
         if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
             raise InputError(
-                f"{path}: field 'data' is of shape {data.shape}; expected (shapes, {points} points or more, 3)"
+                f"{path}: field 'data' is of shape {data.shape}; "
+                f"expected (shapes, {points} points or more, 3)"
             )
         if label.size != len(data):
             raise InputError(
-                f"{path}: field 'label' is of shape {label.shape}; expected one for each of {len(data)} shapes"
+                f"{path}: field 'label' is of shape {label.shape}; "
+                f"expected one for each of {len(data)} shapes"
             )
         label = label.reshape(-1).astype(np.int64)
         if (wrong := np.flatnonzero((label < 0) | (label >= len(class_names)))).size:
             raise InputError(
-                f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; expected 0 to {len(class_names) - 1}"
+                f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; "
+                f"expected 0 to {len(class_names) - 1}"
             )
         for number, shape in enumerate(data[:, :points, :3]):
             try:
@@ -304,7 +334,7 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
 
 
 def _modelnet(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """ModelNet10 or 40 in any of its three forms: .off meshes, resampled .txt, HDF5."""
+    """Read ModelNet10 or 40 in any of its three forms: .off meshes, resampled .txt, HDF5."""
     if (root / f"modelnet{classes}_train.txt").exists():
         return _resampled(root, points, classes)
     if (root / "train_files.txt").exists():
@@ -313,7 +343,7 @@ def _modelnet(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tu
 
 
 def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """modelnet40_normal_resampled: CLASS/CLASS_0001.txt, and lists of names."""
+    """Read modelnet40_normal_resampled: CLASS/CLASS_0001.txt, and lists of names."""
     names = tuple(_lines(root / f"modelnet{classes}_shape_names.txt"))
     splits = []
     for split in ("train", "test"):
@@ -321,7 +351,8 @@ def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, t
         owners = [shape.rpartition("_")[0] for shape in listed]
         if unknown := set(owners) - set(names):
             raise InputError(
-                f"{root / f'modelnet{classes}_{split}.txt'}: class '{min(unknown)}' is not in the list of names"
+                f"{root / f'modelnet{classes}_{split}.txt'}: "
+                f"class '{min(unknown)}' is not in the list of names"
             )
         named = [
             (root / owner / f"{shape}.txt", names.index(owner))
@@ -332,7 +363,10 @@ def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, t
 
 
 def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """modelnet40_ply_hdf5_2048: train_files.txt and test_files.txt name the HDF5 files, shape_names.txt the classes."""
+    """Read modelnet40_ply_hdf5_2048.
+
+    train_files.txt and test_files.txt list the HDF5 files, shape_names.txt lists the classes.
+    """
     names = tuple(_lines(root / "shape_names.txt"))
     splits = [
         [root / Path(line).name for line in _lines(root / f"{split}_files.txt")]
@@ -342,7 +376,10 @@ def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...
 
 
 def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """shapenetcorev2_hdf5_2048: train0.h5 ..., val0.h5, test0.h5 ..., shape_names.txt; training includes the validation part."""
+    """Read shapenetcorev2_hdf5_2048: train0.h5 ..., val0.h5, test0.h5 ..., shape_names.txt.
+
+    Training shapes include the validation part.
+    """
     names = tuple(_lines(root / "shape_names.txt"))
     splits = [
         [path for split in parts for path in sorted(root.glob(f"{split}*.h5"))]
@@ -355,7 +392,11 @@ def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
 
 
 def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """shapenetcore_partanno_segmentation_benchmark_v0_normal: SYNSET/SHAPE.txt and lists of them as JSON."""
+    """Read shapenetcore_partanno_segmentation_benchmark_v0_normal.
+
+    The shapes are SYNSET/SHAPE.txt, and JSON files list them. Training shapes include the
+    validation part.
+    """
     rows = [line.split() for line in _lines(root / "synsetoffset2category.txt")]
     folders = [row[-1] for row in rows]
     names, splits = tuple(row[0] for row in rows), []
@@ -371,7 +412,7 @@ def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
                 _, folder, name = shape.rsplit("/", 2)
                 if folder not in folders:
                     raise InputError(
-                        f"{path}: '{shape}' is of no class in {root / 'synsetoffset2category.txt'}"
+                        f"{path}: '{shape}' has no class in {root / 'synsetoffset2category.txt'}"
                     )
                 named.append((root / folder / f"{name}.txt", folders.index(folder)))
         splits.append(read_all(named, points, names, seed=0))
@@ -379,12 +420,13 @@ def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
 
 
 SCANOBJECTNN = (
-    "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink", "sofa", "toilet",
+    "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed",
+    "pillow", "sink", "sofa", "toilet",
 )  # fmt: skip
 
 
 def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """PB_T50_RS, the hardest variant, with background."""
+    """Read PB_T50_RS, the hardest variant of ScanObjectNN, with background."""
     files = [
         root / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5"
         for split in ("training", "test")
@@ -396,29 +438,29 @@ REPEATED = "test_voxels_also_in_train"
 
 
 def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """ModelNet10 as far as 24^3 occupancy grids keep it: one .npz, see its source."""
+    """Read ModelNet10 as far as 24^3 occupancy grids preserve it: one .npz, see its source."""
     path = root / "modelnet10_voxels24_1024.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {
-                name: arrays[name]
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {
+                name: archive[name]
                 for name in ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
             }
-    except Exception as error:  # numpy and zipfile raise some ten kinds for damaged files
+    except Exception as error:  # numpy and zipfile raise about ten types for damaged files
         raise InputError(f"{path}: not a readable archive ({error})") from None
-    if points > found["x_train"].shape[1]:
+    if points > arrays["x_train"].shape[1]:
         raise InputError(
-            f"setting data.points = {points}: {path} has {found['x_train'].shape[1]} for each shape"
+            f"setting data.points = {points}: {path} has {arrays['x_train'].shape[1]} per shape"
         )
     splits = []
     for split in ("train", "test"):
         shapes = [
             normalised(shape, f"{path}, shape {number}")
-            for number, shape in enumerate(found[f"x_{split}"][:, :points].astype(np.float64))
+            for number, shape in enumerate(arrays[f"x_{split}"][:, :points].astype(np.float64))
         ]
-        repeated = int(found[REPEATED].sum()) if split == "test" else 0
-        splits.append(Shapes(np.stack(shapes), found[f"y_{split}"].astype(np.int64), repeated))
-    return *splits, tuple(found["class_names"].tolist())
+        repeated = int(arrays[REPEATED].sum()) if split == "test" else 0
+        splits.append(Shapes(np.stack(shapes), arrays[f"y_{split}"].astype(np.int64), repeated))
+    return *splits, tuple(arrays["class_names"].tolist())
 
 
 PUBLISHED = {
@@ -429,7 +471,8 @@ PUBLISHED = {
     ),
     "modelnet40": Published(
         "ModelNet40",
-        "modelnet.cs.princeton.edu: ModelNet40.zip, or its forms modelnet40_normal_resampled and modelnet40_ply_hdf5_2048, unpacked there",
+        "modelnet.cs.princeton.edu: ModelNet40.zip, or its forms modelnet40_normal_resampled and "
+        "modelnet40_ply_hdf5_2048, unpacked into this folder",
         lambda root, points: _modelnet(root, points, 40),
     ),
     "shapenetcore": Published(
@@ -447,19 +490,26 @@ PUBLISHED = {
     ),
     "modelnet10-voxels24": Published(
         "modelnet10_voxels24",
-        "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; not comparable with ModelNet10",
+        "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; "
+        "not comparable with ModelNet10",
         _voxels24,
     ),
 }
 
 
 def read_published(name: str, data: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """The data set of that name in the folder `data`: training shapes, test shapes, class names. Raises InputError saying where it comes from."""
+    """Read a published data set: training shapes, test shapes, class names.
+
+    name: a key of `PUBLISHED`
+    data: the folder that contains the folder of the data set
+    Raises InputError that names the source if the folder is missing.
+    """
     published = PUBLISHED[name]
     root = data / published.folder
     if not root.is_dir():
         raise InputError(
-            f"{root}: no such folder; {name} is expected there, from {published.source}. data.name=solids needs no files"
+            f"{root}: no such folder; {name} is expected there, from {published.source}. "
+            "data.name=solids needs no files"
         )
     return published.read(root, points)
 
@@ -471,32 +521,40 @@ def _lines(path: Path) -> list[str]:
         raise InputError(f"{path}: not a readable list of names ({error})") from None
 
 
-# --- solids -------------------------------------------------------------------------------------------------------
+# --- solids ---------------------------------------------------------------------------------------
 
 
 def solids(
     points: int, seed: int = 0, train: int = 100, test: int = 50
 ) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """So many of each of eight simple solids in random proportions, turned about the vertical and a little tilted: a data set without files."""
+    """Generate a data set of eight simple solids, which needs no files.
+
+    train, test: number of shapes per solid
+    Each shape has random proportions, a random rotation about the vertical and a small random tilt.
+    Returns training shapes, test shapes and class names.
+    """
     names = tuple(SOLIDS)
     splits = []
     for split, count in enumerate((train, test)):
-        made = []
+        generated = []
         for label, name in enumerate(names):
             for number in range(count):
                 draws = np.random.default_rng((seed, split, label, number))
                 shape = SOLIDS[name](points, draws) * draws.uniform(0.6, 1.4, 3)
-                made.append(
+                generated.append(
                     normalised(
                         shape @ _turn(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T, name
                     )
                 )
-        splits.append(Shapes(np.stack(made), np.repeat(np.arange(len(names)), count)))
+        splits.append(Shapes(np.stack(generated), np.repeat(np.arange(len(names)), count)))
     return *splits, names
 
 
 def _turn(angle: float, tilt: np.ndarray) -> np.ndarray:
-    """A rotation about z, then small ones about x and y: (3, 3)."""
+    """Return the matrix (3, 3) of a rotation about z, followed by small ones about x and y.
+
+    angle, tilt: radians
+    """
     matrix = np.eye(3)
     for axes, by in (((0, 1), angle), ((1, 2), tilt[0]), ((0, 2), tilt[1])):
         step = np.eye(3)
@@ -523,7 +581,7 @@ def _mesh(name: str) -> Callable[[int, np.random.Generator], np.ndarray]:
 
 
 def _cross(points: int, draws: np.random.Generator) -> np.ndarray:
-    """Three bars at right angles."""
+    """Sample points in three bars at right angles."""
     along, across = draws.uniform(-1, 1, points), draws.uniform(-0.15, 0.15, (points, 2))
     bar, made = draws.integers(3, size=points), np.empty((points, 3))
     for axis in range(3):
@@ -536,7 +594,7 @@ def _cross(points: int, draws: np.random.Generator) -> np.ndarray:
 
 
 def _table(points: int, draws: np.random.Generator) -> np.ndarray:
-    """A plate on four legs."""
+    """Sample points in a plate on four legs."""
     made = draws.uniform((-1, -1, 0.7), (1, 1, 0.8), (points, 3))
     legs = draws.random(points) < 0.4
     corner = draws.choice([-0.85, 0.85], (points, 2))

@@ -1,14 +1,19 @@
 """Generalised sparse convolution and pooling in plain PyTorch, twice differentiable.
 
-The semantics are MinkowskiEngine 0.5's (Choy et al. 2019), whose own layers lose the second derivative that gradient
-matching stands on (NVIDIA/MinkowskiEngine#242). Everything here is gather, matrix product and scatter, all of which
-PyTorch differentiates as often as asked.
+The semantics are those of MinkowskiEngine 0.5 (Choy et al. 2019). MinkowskiEngine's own layers lose
+the second derivative, which gradient matching needs (NVIDIA/MinkowskiEngine#242). The layers here
+consist of gather, matrix product and scatter, which PyTorch differentiates any number of times.
 
-How it works. A sparse tensor is a list of occupied cells with a feature row each. Each operation first finds its
-*kernel map*: for every output cell and every kernel offset, the row of the input cell that lies there, or none. Cells
-are ravelled into one integer key each and looked up in a table of their bounding box, or by binary search where the box
-is too large. The arithmetic is then dense: gather the neighbours' features, with a row of zeros standing for "none", and
-multiply or reduce; only a convolution most of whose neighbours are "none" goes offset by offset. `minkowski.py` has the same functions on MinkowskiEngine's own layers, and its kernel maps for these.
+A sparse tensor is a list of occupied cells with one feature row each. Each operation first builds
+its *kernel map*: for every output cell and every kernel offset, the row of the input cell at that
+position, or none. The look-up ravels each cell into one integer key. It uses a table of the
+bounding box, or binary search if the box is too large.
+
+The arithmetic is dense: gather the features of the neighbours, with a row of zeros for "none", then
+multiply or reduce. Only a convolution most of whose neighbours are "none" runs offset by offset.
+
+`minkowski.py` has the same functions on MinkowskiEngine's own layers, and its kernel maps for the
+layers here.
 """
 
 from collections.abc import Callable
@@ -26,11 +31,12 @@ from .clouds import Grid
 class SparseTensor:
     """Features on occupied cells.
 
-    cells:      int64 (cells, 4), columns cloud, depth, height, width; unique rows in lexicographic order
+    cells:      int64 (cells, 4), columns cloud, depth, height, width; rows are unique and in
+                lexicographic order
     features:   float (cells, channels)
-    clouds:     how many clouds the batch has, those without any cell included
-    grid:       cells along depth, height, width at stride 1
-    stride:     tensor stride: coordinates are multiples of it
+    clouds:     number of clouds in the batch, including clouds without cells
+    grid:       number of cells along depth, height, width at stride 1
+    stride:     tensor stride; coordinates are multiples of it
     """
 
     cells: Tensor
@@ -40,22 +46,23 @@ class SparseTensor:
     stride: int = 1
 
     def with_features(self, features: Tensor) -> "SparseTensor":
-        """The same cells with other features."""
+        """Return the same cells with other features: (cells, channels)."""
         return replace(self, features=features)
 
     @cached_property
     def cells_per_cloud(self) -> Tensor:
-        """Occupied cells per cloud: int64 (clouds,)."""
+        """Number of occupied cells per cloud: int64 (clouds,)."""
         return torch.bincount(self.cells[:, 0], minlength=self.clouds)
 
     def dense(self, corner: bool = False, shift: bool = False) -> Tensor:
-        """Features on the dense grid, zero elsewhere: (clouds, channels, depth, height, width).
+        """Return the features on the dense grid, with zeros in empty cells.
 
-        The dense grid has ceil(size / stride) cells per axis. Two options copy what the paper's
-        code does. corner: the grid keeps the size that it had at stride 1, and coordinates are
-        divided by the stride all the same, so only a corner is filled. shift: the smallest
-        coordinates of all cells of the batch, `first_cell`, are subtracted first.
-        Raises ValueError if a cell is not on the grid.
+        Shape: (clouds, channels, depth, height, width), with ceil(size / stride) cells per axis.
+        Two options reproduce the paper's code:
+        corner: the grid keeps its size at stride 1, but coordinates are divided by the stride, so
+            that only a corner is filled
+        shift: `first_cell`, the smallest coordinates in the batch, is subtracted first
+        Raises ValueError if a cell lies outside the grid.
         """
         first = first_cell(self.cells, shift)
         sizes = dense_sizes(self.cells, self.grid, self.stride, corner)
@@ -66,29 +73,38 @@ class SparseTensor:
 
 
 def first_cell(cells: Tensor, shift: bool) -> Tensor:
-    """What `dense` subtracts from coordinates, int64 (3,): the smallest along each axis, or zeros.
+    """Return the coordinates that `SparseTensor.dense` subtracts: int64 (3,).
 
-    The smallest are those of the whole batch, as `min_coordinate` in the paper's code.
+    With `shift` they are the smallest along each axis over the whole batch, like `min_coordinate`
+    in the paper's code. Otherwise they are zeros.
     """
     return cells[:, 1:].amin(0) if shift else cells.new_zeros(3)
 
 
 def dense_sizes(cells: Tensor, grid: Grid, stride: int, corner: bool) -> Grid:
-    """Sizes of the dense grid that `SparseTensor.dense` puts the cells on. Raises ValueError if one is not on it."""
+    """Return the sizes of the dense grid that `SparseTensor.dense` fills, in cells.
+
+    Raises ValueError if a cell lies outside the grid.
+    """
     sizes = grid if corner else tuple(-(-size // stride) for size in grid)
     position = cells[:, 1:].div(stride, rounding_mode="floor")
     if (position < 0).any() or (position >= position.new_tensor(sizes)).any():
-        raise ValueError(f"a cell lies outside the grid {grid}, which a dense tensor cannot show")
+        raise ValueError(
+            f"a cell lies outside the grid {grid}, so it has no place in a dense tensor"
+        )
     return sizes
 
 
 def from_points(
     coordinates: Tensor, features: Tensor, cloud_index: Tensor, clouds: int, grid: Grid
 ) -> SparseTensor:
-    """Points to cells: the cell is the floor of the coordinates; the features of points in one cell are averaged.
+    """Turn points into cells. The features of points in one cell are averaged.
 
-    coordinates (points, 3), features (points, channels), cloud_index (points,). The same as MinkowskiEngine's
-    `TensorField.sparse()`. Differentiable in the features, not in the coordinates.
+    coordinates: (points, 3), in cells; the cell of a point is the floor of its coordinates
+    features: (points, channels)
+    cloud_index: (points,)
+    The result equals that of MinkowskiEngine's `TensorField.sparse()`. It is differentiable in the
+    features, not in the coordinates. Raises ValueError as `refuse_lost_points` does.
     """
     refuse_lost_points(coordinates)
     position = torch.cat([cloud_index[:, None], coordinates.detach().floor().long()], dim=1)
@@ -98,27 +114,30 @@ def from_points(
 
 
 def refuse_lost_points(coordinates: Tensor) -> None:
-    """ValueError if there is no point, or if one is not finite or beyond what 32 bits can count."""
+    """Raise ValueError if there is no point, or if a coordinate is NaN or beyond +-2^31."""
     refuse_nothing(coordinates)
     lost = ~(coordinates.detach().abs() < 2.0**31).all(1)
     if lost.any():
         place = coordinates[lost][0].tolist()
         raise ValueError(
-            f"a point lies at {place}: expected finite coordinates within 2^31 cells of 0, not points too far apart"
+            f"a point lies at {place}, which is not finite, or the points are too far apart: "
+            "expected finite coordinates within 2^31 cells of 0"
         )
 
 
 def from_dense(dense: Tensor) -> SparseTensor:
-    """The cells of a dense grid (clouds, channels, depth, height, width) where any channel is not zero."""
+    """Return the cells of a dense grid in which any channel is not zero.
+
+    dense: (clouds, channels, depth, height, width). Raises ValueError if all cells are empty.
+    """
     dense = dense.movedim(1, -1)
     cells = (dense.detach() != 0).any(-1).nonzero().contiguous()
     refuse_nothing(cells)
     return SparseTensor(cells, dense[cells.unbind(1)], len(dense), tuple(dense.shape[1:4]))
 
 
-KernelMap = Callable[
-    [SparseTensor, Tensor, int, int, bool], tuple[Tensor, Tensor]
-]  # as `kernel_map` below
+# the signature of `kernel_map`
+KernelMap = Callable[[SparseTensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
 
 
 def convolution(
@@ -130,10 +149,13 @@ def convolution(
     dilation: int = 1,
     find: KernelMap | None = None,
 ) -> SparseTensor:
-    """Generalised sparse convolution. weight: (kernel_size^3, in, out), offsets in the order of `kernel_offsets`.
+    """Generalised sparse convolution over the occupied cells.
 
-    At stride 1 the output cells are the input cells; at stride s they are the input cells floored to multiples of the
-    new tensor stride. Only occupied cells are summed over. find: what makes the kernel map (default: `kernel_map`).
+    weight: (kernel_size^3, in, out), offsets in the order of `kernel_offsets`
+    bias: (out,)
+    find: function that builds the kernel map; default: `kernel_map`
+    At stride 1 the output cells are the input cells. At a larger stride they are the input cells,
+    floored to multiples of the new tensor stride.
     """
     cells = tensor.cells if stride == 1 else strided_cells(tensor, stride)
     neighbours, used = (find or kernel_map)(tensor, cells, kernel_size, dilation, True)
@@ -150,12 +172,14 @@ def pool(
     stride: int = 2,
     find: KernelMap | None = None,
 ) -> SparseTensor:
-    """Pooling, `mode` max, average or sum, over the occupied cells only; the average divides by their number.
+    """Pool over occupied cells.
 
-    Where kernel and stride are equal, a cell pools the block that it is the floor corner of; elsewhere the centred
-    kernel. In a tie of maxima one cell takes the whole gradient: the one with the lowest kernel offset (as in
-    MinkowskiEngine, except that its winner in blocks depends on the order of its hash table).
-    Raises ValueError for kernels that leave gaps between strides.
+    mode: max, average (over the occupied cells only) or sum
+    If kernel size and stride are equal, an output cell pools the block whose floor corner it is.
+    Otherwise it pools the centred kernel. If maxima tie, one cell gets the whole gradient: the one
+    with the lowest kernel offset. MinkowskiEngine does the same, except that its choice in blocks
+    depends on the order of its hash table.
+    Raises ValueError if the kernels leave gaps between strides, or for another mode.
     """
     refuse_gaps(kernel_size, stride)
     cells = strided_cells(tensor, stride)
@@ -172,18 +196,21 @@ def pool(
 
 
 def refuse_gaps(kernel_size: int, stride: int) -> None:
-    """ValueError if pooling kernels do not cover all cells between them."""
+    """Raise ValueError if the pooling kernels together do not cover all cells."""
     reach = kernel_size // 2 if kernel_size % 2 else kernel_size - 1
     if kernel_size != stride and reach < stride - 1:
         raise ValueError(
-            f"pooling with kernel {kernel_size} and stride {stride} leaves cells out; take a larger kernel"
+            f"pooling with kernel {kernel_size} and stride {stride} leaves cells out; "
+            "take a larger kernel"
         )
 
 
 def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
-    """Each cloud's features pooled over all its cells, `mode` max, average or sum: (clouds, channels), in batch order.
+    """Pool each cloud's features over all its cells: (clouds, channels), in batch order.
 
-    A cloud without any cell has the sum 0; its maximum or average does not exist, which is a ValueError.
+    mode: max, average or sum
+    The sum of a cloud without cells is 0. Its maximum and its average do not exist: both raise
+    ValueError.
     """
     if mode not in ("max", "average", "sum"):
         raise ValueError(f"pooling mode is {mode!r}; expected 'max', 'average' or 'sum'")
@@ -206,27 +233,33 @@ def global_pool(tensor: SparseTensor, mode: str) -> Tensor:
 
 
 def refuse_empty_clouds(cells_per_cloud: Tensor, mode: str) -> None:
-    """ValueError naming the first cloud without any cell."""
+    """Raise ValueError that names the first cloud without cells."""
     if len(empty := (cells_per_cloud == 0).nonzero()):
         raise ValueError(
-            f"cloud {int(empty[0])} has no occupied cell, so it has no {mode}; pool by sum, or leave it out"
+            f"cloud {int(empty[0])} has no occupied cell, so it has no {mode}; "
+            "pool by sum, or leave the cloud out"
         )
 
 
 def relu(tensor: SparseTensor) -> SparseTensor:
-    """max(feature, 0)."""
+    """Apply max(feature, 0)."""
     return tensor.with_features(tensor.features.relu())
 
 
 def linear(tensor: SparseTensor, weight: Tensor, bias: Tensor | None = None) -> SparseTensor:
-    """The same linear map in every cell. weight: (out, in), bias: (out,)."""
+    """Apply the same linear map in every cell.
+
+    weight: (out, in), bias: (out,)
+    """
     return tensor.with_features(F.linear(tensor.features, weight, bias))
 
 
 def batch_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTensor:
-    """Features set to mean 0 and variance 1 per channel over all cells of all clouds, then scaled and shifted.
+    """Normalise each channel to mean 0 and variance 1, then scale and shift.
 
-    weight and bias: (channels,). The statistics are the batch's own; 1e-5 stands beside the variance, torch's default.
+    weight, bias: (channels,)
+    The statistics are those of the batch, over all cells of all clouds. The variance gets an
+    epsilon of 1e-5, torch's default. Raises ValueError if the batch has only one cell.
     """
     refuse_single_cell(len(tensor.cells))
     return tensor.with_features(
@@ -235,17 +268,20 @@ def batch_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTens
 
 
 def refuse_single_cell(cells: int) -> None:
-    """ValueError if a batch has one cell only."""
+    """Raise ValueError if a batch has only one cell."""
     if cells == 1:
         raise ValueError(
-            "batch norm needs more than one occupied cell in the batch: a single one has no variance"
+            "batch norm needs more than one occupied cell in the batch: "
+            "a single cell has no variance"
         )
 
 
 def instance_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseTensor:
-    """Each cloud's features set to mean 0 and variance 1 per channel over its occupied cells, then scaled and shifted.
+    """Normalise each channel of each cloud to mean 0 and variance 1, then scale and shift.
 
-    weight and bias: (channels,). The 1e-8 beside the variance is MinkowskiEngine's.
+    The statistics are taken over the cloud's occupied cells.
+    weight, bias: (channels,)
+    The variance gets an epsilon of 1e-8, as in MinkowskiEngine.
     """
     cloud = tensor.cells[:, 0]
     count = tensor.cells_per_cloud.clamp(min=1)[:, None]
@@ -260,13 +296,14 @@ def instance_norm(tensor: SparseTensor, weight: Tensor, bias: Tensor) -> SparseT
     )
 
 
-# --- kernel maps --------------------------------------------------------------------------------------------------
+# --- kernel maps ----------------------------------------------------------------------------------
 
 
 def kernel_offsets(kernel_size: int, centred: bool) -> Tensor:
-    """Offsets of a cubic kernel, int64 (kernel_size^3, 3), the first axis running fastest as in MinkowskiEngine.
+    """Return the offsets of a cubic kernel: int64 (kernel_size^3, 3).
 
-    Odd kernels run from -(k // 2) to k // 2 if centred; even ones, and kernels that are not, from 0 to k - 1.
+    The first axis varies fastest, as in MinkowskiEngine. Centred odd kernels range from -(k // 2)
+    to k // 2. Even kernels and kernels that are not centred range from 0 to k - 1.
     """
     start = -(kernel_size // 2) if centred and kernel_size % 2 else 0
     line = torch.arange(start, start + kernel_size)
@@ -274,7 +311,10 @@ def kernel_offsets(kernel_size: int, centred: bool) -> Tensor:
 
 
 def strided_cells(tensor: SparseTensor, stride: int) -> Tensor:
-    """The cells of `tensor` floored to multiples of its tensor stride times `stride`: int64 (outputs, 4)."""
+    """Floor the cells of `tensor` to multiples of its tensor stride times `stride`.
+
+    Returns unique rows: int64 (outputs, 4).
+    """
     step = tensor.stride * stride
     position = tensor.cells.clone()
     position[:, 1:] = position[:, 1:].div(step, rounding_mode="floor") * step
@@ -284,14 +324,17 @@ def strided_cells(tensor: SparseTensor, stride: int) -> Tensor:
 def kernel_map(
     tensor: SparseTensor, cells: Tensor, kernel_size: int, dilation: int = 1, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Which input cell lies at which kernel offset of which output cell.
+    """Find the input cell at each kernel offset of each output cell.
 
-    cells: int64 (outputs, 4); kernel_size, dilation: in units of the input's tensor stride; centred: see `kernel_offsets`.
-    Returns `neighbours` int64 (outputs, used), rows of `tensor` or len(tensor.cells) for "none", and `used`, the indices of
-    the offsets kept: those out of reach of every cell are left out (in a flat grid two thirds of a cubic kernel).
+    cells: int64 (outputs, 4), the output cells
+    kernel_size, dilation: in units of the input's tensor stride
+    centred: see `kernel_offsets`
+    Returns `neighbours`, int64 (outputs, used): rows of `tensor`, or len(tensor.cells) for "none";
+    and `used`, the indices of the offsets that are kept. Offsets that reach no input cell from any
+    output cell are left out (in a flat grid, two thirds of a cubic kernel).
     """
     offsets = kernel_offsets(kernel_size, centred).to(cells.device) * (dilation * tensor.stride)
-    offsets = F.pad(offsets, (1, 0))  # the cloud column never shifts
+    offsets = F.pad(offsets, (1, 0))  # no shift in the cloud column
     low, high = tensor.cells.amin(0), tensor.cells.amax(0)
     first, last = cells.amin(0), cells.amax(0)
     used = ((first + offsets <= high) & (last + offsets >= low)).all(1).nonzero().flatten()
@@ -299,12 +342,14 @@ def kernel_map(
         return cells.new_empty(len(cells), 0), used
     offsets = offsets[used]
 
-    # A box that holds the input and everything asked for: then looking up needs no bounds, and keys shift by constants.
+    # The box contains the input cells and all positions to look up. So the look-up needs no bounds
+    # check, and an offset shifts keys by a constant.
     low = torch.minimum(low, first + offsets.amin(0))
     high = torch.maximum(high, last + offsets.amax(0))
     steps = _key_steps(low, high)
     keys = ((tensor.cells - low) * steps).sum(1)
-    # Seen from the other side, a cell's neighbour at an offset has it at minus that offset: half need not be looked up.
+    # If b is the neighbour of a at an offset, then a is the neighbour of b at minus that offset. So
+    # half of the offsets need no look-up.
     mirrored = cells is tensor.cells and centred and kernel_size % 2 == 1
     asked = offsets[: len(offsets) // 2] if mirrored else offsets
     wanted = ((cells - low) * steps).sum(1)[:, None] + (asked * steps).sum(1)
@@ -312,57 +357,63 @@ def kernel_map(
     if volume <= max(TABLE_CELLS, TABLE_SHARE * wanted.numel()):
         rows = torch.full((volume,), len(keys), device=keys.device)
         rows[keys] = torch.arange(len(keys), device=keys.device)
-        found = rows[wanted]
+        matches = rows[wanted]
     else:
         rows = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        found = torch.where(keys[rows] == wanted, rows, len(keys))
+        matches = torch.where(keys[rows] == wanted, rows, len(keys))
     if not mirrored:
-        return found, used
-    neighbours = found.new_full((len(cells), len(offsets)), len(keys))
-    neighbours[:, : len(asked)] = found
+        return matches, used
+    neighbours = matches.new_full((len(cells), len(offsets)), len(keys))
+    neighbours[:, : len(asked)] = matches
     neighbours[:, len(asked)] = torch.arange(len(keys), device=keys.device)
-    output, offset = (found < len(keys)).nonzero().unbind(1)
-    neighbours[found[output, offset], len(offsets) - 1 - offset] = output
+    output, offset = (matches < len(keys)).nonzero().unbind(1)
+    neighbours[matches[output, offset], len(offsets) - 1 - offset] = output
     return neighbours, used
 
 
-# A table of the bounding box is the faster way to look up, if it is not much larger than what is looked up in it.
+# A table of the bounding box is the faster look-up if it has at most TABLE_CELLS cells, or at most
+# TABLE_SHARE cells per position to look up.
 TABLE_CELLS, TABLE_SHARE = 1 << 16, 4
 
 
 def _weighted_sum(features: Tensor, neighbours: Tensor, weight: Tensor) -> Tensor:
-    """Each output's neighbours, by the weights of their offsets: (cells, in), (outputs, used), (used, in, out) to (outputs, out).
+    """Multiply each output's neighbours by the weights of their offsets, and sum.
 
-    Where most neighbours are there, one matrix product of all, zeros for those that are not. Where few are, as on surfaces and
-    scattered points in space, a product for each offset of the neighbours there are: cost grows with them alone.
+    Shapes: features (cells, in), neighbours (outputs, used), weight (used, in, out). Returns
+    (outputs, out).
+
+    If most neighbours exist, one matrix product covers all of them, with zeros for missing ones. If
+    few exist, as on surfaces and for scattered points in space, each offset has its own product of
+    existing neighbours, so that the cost grows with their number only.
     """
-    there = neighbours.T < len(features)
-    missing = there.numel() - int(there.sum())
-    if missing <= MISSING_SHARE * there.numel() or missing * weight[
+    present = neighbours.T < len(features)
+    missing = present.numel() - int(present.sum())
+    if missing <= MISSING_SHARE * present.numel() or missing * weight[
         0
     ].numel() <= MISSING_PRODUCTS * len(weight):
         return _gather(features, neighbours, empty=0.0).flatten(1) @ weight.flatten(0, 1)
-    offset, output = there.nonzero().unbind(1)  # in order of offset
-    found = features.index_select(0, neighbours.T[offset, output]).split(
+    offset, output = present.nonzero().unbind(1)  # sorted by offset
+    inputs = features.index_select(0, neighbours.T[offset, output]).split(
         torch.bincount(offset, minlength=len(weight)).tolist()
     )
-    products = torch.cat([rows @ matrix for rows, matrix in zip(found, weight)])
+    products = torch.cat([rows @ matrix for rows, matrix in zip(inputs, weight)])
     return products.new_zeros(len(neighbours), weight.shape[2]).index_add(0, output, products)
 
 
-# Up to which one product of all is faster: the share of the neighbours that are missing, and multiplications by their zeros per
-# offset (measured; benchmarks/sparse_layers.py and bench.py show the result).
+# One product of all neighbours is faster up to this share of missing neighbours, or up to this
+# number of multiplications by their zeros per offset. Both are measured: see
+# benchmarks/sparse_layers.py and bench.py.
 MISSING_SHARE, MISSING_PRODUCTS = 0.5, 8e6
 
 
 def _gather(features: Tensor, rows: Tensor, empty: float) -> Tensor:
-    """(outputs, kernel, channels): the rows asked for, and `empty` where the row is one past the end."""
+    """Return the given rows, and `empty` for the row past the end: (outputs, kernel, channels)."""
     padded = torch.cat([features, features.new_full((1, features.shape[1]), empty)])
     return padded.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def refuse_nothing(cells: Tensor) -> None:
-    """ValueError if there is no cell at all."""
+    """Raise ValueError if there is no cell at all."""
     if len(cells) == 0:
         raise ValueError(
             "there is no occupied cell in any cloud; a sparse tensor needs at least one"
@@ -370,7 +421,7 @@ def refuse_nothing(cells: Tensor) -> None:
 
 
 def _unique_cells(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct rows in lexicographic order, the distinct row that each row is, and how many rows each one stands for."""
+    """Return unique rows in lexicographic order, the unique row of each row, and the counts."""
     refuse_nothing(position)
     low, high = position.amin(0), position.amax(0)
     keys = ((position - low) * _key_steps(low, high)).sum(1)
@@ -379,18 +430,19 @@ def _unique_cells(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def lexicographic_order(cells: Tensor) -> Tensor:
-    """Indices that sort cells (cells, 4)."""
+    """Return the indices that sort the rows of cells (cells, 4)."""
     low, high = cells.amin(0), cells.amax(0)
     return ((cells - low) * _key_steps(low, high)).sum(1).argsort()
 
 
 def _key_steps(low: Tensor, high: Tensor) -> Tensor:
-    """What one step along each axis adds to the key of a cell in the box [low, high]: int64 (4,).
+    """Return the increase of a cell's key per step along each axis: int64 (4,).
 
-    The order of keys is the lexicographic order of cells. Raises ValueError if keys would not fit into 64 bits.
+    The keys are for cells in the box [low, high]. The order of keys is the lexicographic order of
+    cells. Raises ValueError if keys need more than 64 bits.
     """
     extent = high - low + 1
-    exact = high.double() - low.double() + 1  # the integers themselves may have overflowed
+    exact = high.double() - low.double() + 1  # the integer differences may overflow
     if exact.prod() > 2.0**62:
         sizes = [int(size) for size in exact[1:].tolist()]
         raise ValueError(f"the points span {sizes} cells along depth, height, width: too far apart")
@@ -398,6 +450,6 @@ def _key_steps(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _unravel(keys: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The cells (keys, 4) that have these keys in the box."""
+    """Return the cells with these keys in the box [low, high]: (keys, 4)."""
     steps, extent = _key_steps(low, high), high - low + 1
     return keys[:, None].div(steps, rounding_mode="floor") % extent + low

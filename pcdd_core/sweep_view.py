@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it runs: a live table in a terminal, a line per event elsewhere. On standard error."""
+"""Show the progress of a sweep on standard error: a live table in a terminal, else event lines."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,10 @@ STATUSES = ("found", "finished", "running", "waiting", "failed")
 
 
 class SweepView:
-    """Use as a context, and `show` the states whenever they have changed."""
+    """Context manager. Call `show` when the states have changed.
+
+    quiet: print nothing
+    """
 
     def __init__(self, quiet: bool = False):
         self.quiet, self.begun, self.said = quiet, time.monotonic(), {}
@@ -35,11 +38,11 @@ class SweepView:
 
     @property
     def minutes(self) -> float:
-        """Since the view was made."""
+        """Minutes since the view was created."""
         return (time.monotonic() - self.begun) / 60
 
     def show(self, states: Sequence[State]) -> None:
-        """Draw the table, or say what has changed."""
+        """Redraw the table, or print a line for each change."""
         if self.live:
             self.live.update(self._table(states), refresh=True)
         elif not self.quiet:
@@ -52,26 +55,28 @@ class SweepView:
 
     def _say(self, state: State) -> None:
         note = f" ({state.note})" if state.note else ""
-        text = f"{self.minutes:6.1f} min  {state.status:8}  {state.cell.label}, seed {state.cell.config.seed}{note}"
+        text = (
+            f"{self.minutes:6.1f} min  {state.status:8}  "
+            f"{state.cell.label}, seed {state.cell.config.seed}{note}"
+        )
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self, states: Sequence[State]) -> Table:
-        """What runs, what failed and what was started again; of the rest, how many there are."""
+        """Build a table of running, failed and restarted runs, with the counts of all others."""
         counts = {status: sum(state.status == status for state in states) for status in STATUSES}
-        said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-        title = f"{len(states)} cells after {self.minutes:.1f} minutes: {said}"
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        title = f"{len(states)} runs after {self.minutes:.1f} minutes: {summary}"
         table = Table(title=title, title_justify="left", box=None)
         for column in ("status", "at", "try", "seed"):
             table.add_column(column, no_wrap=True)
         table.add_column("cell", overflow="fold")
         table.add_column("note", overflow="fold")
-        everywhere = set.intersection(
-            *(set(state.cell.label.split()) for state in states)
-        )  # settings of every cell
+        # settings that all runs share are left out
+        common = set.intersection(*(set(state.cell.label.split()) for state in states))
         for state in states:
             if state.status in ("running", "failed") or state.attempts > 1:
                 at = f"{state.stage} {state.fraction:.0%}" if state.status == "running" else ""
-                settings = [word for word in state.cell.label.split()[1:] if word not in everywhere]
+                settings = [word for word in state.cell.label.split()[1:] if word not in common]
                 cell = " ".join([state.cell.name, *settings])
                 table.add_row(
                     state.status,

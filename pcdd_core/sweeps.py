@@ -1,7 +1,7 @@
-"""Many runs, on this machine or on a cluster.
+"""Make many runs, on this machine or on a cluster.
 
-`obtain` reads the records of cells that have been run and runs the others here, one after another; `sweep` runs them on
-Ray, many at a time. A finished cell is never run again.
+`obtain` reads the records of finished runs and makes the missing runs here, one after another.
+`Sweep` makes them on Ray, many at a time. Neither repeats a finished run.
 """
 
 import os
@@ -21,7 +21,7 @@ from .randomness import generator
 
 
 def default_places(runs_folder: Path | str = "runs") -> list[Path]:
-    """Where finished runs are looked for: the records that the repository keeps, and the runs here."""
+    """Return the folders to search for finished runs: the committed records and `runs_folder`."""
     return [records.COMMITTED, Path(runs_folder)]
 
 
@@ -33,7 +33,10 @@ def run_cell(
     progress: runs.Progress | None = None,
     checkpoint_every: int = 25,
 ) -> None:
-    """Run one cell in `folder`, from where an earlier try left off. Errors as of `runs.run`."""
+    """Make one run in `folder`. It resumes an earlier attempt if there is one.
+
+    Raises the errors of `runs.run`.
+    """
     folder = Path(folder)
     if cell.baseline:
 
@@ -72,13 +75,14 @@ def obtain(
     data: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The records of the cells, in their order: read where they exist, else made here, one run after another.
+    """Return the records of the cells, in their order. Missing runs are made here, one by one.
 
-    A run that diverged, in distillation or scoring, has a record that says so. Cells that need MinkowskiEngine where it is not installed
-    are left out, and that is said.
+    A run that diverged in distillation or scoring has a record with this fact; a baseline that
+    diverged has no record and is left out. Runs that need MinkowskiEngine are left out if it is not
+    installed, with a message.
     """
-    found = records.find_records(default_places(runs_folder))
-    missing = [cell for cell in cells if cell.identity not in found]
+    paths = records.find_records(default_places(runs_folder))
+    missing = [cell for cell in cells if cell.identity not in paths]
     left_out: dict[str, int] = {}
     for number, cell in enumerate(missing):
         folder = Path(runs_folder) / cell.folder
@@ -90,27 +94,29 @@ def obtain(
             continue
         except RunFailed as error:
             print(f"failed at {error}")
-            if cell.baseline:  # which leaves no record
+            if cell.baseline:  # a failed baseline has no record
                 continue
-        found[cell.identity] = folder
+        paths[cell.identity] = folder
     for reason, count in left_out.items():
         print(f"{count} runs left out: {reason}")
-    return [records.read_record(found[cell.identity]) for cell in cells if cell.identity in found]
+    return [records.read_record(paths[cell.identity]) for cell in cells if cell.identity in paths]
 
 
 def finished(cells: Sequence[Cell], runs_folder: Path | str = "runs") -> list[dict[str, Any]]:
-    """The records of those cells that have been run, in their order. Nothing is run."""
-    found = records.find_records(default_places(runs_folder))
-    return [records.read_record(found[cell.identity]) for cell in cells if cell.identity in found]
+    """Return the records of the cells that are finished, in their order. Makes no run."""
+    paths = records.find_records(default_places(runs_folder))
+    return [records.read_record(paths[cell.identity]) for cell in cells if cell.identity in paths]
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a cell of a sweep is.
+    """State of one run of a sweep.
 
-    status: found (finished before), waiting, running, finished, failed
-    stage, fraction: what a running cell does and how far it is (0 to 1)
-    attempts: how often it has been started; note: why it was started again, or failed, or on which node it runs
+    folder: run folder, or the path of the record if status is found
+    status: found (finished before the sweep), waiting, running, finished, failed
+    stage, fraction: current stage of a running run and the finished part of that stage, 0 to 1
+    attempts: how often it was started
+    note: node of a running run, or reason of a restart or failure
     """
 
     cell: Cell
@@ -124,14 +130,20 @@ class State:
 
 @dataclass
 class Sweep:
-    """Cells on Ray. Iterate over it: each round yields the states of all cells, about once a second, until all have ended.
+    """Runs on Ray. Iterate over the sweep to make them.
 
-    Leaving the loop early (break, Ctrl-C) stops the runs; their records are whole, and the same sweep goes on from there.
+    About once a second the iteration yields the states of all runs, until all have ended. Leaving
+    the loop early (break, Ctrl-C) stops the runs. Their files stay complete, and the same sweep
+    continues from there. Raises InputError if Ray is not installed or no cluster answers.
 
-    runs_folder: where run folders go; on a cluster, a file system that all nodes share. address: of a Ray cluster, else
-    one is started on this machine. cpus_per_run, gpus_per_run: what one run takes, fractions allowed; None for GPUs: a
-    quarter where there are any. retries: how often a run that was killed, or ended by anything but its own settings,
-    is started again.
+    runs_folder: folder of the run folders; on a cluster it must be on a shared file system
+    data: folder of the real data (default: PCDD_DATA)
+    address: HOST:PORT of a Ray cluster; None: start one on this machine
+    cpus_per_run, gpus_per_run: resources of one run, fractions allowed; None for GPUs: 0.25 if the
+        cluster has a GPU, else 0
+    retries: how often to restart a run that was killed or that failed unexpectedly; wrong settings
+        and divergence cause no restart
+    checkpoint_every: iterations between checkpoints
     """
 
     cells: Sequence[Cell]
@@ -145,11 +157,11 @@ class Sweep:
     states: list[State] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = records.find_records(default_places(self.runs_folder))
+        paths = records.find_records(default_places(self.runs_folder))
         folder = Path(self.runs_folder).resolve()
         self.states = [
-            State(cell, found[cell.identity], "found")
-            if cell.identity in found
+            State(cell, paths[cell.identity], "found")
+            if cell.identity in paths
             else State(cell, folder / cell.folder)
             for cell in self.cells
         ]
@@ -165,7 +177,8 @@ class Sweep:
             gpus = self.gpus_per_run
             if gpus is None:
                 gpus = 0.25 if ray.cluster_resources().get("GPU") else 0
-            # A fresh process per run (max_calls), for an honest peak memory; retries are ours, to be counted and reported.
+            # max_calls=1: a new process for each run, so that peak memory is that of one run.
+            # max_retries=0: this class restarts runs itself, to count and report the restarts.
             options = {
                 "num_cpus": self.cpus_per_run,
                 "num_gpus": gpus,
@@ -202,18 +215,18 @@ class Sweep:
             _stop(ray, running, ours=self.address is None)
 
     def _hear(self, ray, teller, numbers: Iterable[int]) -> None:
-        """Take over what the runs have told of their progress."""
-        told = ray.get(teller.all.remote())
+        """Copy the progress reports of the runs into their states."""
+        reports = ray.get(teller.all.remote())
         for number in numbers:
             state = self.states[number]
-            if (number, state.attempts) in told:
-                stage, fraction, node = told[number, state.attempts]
+            if (number, state.attempts) in reports:
+                stage, fraction, node = reports[number, state.attempts]
                 self.states[number] = replace(
                     state, status="running", stage=stage, fraction=fraction, note=node
                 )
 
     def _end(self, ray, number: int, reference) -> bool:
-        """Take note of how a try ended; True if there shall be another."""
+        """Record the end of an attempt. Returns True if the run must be started again."""
         state = self.states[number]
         try:
             failure, again = ray.get(reference), False
@@ -221,10 +234,13 @@ class Sweep:
             failure, again = "cancelled", False
         except ray.exceptions.RayTaskError as error:
             failure, again = str(error.cause or error).strip().splitlines()[-1], True
-        except ray.exceptions.RayError as error:  # the process or its node is gone
+        except ray.exceptions.RayError as error:  # the process or its node was lost
             failure, again = f"{type(error).__name__}: the process or its node was lost", True
         if failure is None and not (state.folder / "record.json").is_file():
-            failure = f"{state.folder}: no record is here, though the run has ended; all nodes must share this folder"
+            failure = (
+                f"{state.folder}: the run has ended, but there is no record; "
+                "all nodes must share this folder"
+            )
         again = again and state.attempts <= self.retries
         status = "waiting" if again else "failed" if failure else "finished"
         note = f"started again after: {failure}" if again else failure or ""
@@ -237,7 +253,10 @@ class Sweep:
 def _work(
     cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]
 ) -> str | None:
-    """What a Ray worker does: returns None, or why this run cannot be made. Anything it raises is worth another try."""
+    """Make one run in a Ray worker. Returns None, or the reason why this run cannot be made.
+
+    An exception means that another attempt can succeed.
+    """
     import ray
     import torch
 
@@ -246,9 +265,8 @@ def _work(
     progress = _Telling(
         lambda stage, fraction: teller.tell.remote(attempt, stage, fraction, f"node {node}")
     )
-    patience = (
-        time.monotonic() + 60
-    )  # a worker whose node was lost may live a little longer than the node
+    # a worker of a lost node can outlive the node for a short time and hold the folder
+    deadline = time.monotonic() + 60
     while True:
         try:
             run_cell(
@@ -256,7 +274,7 @@ def _work(
             )
             return None
         except FolderInUse as error:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 return str(error)
             time.sleep(1)
         except InputError as error:
@@ -266,7 +284,7 @@ def _work(
 
 
 class _Telling(runs.Progress):
-    """Progress that is told to the sweep, twice a second at most."""
+    """Report progress to the sweep, at most twice a second."""
 
     def __init__(self, tell):
         super().__init__(quiet=True)
@@ -280,7 +298,10 @@ class _Telling(runs.Progress):
 
 
 class _Teller:
-    """Holds the latest word of every try, (number of the cell, attempt), on the sweep's own node."""
+    """Actor on the node of the sweep: keeps the latest report of each attempt.
+
+    Keys are (number of the run, attempt), values are (stage, fraction, node).
+    """
 
     def __init__(self):
         self.latest: dict[tuple[int, int], tuple[str, float, str]] = {}
@@ -293,31 +314,32 @@ class _Teller:
 
 
 def _ray(address: str | None):
-    """Ray, connected. Raises InputError if it is not installed or there is no cluster at the address."""
+    """Connect to Ray. Raises InputError if it is not installed or no cluster is at the address."""
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
     except ImportError:
-        raise extra_missing("ray", "sweeps", "(or run cells one by one with --cell)") from None
+        raise extra_missing("ray", "sweeps", "(or make runs one by one with --cell)") from None
     if address is not None:
         host, _, port = address.rpartition(":")
-        try:  # Ray itself would wait minutes for a cluster that is not there
+        try:  # Ray itself waits minutes for a missing cluster
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError, OverflowError) as error:
             raise InputError(
                 f"address {address}: no Ray cluster answers there ({error}); expected HOST:PORT"
             ) from None
-    # "local": never a cluster that happens to be around
-    only_ours = {"include_dashboard": False} if address is None else {}
+    # "local" avoids a connection to another cluster that runs on this machine
+    own_cluster = {"include_dashboard": False} if address is None else {}
     try:
         ray.init(
-            address=address or "local", log_to_driver=False, logging_level="ERROR", **only_ours
+            address=address or "local", log_to_driver=False, logging_level="ERROR", **own_cluster
         )
     except ConnectionError as error:
         raise InputError(
-            f"address {address}: Ray does not connect ({error}). If the cluster asks for a token, as those of `ray start` "
-            "do from Ray 2.59 on, set RAY_AUTH_MODE=token here and on every node, with the same token (ray get-auth-token)"
+            f"address {address}: Ray does not connect ({error}). Clusters that `ray start` of Ray "
+            "2.59 or later has started require a token: set RAY_AUTH_MODE=token here and on every "
+            "node, with the same token (ray get-auth-token)"
         ) from None
     return ray
 
@@ -330,7 +352,10 @@ def _teller(ray):
 
 
 def _stop(ray, running: Iterable[Any], ours: bool) -> None:
-    """End what still runs, as Ctrl-C would, and give it a moment."""
+    """Interrupt the remaining runs as Ctrl-C does, then disconnect.
+
+    ours: this sweep started the cluster; runs on another cluster get 10 seconds to end
+    """
     running = list(running)
     for reference in running:
         ray.cancel(reference)

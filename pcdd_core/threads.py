@@ -1,4 +1,4 @@
-"""Independent pieces of work in a thread each."""
+"""Run independent calls in parallel threads."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,16 +8,17 @@ import torch
 
 
 def threads_for(device: torch.device) -> int:
-    """How many threads are worth starting: as many as torch uses itself on a CPU, one for a GPU."""
+    """Return the number of threads to use: torch's own number on a CPU, one on a GPU."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 @contextlib.contextmanager
 def side_by_side(count: int) -> Iterator[Callable[..., list]]:
-    """A `map`, [function(*arguments), ...], that makes `count` calls at a time, each with operations in its own thread alone.
+    """Yield a `map` that makes `count` calls in parallel: [function(*arguments), ...].
 
-    One operation shared by all cores, as torch has it otherwise, leaves them waiting for each other where networks are small.
-    With a count of one it is an ordinary map. Leaves the number of torch's threads as it found it.
+    Each call runs its torch operations in its own thread. By default torch splits each operation
+    over all cores, and in small networks the cores then wait for each other. With a count of one,
+    the calls run one after another with torch's default. Restores torch's number of threads.
     """
     if count == 1:
         yield lambda function, *arguments: list(map(function, *arguments))

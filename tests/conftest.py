@@ -1,7 +1,8 @@
-"""The hypothesis profile, how `make test` shares the tests out, and the fixtures that several test modules share."""
+"""Hypothesis profile, markers, scheduling of `make test`, and shared fixtures."""
 
 import hypothesis
 import pytest
+import tiny
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -12,19 +13,31 @@ hypothesis.settings.load_profile("pcdd")
 
 
 def _group(nodeid):
-    """Tests of one module stay together, and so do all that start Jupyter kernels, which can race for ports."""
+    """Keep the tests of a module together, and all tests that start Jupyter kernels.
+
+    Kernels that start at the same time can race for ports.
+    """
     module = nodeid.split("::")[0]
     return "kernels" if "test_notebooks" in module or "test_live" in module else module
 
 
 def pytest_collection_modifyitems(items):
-    """What starts kernels first: it takes about half the time."""
+    """Skip tests whose engine is missing, and run the tests that start kernels first.
+
+    The tests with kernels take about half of the time.
+    """
+    for item in items:
+        if item.get_closest_marker("minkowski"):
+            item.add_marker(tiny.without_minkowski)
     items.sort(key=lambda item: _group(item.nodeid) != "kernels")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Which process of `make test` runs what: by `_group`. (`--dist loadgroup` does nothing with pytest 9.2: pytest-xdist issue 1386.)"""
+    """Let `_group` choose the process that runs a test under `make test`.
+
+    `--dist loadgroup` has no effect with pytest 9.2 (pytest-xdist issue 1386).
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
@@ -36,7 +49,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def random_clouds():
-    """make(sizes, grid, seed): float64 clouds of random points, at least 0.1 away from every border of their cells."""
+    """Return make(sizes, grid, seed), which makes float64 clouds of random points.
+
+    Every point is at least 0.1 away from the borders of its cell.
+    """
 
     def make(sizes, grid=(1, 8, 8), seed=0):
         draws = torch.Generator().manual_seed(seed)
@@ -53,10 +69,11 @@ def random_clouds():
 
 @pytest.fixture(scope="session")
 def check_two_derivatives():
-    """check(function, *inputs): both derivatives agree with finite differences, and the first one has a graph.
+    """Return check(function, *inputs), which compares both derivatives with finite differences.
 
-    gradgradcheck alone passes falsely where a gradient comes back without a graph. The gradient is taken of a
-    non-linear function of the output, because that of a linear layer is rightly a constant.
+    It also requires a graph of the first derivative, because gradgradcheck alone passes falsely if
+    a gradient has no graph. It differentiates a non-linear function of the output, because the
+    gradient of a linear layer is a constant.
     """
 
     def check(function, *inputs):

@@ -1,4 +1,4 @@
-"""Notebooks executed headless, and what is to be seen in them afterwards."""
+"""Run notebooks headless, and read their outputs."""
 
 from pathlib import Path
 
@@ -11,7 +11,10 @@ SMOKE = yaml.safe_load((FOLDER / "smoke.yaml").read_text()) | {"device": "cpu"}
 
 
 class Executed:
-    """A notebook run in `folder`: how many pictures it shows, its tables (HTML), and all that is printed."""
+    """A notebook that ran in `folder`.
+
+    It holds the number of pictures, the tables (HTML) and the printed text.
+    """
 
     def __init__(self, name: str, folder: Path, parameters: dict):
         self.runs = folder / "runs"
@@ -25,19 +28,19 @@ class Executed:
         )
         cells = nbformat.read(folder / "executed.ipynb", as_version=4).cells
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
-        shown = [output["data"] for output in outputs if "data" in output]
-        self.pictures = sum("image/png" in data for data in shown)
-        self.tables = [data["text/html"] for data in shown if "text/html" in data]
+        displayed = [output["data"] for output in outputs if "data" in output]
+        self.pictures = sum("image/png" in data for data in displayed)
+        self.tables = [data["text/html"] for data in displayed if "text/html" in data]
         self.printed = "".join(
             output["text"] for output in outputs if output.output_type == "stream"
         )
 
     def table(self, *words: str) -> str:
-        """The one table with all these words in it."""
-        (found,) = [table for table in self.tables if all(word in table for word in words)]
-        return found
+        """Return the only table that contains all these words."""
+        (match,) = [table for table in self.tables if all(word in table for word in words)]
+        return match
 
     def rows(self, *words: str) -> list[str]:
-        """The rows, as text, of the first table with all these words in it."""
-        found = next(table for table in self.tables if all(word in table for word in words))
-        return found.split("<tr")[1:]
+        """Return the rows, as text, of the first table that contains all these words."""
+        match = next(table for table in self.tables if all(word in table for word in words))
+        return match.split("<tr")[1:]

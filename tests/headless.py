@@ -1,4 +1,4 @@
-"""A JupyterLab of its own and a headless browser to look at it: for tests, a benchmark and screenshots."""
+"""Start JupyterLab and a headless browser, for tests, a benchmark and screenshots."""
 
 import json
 import os
@@ -22,9 +22,8 @@ BROWSER = next(
 )
 PATIENCE = 60_000  # milliseconds
 PREFERENCES = {
-    "@jupyterlab/notebook-extension/tracker": {
-        "windowingMode": "none"
-    },  # cells out of sight are drawn too
+    # draws cells that are out of sight, too
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
     "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false"},
 }
@@ -32,7 +31,7 @@ PREFERENCES = {
 
 @contextmanager
 def browser() -> Iterator:
-    """Headless Chromium, as playwright drives it."""
+    """Start headless Chromium, driven by playwright."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -44,7 +43,7 @@ def browser() -> Iterator:
 
 
 def notebook_with_parameters(folder: Path, parameters: dict) -> Path:
-    """A copy of notebook 3 in `folder`, with other parameters."""
+    """Copy notebook 3 to `folder` with other parameters, and return its path."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
@@ -54,7 +53,10 @@ def notebook_with_parameters(folder: Path, parameters: dict) -> Path:
 
 @contextmanager
 def jupyterlab(folder: Path) -> Iterator[str]:
-    """A JupyterLab on `folder`, with settings of its own in it; the address of notebook.ipynb there."""
+    """Start JupyterLab on `folder`, with its settings in there.
+
+    Yields the address of notebook.ipynb.
+    """
     private = folder / ".jupyter"
     for name, setting in PREFERENCES.items():
         path = private / "settings" / f"{name}.jupyterlab-settings"
@@ -94,15 +96,17 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 
 def run_all(page, address: str) -> None:
-    """Open the notebook at `address` in a page and run all of its cells to their end."""
+    """Open the notebook at `address` in a page and run all of its cells."""
     page.goto(address)
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # else it asks which kernel is meant
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # else it asks for a kernel
     page.click(".lm-MenuBar-itemLabel:text-is('Run')")
     page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
     wait_for_cells(page)
 
 
 def wait_for_cells(page) -> None:
-    """Until every cell has run."""
-    running = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText)"
-    page.wait_for_function(f"() => {running}.every(text => /\\d/.test(text))")
+    """Wait until every cell has run."""
+    prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
+    page.wait_for_function(
+        f"() => {prompts}.map(prompt => prompt.innerText).every(text => /\\d/.test(text))"
+    )

@@ -1,4 +1,4 @@
-"""Random moves of clouds: their sizes, that they move what they should and nothing else, and their derivative."""
+"""Random moves of clouds: their sizes, what they move, and their derivative."""
 
 import pytest
 import torch
@@ -29,11 +29,11 @@ def test_a_move_is_a_shift_a_scaling_or_a_rotation_within_bounds(grid, seed):
         return
     assert (shift == 0).all()
     first, second = (1, 2) if grid[0] == 1 else (0, 2)
-    if matrix[first, second] == 0:  # scaled
+    if matrix[first, second] == 0:  # a scaling
         factors = matrix.diagonal()
         assert torch.equal(matrix, factors.diag())
         assert ((factors - 1).abs() <= SCALE + 1e-6).all() and (factors[~free] == 1).all()
-    else:  # turned in the plane of height and width, and shapes about the vertical
+    else:  # a rotation in the plane of height and width; of shapes, about the vertical axis
         torch.testing.assert_close(matrix @ matrix.T, identity)
         axis = 3 - first - second
         assert torch.equal(matrix[axis], identity[axis]) and matrix.det() > 0
@@ -51,7 +51,7 @@ def test_each_kind_of_move_is_as_likely_as_the_others():
 @given(grid=GRIDS, seed=st.integers(0, 99))
 def test_clouds_are_moved_about_the_middle_of_the_grid(random_clouds, grid, seed):
     clouds = random_clouds([4, 1, 6], grid, seed)
-    for count in (1, 3):  # one move for all, one for each
+    for count in (1, 3):  # one move for all clouds, one move per cloud
         move = draw_moves(count, grid, generator(seed))
         moved = move(clouds)
         for cloud in range(3):

@@ -1,4 +1,4 @@
-"""The yardsticks of the benchmarks do the same work as the engine, and the floor counts what they do."""
+"""The benchmarks' reference implementations do the work of the engine; the floor counts it."""
 
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def limits(monkeypatch):
 
 
 def plane(clouds):
-    """Height and width of each cloud's points, a tensor per cloud."""
+    """Return height and width of the points, one tensor per cloud."""
     return [cloud[:, 1:] for cloud in clouds.coordinates.split(clouds.sizes.tolist())]
 
 
@@ -60,13 +60,15 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
     )
     losses.sum().backward()
 
-    theirs = published_style.ConvNet(real.grid[1], 3, width=5, layers=2)
+    published = published_style.ConvNet(real.grid[1], 3, width=5, layers=2)
     for mine, parameter in zip(
-        network.state_dict().values(), _in_the_engine_s_order(theirs), strict=True
+        network.state_dict().values(), _in_the_engine_s_order(published), strict=True
     ):
         parameter.data.copy_(mine.view(parameter.shape))
     points = [cloud.clone().requires_grad_() for cloud in plane(synthetic)]
-    shown = [plane(cell_centres(batch).select(members)) for members in members_per_class(batch)]
+    real_planes = [
+        plane(cell_centres(batch).select(members)) for members in members_per_class(batch)
+    ]
     show = partial(
         published_style.occupancy_images,
         size=real.grid[1],
@@ -74,7 +76,7 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
         saturation=config.lift.saturation,
     )
     loss = published_style.matching_loss(
-        theirs, shown, points, show, published_style.cosine_of_weights
+        published, real_planes, points, show, published_style.cosine_of_weights
     )
     loss.backward()
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
@@ -127,15 +129,15 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
         ),
         "minkowski": (published_style.PaperMinkowskiNet, published_style.minkowski_tensor),
     }[backend]
-    theirs = make(real.grid[1], 3, width=4, layers=2)
+    published = make(real.grid[1], 3, width=4, layers=2)
     by_kind = {"kernel": [], "weight": [], "bias": []}
-    for name, parameter in theirs.features.named_parameters():
+    for name, parameter in published.features.named_parameters():
         by_kind[name.rpartition(".")[2]].append(parameter)
     in_order = [
         *by_kind["kernel"],
         *by_kind["weight"],
         *by_kind["bias"],
-        *theirs.classifier.parameters(),
+        *published.classifier.parameters(),
     ]
     for mine, parameter in zip(network.state_dict().values(), in_order, strict=True):
         parameter.data.copy_(mine.view(parameter.shape))
@@ -143,12 +145,12 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
         cloud.clone().requires_grad_()
         for cloud in synthetic.coordinates.split(synthetic.sizes.tolist())
     ]
-    shown = [
+    real_points = [
         list(own.coordinates.split(own.sizes.tolist()))
         for own in map(batch.select, members_per_class(batch))
     ]
     loss = published_style.matching_loss(
-        theirs, shown, points, show, published_style.sum_of_squares
+        published, real_points, points, show, published_style.sum_of_squares
     )
     loss.backward()
     assert loss.item() == pytest.approx(losses.sum().item(), rel=1e-4)
@@ -159,26 +161,29 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
 
 
 def test_the_published_classifier_is_the_engine_s(published_style):
-    ours, images = classifiers.ConvNet(28, 28, 10, channels=4), torch.rand(3, 1, 28, 28)
-    theirs = published_style.ConvNet(28, 10, width=4, first_padding=3)
+    engine, images = classifiers.ConvNet(28, 28, 10, channels=4), torch.rand(3, 1, 28, 28)
+    published = published_style.ConvNet(28, 10, width=4, first_padding=3)
     by_kind = [
-        p for kind in zip(ours.convolutions, ours.norms) for part in kind for p in part.parameters()
+        p
+        for kind in zip(engine.convolutions, engine.norms)
+        for part in kind
+        for p in part.parameters()
     ]
     for mine, parameter in zip(
-        [*by_kind, *ours.head.parameters()], theirs.parameters(), strict=True
+        [*by_kind, *engine.head.parameters()], published.parameters(), strict=True
     ):
         parameter.data.copy_(mine.data)
-    torch.testing.assert_close(theirs(images), ours(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(published(images), engine(images), rtol=1e-4, atol=1e-5)
 
 
 def test_both_ways_move_images_alike_on_average(published_style):
-    """Drawn differently, distributed alike: the mean and the spread of many moved images."""
+    """Compare mean and standard deviation over many images: the draws differ."""
     image = torch.zeros(1, 1, 28, 28)
     image[..., 6:20, 12:15] = 1
     many = image.expand(3000, 1, 28, 28)
-    ours, theirs = augment(many, generator(0)), published_style.augmented(many)
-    torch.testing.assert_close(theirs.mean(0), ours.mean(0), rtol=0, atol=0.05)
-    torch.testing.assert_close(theirs.std(0), ours.std(0), rtol=0, atol=0.05)
+    engine, published = augment(many, generator(0)), published_style.augmented(many)
+    torch.testing.assert_close(published.mean(0), engine.mean(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(published.std(0), engine.std(0), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize(("size", "first_padding"), [(28, 1), (28, 3), (9, 1)])
@@ -186,7 +191,7 @@ def test_the_floor_counts_the_operations_of_the_convolutions(
     published_style, limits, size, first_padding
 ):
     network = published_style.ConvNet(size, 10, width=4, first_padding=first_padding)
-    network.classifier = torch.nn.Flatten()  # the head is left out of the floor
+    network.classifier = torch.nn.Flatten()  # the floor does not count the head
     with FlopCounterMode(display=False) as counter:
         network(torch.rand(2, 1, size, size)).sum().backward()
     assert counter.get_total_flops() == 2 * limits.training_operations(size, 4, 3, first_padding)
@@ -197,11 +202,11 @@ def test_the_plain_pointnet_is_the_same_network(monkeypatch):
     from pointnet import Plain, PointNet
 
     torch.manual_seed(0)
-    ours = PointNet(5, width=32)
-    for norm in ours.norms:
+    network = PointNet(5, width=32)
+    for norm in network.norms:
         torch.nn.init.uniform_(norm.weight), torch.nn.init.uniform_(norm.bias)
-    plain, points = Plain(ours).double(), torch.rand(3, 20, 3, dtype=torch.float64)
-    torch.testing.assert_close(plain(points), ours.double()(points))
+    plain, points = Plain(network).double(), torch.rand(3, 20, 3, dtype=torch.float64)
+    torch.testing.assert_close(plain(points), network.double()(points))
 
 
 def test_the_shapes_of_the_sparse_benchmark_are_the_same_cells_in_both_ways(monkeypatch):

@@ -1,4 +1,4 @@
-"""Classifiers against literal layers, published sizes and plain loops; whose random numbers they take; ensembles."""
+"""Classifiers against literal layers, published sizes and loops; random numbers; ensembles."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def built(name, height=28, width=28, classes=10, seed=0):
     return build_classifier(name, height, width, classes, 4, generator(seed, "classifier", 0))
 
 
-def seen(name, clouds):
+def input_of(name, clouds):
     return centred_points(clouds) if name in OF_POINTS else project(clouds)
 
 
@@ -51,7 +51,7 @@ def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
-# --- every architecture -------------------------------------------------------------------------------------------
+# --- every architecture ---------------------------------------------------------------------------
 
 
 def test_the_setting_s_choices_are_the_classifiers_there_are():
@@ -60,7 +60,7 @@ def test_the_setting_s_choices_are_the_classifiers_there_are():
 
 @ALL
 def test_a_classifier_maps_what_it_is_shown_to_logits(name):
-    assert built(name)(seen(name, tiny.three_digits())).shape == (24, 10)
+    assert built(name)(input_of(name, tiny.three_digits())).shape == (24, 10)
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "resnet18"])
@@ -68,7 +68,7 @@ def test_a_classifier_maps_what_it_is_shown_to_logits(name):
 def test_a_classifier_takes_other_grids(random_clouds, name, grid):
     clouds = random_clouds([9, 5, 30], grid)
     logits = built(name, *grid[1:], classes=3)(
-        seen(name, clouds.with_coordinates(clouds.coordinates.float()))
+        input_of(name, clouds.with_coordinates(clouds.coordinates.float()))
     )
     assert logits.shape == (3, 3) and logits.isfinite().all()
 
@@ -76,7 +76,7 @@ def test_a_classifier_takes_other_grids(random_clouds, name, grid):
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_smallest_images_are_told_apart_and_smaller_ones_refused(name):
     side = SMALLEST[name]
-    # a checked pattern, so that the sparse network, which sees pixels that are not 0, has something to see
+    # a pattern with zeros: the input of the sparse network are the pixels that are not 0
     images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
     logits = built(name, side, side)(images)
     assert logits.isfinite().all() and not torch.allclose(logits[0], logits[1])
@@ -119,10 +119,8 @@ def test_weights_start_uniform_within_one_over_root_fan_in_and_norms_as_the_iden
     [
         ("mlp", 784 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
         ("lenet", 61_706),  # LeNet-5's, with 16 full maps (Zhao et al. 2021)
-        (
-            "resnet18",
-            11_173_962 - 2 * 64 * 9,
-        ),  # the usual one for 32 x 32, but of 1 channel instead of 3
+        # the usual network for 32 x 32 pixels, with 1 channel instead of 3
+        ("resnet18", 11_173_962 - 2 * 64 * 9),
     ],
 )
 def test_a_classifier_is_as_large_as_the_literature_s(name, expected):
@@ -130,9 +128,8 @@ def test_a_classifier_is_as_large_as_the_literature_s(name, expected):
 
 
 def test_pointnet_is_as_large_as_its_paper_s_without_transformation_networks():
-    assert (
-        round(parameters(built("pointnet", classes=40)) / 1e6, 1) == 0.8
-    )  # Qi et al. 2017, table 6
+    millions = parameters(built("pointnet", classes=40)) / 1e6
+    assert round(millions, 1) == 0.8  # Qi et al. 2017, table 6
 
 
 def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4():
@@ -148,8 +145,8 @@ def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4()
 def test_no_image_or_cloud_changes_what_is_said_of_another():
     clouds = tiny.three_digits()
     for name in CLASSIFIERS:
-        network, shown = built(name).double(), seen(name, clouds)[::6].double()
-        assert_close(network(shown[:2]), network(shown)[:2])
+        network, inputs = built(name).double(), input_of(name, clouds)[::6].double()
+        assert_close(network(inputs[:2]), network(inputs)[:2])
 
 
 def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
@@ -165,7 +162,7 @@ def test_the_classifiers_are_there_without_torchvision():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# --- points -------------------------------------------------------------------------------------------------------
+# --- points ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OF_POINTS)
@@ -188,10 +185,9 @@ def test_neither_the_order_of_points_nor_the_padding_matters(
     )
     expected = network(points)
     order = torch.rand(points.shape[:2], generator=draws).argsort(1)
-    assert_close(
-        network(points.gather(1, order[..., None].expand(points.shape))), expected
-    )  # padding in between too
-    if name != "pointnet++":  # which takes a share of the places for points as its centres
+    # the shuffled order has padding between the points, too
+    assert_close(network(points.gather(1, order[..., None].expand(points.shape))), expected)
+    if name != "pointnet++":  # its number of centres is a share of all places, padding included
         assert_close(
             network(torch.cat([points, torch.zeros(len(sizes), 1 + seed % 3, 4)], dim=1)), expected
         )
@@ -305,9 +301,8 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
                     for n in near
                 ]
                 alone.append(len(rows) < min(most, len(where)))
-                groups.append(
-                    torch.stack(rows + [rows[0]] * (min(most, room) - len(rows)))
-                )  # the nearest is the centre itself
+                # the centre is its own nearest neighbour
+                groups.append(torch.stack(rows + [rows[0]] * (min(most, room) - len(rows))))
             room = centre_room
             hidden = torch.stack(groups)
             for layer, norm in zip(stage.layers, stage.norms, strict=True):
@@ -320,15 +315,16 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
             hidden = nn.functional.instance_norm(
                 layer(hidden).T[None], weight=norm.weight, bias=norm.bias
             )[0].T.relu()
+        # the norms amplify rounding
         torch.testing.assert_close(
             logits, network.head(network.last(hidden).amax(0)[None])[0], rtol=1e-5, atol=1e-7
-        )  # norms amplify rounding
-    assert any(alone)  # some see fewer than they could
+        )
+    assert any(alone)  # some groups are smaller than their limit
 
 
 def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
-    clouds = from_list([torch.tensor([[0.0, 0.0, 10.0], [0.0, 28.0, 20.0]]), torch.tensor([[0.0, 14.0, 10.0]])],
-                       [0, 0], FLAT, ["only"])  # fmt: skip
+    points = [[[0.0, 0.0, 10.0], [0.0, 28.0, 20.0]], [[0.0, 14.0, 10.0]]]
+    clouds = from_list(list(map(torch.tensor, points)), [0, 0], FLAT, ["only"])
     expected = [[[0, -1, 0, 1], [0, 1, 10 / 14, 1]], [[0, 0, 0, 1], [0, 0, 0, 0]]]
     torch.testing.assert_close(centred_points(clouds), torch.tensor(expected))
 
@@ -336,27 +332,31 @@ def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 def test_augmented_points_are_those_of_the_moved_clouds_with_a_move_for_each(random_clouds, grid):
     clouds = random_clouds([4, 1, 6], grid)
-    shown = augment_points(centred_points(clouds).expand(5, -1, -1, -1), grid, generator(0))
+    augmented = augment_points(centred_points(clouds).expand(5, -1, -1, -1), grid, generator(0))
     repeated = clouds.select(torch.arange(3).repeat(5))
     expected = centred_points(draw_moves(15, grid, generator(0))(repeated)).unflatten(0, (5, 3))
-    assert_close(shown, expected)
-    assert len(shown[:, 2].flatten(1).unique(dim=0)) == 5
+    assert_close(augmented, expected)
+    assert len(augmented[:, 2].flatten(1).unique(dim=0)) == 5
 
 
 def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(monkeypatch):
-    given, seen = (
+    given, trained_on = (
         from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]),
         [],
     )
     real = from_list([torch.tensor([[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]])], [0], FLAT, ["only"])
-    monkeypatch.setattr(evaluation, "_train", lambda ensemble, points, *rest: seen.append(points))
+    monkeypatch.setattr(
+        evaluation, "_train", lambda ensemble, points, *rest: trained_on.append(points)
+    )
     for projection in ("hard", "soft"):
         evaluate(given, real, settings("pointnet", projection=projection), 0)
     view = evaluation._view(settings("pointnet"), FLAT)
-    assert torch.equal(seen[0], view.test(real)) and torch.equal(seen[1], centred_points(given))
+    assert torch.equal(trained_on[0], view.test(real)) and torch.equal(
+        trained_on[1], centred_points(given)
+    )
 
 
-# --- as scorers ---------------------------------------------------------------------------------------------------
+# --- as scorers -----------------------------------------------------------------------------------
 
 
 def settings(name, **changes):
@@ -399,7 +399,7 @@ def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
 
 
 @pytest.mark.parametrize("name", ["convnet", "pointnet"])
-def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_in_its_way(
+def test_pointnet_takes_points_others_take_projections_each_with_its_augmentation(
     name, monkeypatch
 ):
     clouds, shapes = tiny.three_digits(), {"augment": [], "augment_points": []}
@@ -412,10 +412,8 @@ def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_i
         )
     evaluate(clouds, clouds.select(torch.arange(5)), settings(name, epochs=1), 0)
     sizes = (int(clouds.sizes.max()), int(clouds.sizes[:5].max()))
-    points = [
-        (2, 24, sizes[0], 4),
-        (2, 5, sizes[1], 4),
-    ]  # in training, then in the test of protocol paper
+    # in training, then in the test of protocol paper
+    points = [(2, 24, sizes[0], 4), (2, 5, sizes[1], 4)]
     images = [(2, 24, 1, 28, 28), (2, 5, 1, 28, 28)]
     assert shapes == {
         "augment": images if name == "convnet" else [],
@@ -423,27 +421,27 @@ def test_pointnet_sees_points_and_the_others_projections_and_each_is_augmented_i
     }
 
 
-@pytest.mark.parametrize(("name", "seen"), [("pointnet", 60), ("pointnet++", 20), ("dgcnn", 20)])
-def test_classifiers_of_neighbourhoods_see_test_clouds_as_dense_as_those_they_learnt_from(
-    name, seen, monkeypatch
-):
+@pytest.mark.parametrize(("name", "count"), [("pointnet", 60), ("pointnet++", 20), ("dgcnn", 20)])
+def test_neighbourhood_classifiers_test_on_clouds_as_dense_as_in_training(name, count, monkeypatch):
     real = from_list(
         [torch.rand(size, 3) * 7 for size in (60, 50, 12)], [0, 1, 2], (8, 8, 8), "abc"
     )
     given = from_list(
         [torch.rand(size, 3) * 7 for size in (20, 15, 20)], [0, 1, 2], (8, 8, 8), "abc"
     )
-    shown, convert = [], evaluation.lifts.centred_points
+    converted, convert = [], evaluation.lifts.centred_points
     monkeypatch.setattr(
-        evaluation.lifts, "centred_points", lambda clouds: shown.append(clouds) or convert(clouds)
+        evaluation.lifts,
+        "centred_points",
+        lambda clouds: converted.append(clouds) or convert(clouds),
     )
     evaluate(given, real, settings(name, projection="soft", networks=1, epochs=1), 0)
-    assert shown[0].sizes.tolist() == [20, 15, 20] and shown[1].sizes.tolist() == [
-        seen,
-        min(50, seen),
+    assert converted[0].sizes.tolist() == [20, 15, 20] and converted[1].sizes.tolist() == [
+        count,
+        min(50, count),
         12,
     ]
-    for thinned, cloud in zip(shown[1], real, strict=True):
+    for thinned, cloud in zip(converted[1], real, strict=True):
         assert {tuple(point) for point in thinned.tolist()} <= {
             tuple(point) for point in cloud.tolist()
         }
@@ -451,13 +449,13 @@ def test_classifiers_of_neighbourhoods_see_test_clouds_as_dense_as_those_they_le
 
 @ALL
 def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
-    shown, labels = (
-        seen(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))),
+    first_input, labels = (
+        input_of(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))),
         torch.arange(3),
     )
     alone = [built(name, classes=3, seed=seed).double() for seed in range(2)]
     ensemble = Ensemble(alone)
-    inputs = torch.stack([shown, shown.flip(0)]).double()
+    inputs = torch.stack([first_input, first_input.flip(0)]).double()
 
     def train(network, inputs, labels):
         optimiser = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
@@ -482,19 +480,19 @@ def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
     "name", [name for name in CLASSIFIERS if name not in ("sparse", "pointnet++", "dgcnn")]
 )
 def test_an_ensemble_of_any_dense_kind_can_run_as_one(name):
-    """As on a GPU: `torch.vmap` over the networks."""
-    networks, shown = (
+    """Use `torch.vmap` over the networks, as on a GPU."""
+    networks, inputs = (
         [built(name, seed=seed).double() for seed in range(2)],
-        seen(name, tiny.three_digits())[::8].double(),
+        input_of(name, tiny.three_digits())[::8].double(),
     )
     stacked, _ = torch.func.stack_module_state(networks)
     together = torch.vmap(lambda p, x: torch.func.functional_call(networks[0], p, (x,)), (0, None))(
-        stacked, shown
+        stacked, inputs
     )
-    assert_close(together, torch.stack([network(shown) for network in networks]))
+    assert_close(together, torch.stack([network(inputs) for network in networks]))
 
 
-# --- ConvNet and the ensemble -------------------------------------------------------------------------------------
+# --- ConvNet and the ensemble ---------------------------------------------------------------------
 
 
 def classifiers(count):
@@ -559,9 +557,8 @@ def test_training_an_ensemble_does_not_change_the_networks_it_was_made_of():
     networks = classifiers(2)
     before = [parameter.clone() for parameter in networks[0].parameters()]
     ensemble = Ensemble(networks)
-    assert len(list(ensemble.parameters())) == len(
-        before
-    )  # the template's own parameters are not among them
+    # the parameters of the template are not parameters of the ensemble
+    assert len(list(ensemble.parameters())) == len(before)
     ensemble(images(2, 4)).square().sum().backward()
     torch.optim.SGD(ensemble.parameters(), lr=0.1).step()
     assert all(
@@ -587,9 +584,8 @@ def test_training_a_share_trains_these_networks_and_no_others():
     ensemble, inputs = Ensemble(classifiers(3)), images(3, 2)
     before = [parameter.detach().clone() for parameter in ensemble.stacked]
     first, second = ensemble.split(2)
-    waiting = (
-        first(inputs[:2]).square().sum()
-    )  # a step of one share must not spoil a backward pass of another
+    # a step of one share must not change a backward pass of another share
+    waiting = first(inputs[:2]).square().sum()
     second(inputs[2:]).square().sum().backward()
     torch.optim.SGD(second.parameters(), lr=0.1).step()
     waiting.backward()

@@ -1,4 +1,4 @@
-"""The command line: what every command prints and leaves, and that wrong input ends in one message and nothing else."""
+"""The command line: output and files of every command; wrong input ends in one message."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ ON_CPU = ["--quiet", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A finished run. Not to be changed."""
+    """Return a finished run, which no test may change."""
     folder = tmp_path_factory.mktemp("cli") / "finished"
     assert pcdd("distill", "--preset", "quickstart", "--output", str(folder), "--quiet") == 0
     return folder
@@ -37,20 +37,20 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """An empty working folder."""
+    """Change to an empty working folder and return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def run(here, finished) -> Path:
-    """A copy of the finished run in the working folder."""
+    """Copy the finished run to the working folder."""
     return shutil.copytree(finished, here / "run")
 
 
 @pytest.fixture
 def json_of(capsys):
-    """json_of("presets"): what the command prints with --json."""
+    """Return json_of("presets"), which returns what the command prints with --json."""
 
     def call(*words: str):
         assert main([*words, "--json"]) == 0
@@ -59,7 +59,7 @@ def json_of(capsys):
     return call
 
 
-# --- help ---------------------------------------------------------------------------------------------------------
+# --- help -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_help_of_scoring_lists_the_settings_it_uses(command, capsys):
         assert (f"  {name}=" in text) == name.startswith(("data.", "evaluation."))
 
 
-# --- commands -----------------------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
 def test_distill_says_the_scores_and_where_the_run_is(here, capsys):
@@ -163,10 +163,13 @@ def test_settings_may_stand_before_between_and_after_options(here):
 
 
 def test_run_of_a_set_starts_from_its_clouds(run, here):
-    assert pcdd(
-        "distill", "--preset", "quickstart", "--output", "second", "--quiet",
-        clouds__initialisation="file", clouds__file="run/clouds.npz", optimiser__step_size=1e-9,
-    ) == 0  # fmt: skip
+    settings = {
+        "clouds__initialisation": "file",
+        "clouds__file": "run/clouds.npz",
+        "optimiser__step_size": 1e-9,
+    }
+    options = ["--preset", "quickstart", "--output", "second", "--quiet"]
+    assert pcdd("distill", *options, **settings) == 0
     before, after = (
         clouds.load(here / name / "clouds.npz").coordinates for name in ("run", "second")
     )
@@ -328,12 +331,16 @@ def test_animate_refuses_what_it_cannot_write_or_read(run, here, capsys):
     assert "trajectory.npz: no such file" in capsys.readouterr().err
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def assert_refused(here, capsys):
-    """assert_refused(command, parts ...): `command()` returns 2, says one line with the parts in it, and changes no file."""
+    """Return assert_refused(command, parts ...).
+
+    It asserts that `command()` returns 2, prints one line that contains the parts, and changes no
+    file.
+    """
 
     def call(command, *parts: str) -> str:
         before = files(here)
@@ -452,7 +459,7 @@ def test_device_that_is_not_there_is_named_with_those_that_are(device, assert_re
 @pytest.mark.parametrize("options", [[], ["--overwrite"]], ids=["new", "overwrite"])
 @pytest.mark.parametrize("place", ["file", "file/run"])
 def test_run_folder_that_cannot_be_written_to_is_named(place, options, here, assert_refused):
-    (here / "file").write_text("not a folder")  # holds for root too, whom permissions do not stop
+    (here / "file").write_text("not a folder")  # permissions would not stop root
     assert_refused(distill("--output", place, *options), place)
 
 
@@ -481,7 +488,7 @@ def mnist(*words: str):
 
 @pytest.fixture
 def raw(here) -> Path:
-    """The folder of MNIST's files, with one of them that looks right at first sight."""
+    """Make the folder of MNIST's files, with one file that has a valid header."""
     (here / "data" / "MNIST" / "raw").mkdir(parents=True)
     header = np.array([2051, 60000, 28, 28], dtype=">u4").tobytes()
     (here / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(header + b"\0" * 784)
@@ -532,7 +539,7 @@ def test_failed_download_leaves_nothing_in_the_cache(no_network, here, assert_re
 
 
 def with_field(field: str, change):
-    """A function that spoils one field of a set's arrays."""
+    """Return a function that damages one field of the arrays of a set."""
     return lambda arrays: {**arrays, field: change(arrays[field].copy())}
 
 
@@ -683,9 +690,8 @@ def test_damaged_record_is_named(content, command, run, assert_refused):
 
 
 def test_table_of_something_else_than_records_is_refused(run, here, assert_refused):
-    (here / "quickstart.ipynb").write_text(
-        '{"cells": []}'
-    )  # what `pcdd table runs/*` finds beside the runs of a demo
+    # `pcdd table runs/*` finds such a file beside the runs of a demo
+    (here / "quickstart.ipynb").write_text('{"cells": []}')
     assert_refused(lambda: main(["table", "run", "quickstart.ipynb"]), "quickstart.ipynb")
 
 

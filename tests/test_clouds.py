@@ -34,7 +34,7 @@ RAGGED = st.lists(st.integers(0, 6), min_size=1, max_size=6)
 GRIDS = st.tuples(*[st.integers(1, 40)] * 3)
 
 
-# --- the container ------------------------------------------------------------------------------------------------
+# --- the container --------------------------------------------------------------------------------
 
 
 @given(sizes=RAGGED)
@@ -83,7 +83,7 @@ def test_select_sends_gradients_back_once_per_repeat(random_clouds):
     assert coordinates.grad[:, 0].tolist() == [1, 1, 0, 2, 2, 2]
 
 
-# --- clouds from occupancy grids ----------------------------------------------------------------------------------
+# --- clouds from occupancy grids ------------------------------------------------------------------
 
 
 @given(
@@ -105,7 +105,7 @@ def test_from_occupancy_lists_cells_in_raster_order(seed, shape, max_points):
     assert clouds.labels.tolist() == list(range(shape[0]))
 
 
-# --- scatter ------------------------------------------------------------------------------------------------------
+# --- scatter --------------------------------------------------------------------------------------
 
 
 def scattered(seed, grid=(4, 8, 6), sizes=(300, 200)):
@@ -119,7 +119,7 @@ def test_scatter_is_uniform_up_to_the_clamp_of_the_last_cell():
         along = clouds.coordinates[:, axis]
         assert along.min() >= 0 and along.max() == cells - 1
         share = torch.bincount(along.floor().long(), minlength=cells) / len(along)
-        # 5 standard deviations of a share of 5,000 draws at most
+        # at most 5 standard deviations of a share of 5,000 draws
         assert torch.allclose(share, torch.full((cells,), 1 / cells), atol=0.031)
 
 
@@ -132,7 +132,7 @@ def test_scatter_is_a_function_of_the_seed():
     assert not torch.equal(scattered(3).coordinates, scattered(4).coordinates)
 
 
-# --- the bounds of the grid ---------------------------------------------------------------------------------------
+# --- the bounds of the grid -----------------------------------------------------------------------
 
 ANYWHERE = st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_size=1, max_size=8)
 
@@ -175,7 +175,7 @@ def test_cell_centres_are_the_middle_of_the_same_cell(random_clouds, seed, grid)
         assert torch.equal(centred[:, axis], cell + 0.5 if cells > 1 else torch.zeros_like(cell))
 
 
-# --- draws of clouds ----------------------------------------------------------------------------------------------
+# --- draws of clouds ------------------------------------------------------------------------------
 
 
 def test_members_per_class_lists_the_indices_of_every_class():
@@ -197,7 +197,7 @@ def test_sample_from_too_small_a_class_names_it():
         sample([torch.arange(5), torch.arange(2)], [3, 3], torch.Generator(), "ab")
 
 
-# --- sets on disk -------------------------------------------------------------------------------------------------
+# --- sets on disk ---------------------------------------------------------------------------------
 
 
 @given(
@@ -262,9 +262,8 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_cl
 
     def disk_full(file, **arrays):
         file.write(b"half of it")
-        assert (
-            len(list(tmp_path.iterdir())) == 2
-        )  # beside the old file: a rename is atomic within a file system only
+        # the new file is beside the old one: a rename is atomic only within a file system
+        assert len(list(tmp_path.iterdir())) == 2
         raise OSError("No space left on device")
 
     monkeypatch.setattr(module.np, "savez_compressed", disk_full)
@@ -388,7 +387,7 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
     with pytest.raises(InputError, match="object array"):
         load(path)
     assert list(tmp_path.iterdir()) == [path]
-    np.load(path, allow_pickle=True)["labels"]  # the trap was real
+    np.load(path, allow_pickle=True)["labels"]  # shows that the file does run code when unpickled
     assert (tmp_path / "code ran").is_dir()
 
 
@@ -452,7 +451,7 @@ def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
         assert np.array_equal(loaded.labels, GOOD["labels"])
 
 
-# --- clouds in any unit, put on a grid -------------------------------------------------------------------------------
+# --- clouds in any unit, put on a grid ------------------------------------------------------------
 
 
 @given(
@@ -469,12 +468,12 @@ def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(
         3, generator=draws
     )
     flat = torch.tensor(grid) == 1
-    points[:, flat] = 0.25  # an axis of one cell has no room for an extent
+    points[:, flat] = 0.25  # an axis of one cell has no extent
     placed = into_grid(points, grid)
     room = torch.tensor(grid) - 1
     assert placed.dtype == torch.float32 and (placed >= 0).all() and (placed <= room).all()
     before, after = torch.pdist(points.double()), torch.pdist(placed.double())
-    if count > 1 and before.max() > 1e-4 * points.abs().max():  # else they differ by rounding only
+    if count > 1 and before.max() > 1e-4 * points.abs().max():  # else only rounding differs
         scale = after.sum() / before.sum()
         torch.testing.assert_close(after, before * scale, rtol=1e-3, atol=1e-3)
         used = placed.amax(0) - placed.amin(0)
@@ -490,7 +489,7 @@ def test_what_is_no_cloud_is_not_put_on_a_grid(points):
         into_grid(points, (4, 4, 4))
 
 
-# --- shapes -------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
@@ -503,34 +502,31 @@ def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
         and clouds.labels.tolist() == [1, 0]
         and clouds.class_names == ("a", "b")
     )
-    # height runs downwards, width is x; the ball's radius of 11 leaves a cell free on either side
+    # height points down, width is x; a radius of 11 leaves one cell free on either side
     assert clouds.coordinates.tolist() == [[12, 1, 12], [12, 12, 23], [12, 12, 12], [12, 1, 12]]
     behind = from_unit_ball(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0]), "a", cells=24)
     assert behind.coordinates.tolist() == [[23, 12, 12]]
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=3), seed=st.integers(0, 99))
-def test_resampled_clouds_have_so_many_of_their_own_points_none_twice_before_all_once(
-    random_clouds, sizes, seed
-):
+def test_resampled_clouds_repeat_no_point_before_all_of_them_are_used(random_clouds, sizes, seed):
     clouds = random_clouds([4, 1, 6], (1, 6, 5), seed)
     clouds = clouds.with_coordinates(clouds.coordinates.float())
-    found = resampled(clouds, sizes, torch.Generator().manual_seed(seed))
+    result = resampled(clouds, sizes, torch.Generator().manual_seed(seed))
     assert (
-        found.sizes.tolist() == sizes
-        and torch.equal(found.labels, clouds.labels)
-        and found.grid == clouds.grid
+        result.sizes.tolist() == sizes
+        and torch.equal(result.labels, clouds.labels)
+        and result.grid == clouds.grid
     )
     for cloud, size in enumerate(sizes):
         own = {tuple(point) for point in clouds[cloud].tolist()}
-        drawn = [tuple(point) for point in found[cloud].tolist()]
+        drawn = [tuple(point) for point in result[cloud].tolist()]
         assert set(drawn) <= own and len(set(drawn)) == min(size, len(own))
 
 
 def test_points_are_known_as_well_as_the_data_says():
     cells = from_list([torch.tensor([[0.0, 3, 5]])], [0], (1, 8, 8), "a")
-    assert known_positions(cells).coordinates.tolist() == [
-        [0.0, 3.5, 5.5]
-    ]  # occupied cells: somewhere in them
+    # occupied cells are known to the cell: their centre stands for them
+    assert known_positions(cells).coordinates.tolist() == [[0.0, 3.5, 5.5]]
     exact = from_list([torch.tensor([[1.0, 3, 5.25]])], [0], (8, 8, 8), "a")
     assert known_positions(exact) is exact

@@ -1,4 +1,4 @@
-"""The configuration: every setting checked, named in errors, and part of the identity; the presets."""
+"""The configuration: checks of every setting, errors and identity; the presets."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from pcdd_core.errors import InputError
 from pcdd_core.networks import build_network
 from pcdd_core.presets import PRESETS, preset
 
-# Another valid value of every setting that is no number.
+# another valid value of every setting that is not a number
 OTHER = {
     "lift.saturation_start": 1.0,
     "lift.real_bandwidth_end": 0.3,
@@ -187,12 +187,12 @@ ILL = [
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "shown"), ILL, ids=[f"{name}={shown}" for name, _, shown in ILL]
+    ("name", "value", "stated"), ILL, ids=[f"{name}={stated}" for name, _, stated in ILL]
 )
-def test_ill_value_is_an_input_error_naming_setting_and_value(name, value, shown):
+def test_ill_value_is_an_input_error_naming_setting_and_value(name, value, stated):
     with pytest.raises(InputError) as error:
         override(Config(), {name: value})
-    assert name in str(error.value) and shown in str(error.value)
+    assert name in str(error.value) and stated in str(error.value)
 
 
 def test_wrong_choice_names_the_right_ones():
@@ -200,7 +200,7 @@ def test_wrong_choice_names_the_right_ones():
         override(Config(), {"network.backend": "spconv"})
 
 
-# --- presets ------------------------------------------------------------------------------------------------------
+# --- presets --------------------------------------------------------------------------------------
 
 STATED = {  # percent; the paper's Table 1, and the cosine column of Table 2
     "paper-minkowski-2-sum-of-squares": 33.9,
@@ -279,9 +279,8 @@ def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
         0.5,
     )
     assert config.optimiser.final_step_fraction == 1
-    whole = (
-        "sum-of-squares" in name
-    )  # Table 2's other distance is compared at the table's iteration only
+    # the other distance of Table 2 is compared only at the iteration of the table
+    whole = "sum-of-squares" in name
     assert config.schedule.iterations == (2500 if whole else 1250)
     assert (config.schedule.iterations_per_network, config.schedule.training_steps) == (0, 0)
     assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (
@@ -300,10 +299,8 @@ def test_small_scale_asks_for_less_of_the_same_experiment(name):
     paper, small = to_dict(preset(name).config), to_dict(preset(f"{name}-small").config)
     changed = {place for place in leaves(paper) if _at(paper, place) != _at(small, place)}
     scale = {"network.width", "objective.real_batch", "schedule.iterations", "optimiser.step_size"}
-    changed -= {
-        "evaluation.iteration",
-        "evaluation.curve",
-    }  # a small run has fewer iterations than these
+    # a small run has fewer iterations than these settings name
+    changed -= {"evaluation.iteration", "evaluation.curve"}
     assert changed <= scale | {"evaluation.networks", "evaluation.epochs", "evaluation.width"}
     for place in (
         "network.width",

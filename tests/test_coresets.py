@@ -1,4 +1,7 @@
-"""The baselines that choose, or average, real clouds: against loops (random and herding: see test_evaluation.py)."""
+"""Baselines that choose or average real clouds, against loops.
+
+The baselines random and herding are in test_evaluation.py.
+"""
 
 from fractions import Fraction
 
@@ -31,7 +34,10 @@ REAL = pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
 def random_clouds(
     seed: int, clouds: int = 21, grid: tuple[int, int, int] = (1, 5, 4)
 ) -> PointClouds:
-    """Three classes of unequal size in shuffled order, some clouds twice; a cloud may hold a cell twice."""
+    """Return three classes of unequal size in shuffled order.
+
+    Some clouds occur twice, and a cloud may contain a cell twice.
+    """
     draws = torch.Generator().manual_seed(seed)
     labels = torch.tensor([0, 1, 1, 2, 2, 2, 0])[torch.randperm(clouds, generator=draws) % 7]
     points = [
@@ -50,7 +56,7 @@ def members(real: PointClouds, label: int) -> list[int]:
 
 
 def sources(real: PointClouds, chosen: PointClouds) -> list[list[int]]:
-    """For every chosen cloud, the clouds of its class that it could be."""
+    """Return, for every chosen cloud, the real clouds of its class that equal it."""
     return [
         [n for n in members(real, int(chosen.labels[c])) if torch.equal(real[n], chosen[c])]
         for c in range(len(chosen))
@@ -63,11 +69,11 @@ def same(one: PointClouds, other: PointClouds) -> bool:
 
 
 def taught(monkeypatch, logits: torch.Tensor) -> None:
-    """Let the classifier say this instead of what training teaches it: (epochs, clouds, classes)."""
+    """Replace the outputs of the trained classifier by `logits` (epochs, clouds, classes)."""
     monkeypatch.setattr(coresets, "_learning", lambda real, seed: logits)
 
 
-# --- what all have in common ----------------------------------------------------------------------------------------
+# --- what all have in common ----------------------------------------------------------------------
 
 
 @REAL
@@ -76,8 +82,10 @@ def test_chosen_clouds_are_real_ones_of_their_class_and_none_is_chosen_twice(nam
     chosen = BASELINES[name](real(), 3, 0)
     assert chosen.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert (chosen.grid, chosen.class_names) == (real().grid, real().class_names)
-    found = sources(real(), chosen)  # no two of these clouds are equal
-    assert all(len(could_be) == 1 for could_be in found) and len({n for (n,) in found}) == 9
+    candidates = sources(real(), chosen)  # these clouds are pairwise different
+    assert (
+        all(len(could_be) == 1 for could_be in candidates) and len({n for (n,) in candidates}) == 9
+    )
 
 
 @pytest.mark.parametrize("name", CHOOSING)
@@ -122,7 +130,7 @@ def test_whole_is_all_real_clouds_however_many_are_asked_for():
     )
 
 
-# --- k-centre -------------------------------------------------------------------------------------------------------
+# --- k-centre -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -151,18 +159,17 @@ def test_k_center_equals_a_naive_loop(seed):
             best = [n for n in left if scores[n] == max(scores.values())]
             taken = picks[label * count + place]
             same_image = [n for n in best if torch.equal(real[n], taken)]
-            assert same_image and (
-                place == 0 or torch.equal(taken, real[best[0]])
-            )  # the mean's distances are rounded
+            # the distances to the mean are rounded
+            assert same_image and (place == 0 or torch.equal(taken, real[best[0]]))
             chosen.append(same_image[0])
             left.remove(same_image[0])
 
 
-# --- what herding and k-centre compare -------------------------------------------------------------------------------
+# --- what herding and k-centre compare ------------------------------------------------------------
 
 
 def told_apart(real: PointClouds, seed: int = 0) -> float:
-    """How many clouds are nearest to the mean of their own class, by what describes them: a fraction."""
+    """Return the share of clouds whose description is nearest to the mean of their own class."""
     parts = list(coresets._descriptions(real, 1, seed))
     means = torch.stack([described.mean(0) for _, described in parts])
     right = [
@@ -197,16 +204,16 @@ def test_first_shape_chosen_is_the_nearest_to_its_class_s_mean(choose, monkeypat
         assert not torch.equal(chosen[2 * label], chosen[2 * label + 1])
 
 
-# --- class mean -----------------------------------------------------------------------------------------------------
+# --- class mean -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [(1, 5, 4), (2, 3, 3)])
 @pytest.mark.parametrize("seed", range(5))
 def test_class_mean_equals_a_loop_over_points(seed, grid):
     real = random_clouds(seed, grid=grid)
-    moved = real.with_coordinates(real.coordinates + 0.5)  # within its cell: nothing changes
-    found = class_mean(moved, 1, 0)
-    assert found.labels.tolist() == [0, 1, 2] and (found.grid, found.class_names) == (
+    moved = real.with_coordinates(real.coordinates + 0.5)  # within their cells: changes nothing
+    means = class_mean(moved, 1, 0)
+    assert means.labels.tolist() == [0, 1, 2] and (means.grid, means.class_names) == (
         grid,
         ("a", "b", "c"),
     )
@@ -215,7 +222,7 @@ def test_class_mean_equals_a_loop_over_points(seed, grid):
         often = {cell: sum(cell in cloud for cloud in cells) for cell in set().union(*cells)}
         count = round(Fraction(sum(map(len, cells)), len(cells)))
         first = sorted(often, key=lambda cell: (-often[cell], cell))[:count]
-        assert found[label].tolist() == [list(cell) for cell in sorted(first)]
+        assert means[label].tolist() == [list(cell) for cell in sorted(first)]
 
 
 def test_class_mean_of_equal_clouds_is_that_cloud():
@@ -226,11 +233,10 @@ def test_class_mean_of_equal_clouds_is_that_cloud():
 
 
 def test_class_mean_takes_the_first_of_cells_that_are_occupied_equally_often():
-    even = (
-        torch.arange(1600).view(1, 40, 40) % 2 == 0
-    )  # so many that an unstable sort would mix them
-    found = class_mean(from_occupancy(torch.stack([even, ~even]), torch.zeros(2), ["only"]), 1, 0)
-    assert found.coordinates.tolist() == [
+    # so many cells that an unstable sort would mix them
+    even = torch.arange(1600).view(1, 40, 40) % 2 == 0
+    mean = class_mean(from_occupancy(torch.stack([even, ~even]), torch.zeros(2), ["only"]), 1, 0)
+    assert mean.coordinates.tolist() == [
         [0, row, column] for row in range(20) for column in range(40)
     ]
 
@@ -240,7 +246,7 @@ def test_class_mean_refuses_more_than_one_per_class():
         class_mean(tiny.three_digits(), 2, 0)
 
 
-# --- forgetting -----------------------------------------------------------------------------------------------------
+# --- forgetting -----------------------------------------------------------------------------------
 
 
 def test_forgetting_events_of_a_history_written_by_hand():
@@ -276,17 +282,16 @@ def test_forgetting_events_equal_a_loop_and_are_most_where_nothing_was_learnt(ep
 def test_forgetting_chooses_the_most_forgotten_of_each_class(monkeypatch):
     draws = torch.Generator().manual_seed(0)
     real, logits = random_clouds(0, 60), torch.randn(5, 60, 3, generator=draws)
-    real = real.with_coordinates(
-        torch.rand(real.coordinates.shape, generator=draws) * 0.9
-    )  # none equal
+    # makes all clouds different
+    real = real.with_coordinates(torch.rand(real.coordinates.shape, generator=draws) * 0.9)
     taught(monkeypatch, logits)
-    found = sources(real, forgetting(real, 4, 0))
+    candidates = sources(real, forgetting(real, 4, 0))
     for label in range(3):
         events = {}
         for n in members(real, label):
             right = [int(logits[epoch, n].argmax()) == label for epoch in range(5)]
             events[n] = sum(right[e] and not right[e + 1] for e in range(4)) if any(right) else 99
-        chosen = [n for (n,) in found[label * 4 : label * 4 + 4]]
+        chosen = [n for (n,) in candidates[label * 4 : label * 4 + 4]]
         assert [events[n] for n in chosen] == sorted(events.values(), reverse=True)[:4]
 
 
@@ -301,7 +306,7 @@ def test_forgetting_breaks_ties_at_random_by_seed_alone(monkeypatch):
     assert {n for pick in picks for n in pick} == set(range(len(real)))
 
 
-# --- CRAIG ----------------------------------------------------------------------------------------------------------
+# --- CRAIG ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -313,27 +318,27 @@ def test_craig_equals_naive_facility_location(seed, monkeypatch):
     logits = torch.randn(2, len(real), 3, generator=torch.Generator().manual_seed(100 + seed))
     taught(monkeypatch, logits)
     gradients = logits[-1].double().softmax(1) - torch.eye(3, dtype=torch.float64)[real.labels]
-    found = [n for (n,) in sources(real, craig(real, count, 0))]
+    picks = [n for (n,) in sources(real, craig(real, count, 0))]
     for label in range(3):
         everyone, chosen = members(real, label), []
         distance = {
             (a, b): float((gradients[a] - gradients[b]).norm()) for a in everyone for b in everyone
         }
-        most = max(
-            distance.values()
-        )  # similarity to the nearest chosen cloud, at least that to an imaginary farthest
-        for taken in found[label * count : label * count + count]:
+        # similarity is `most` minus distance, so it is 0 between the farthest clouds
+        most = max(distance.values())
+        for taken in picks[label * count : label * count + count]:
             value = {
                 n: sum(max(most - distance[i, j] for j in [*chosen, n]) for i in everyone)
-                for n in everyone if n not in chosen
-            }  # fmt: skip
-            # two that are each other's nearest are worth the same, but for rounding
+                for n in everyone
+                if n not in chosen
+            }
+            # two clouds that are nearest to each other have the same value, but for rounding
             assert value[taken] == pytest.approx(max(value.values()), rel=1e-6)
             chosen.append(taken)
 
 
 def test_craig_tells_well_learnt_clouds_apart(monkeypatch):
-    """Two groups, alike to a matrix product in float32: one of each is to be chosen."""
+    """Choose one cloud of each of two groups that a float32 matrix product cannot separate."""
     logits = torch.tensor([[12.0, 0.0]] * 30 + [[15.0, 0.0]] * 30)
     real = from_list(
         [torch.full((1, 3), n / 100) for n in range(60)], [0] * 60, (1, 4, 4), ["only"]
@@ -343,7 +348,7 @@ def test_craig_tells_well_learnt_clouds_apart(monkeypatch):
     assert (one < 30) != (other < 30)
 
 
-# --- the classifier that both look at -------------------------------------------------------------------------------
+# --- the classifier that both look at -------------------------------------------------------------
 
 
 def test_classifier_learns_and_is_asked_after_every_epoch(monkeypatch):

@@ -20,7 +20,7 @@ REAL_MNIST = os.environ.get("PCDD_DATA", "")
 
 
 def made_up_images(count: int) -> np.ndarray:
-    """Nearly empty images that carry their own number: its 16 bits are the first pixels of row 2."""
+    """Return nearly empty images that contain their number as 16 bits in row 2."""
     images = np.zeros((count, 28, 28), np.uint8)
     images[:, 0, 0], images[:, 0, 1] = 76, 75  # just above and just at the threshold
     images[:, 2, :16] = (np.arange(count)[:, None] >> np.arange(16) & 1) * 255
@@ -29,7 +29,7 @@ def made_up_images(count: int) -> np.ndarray:
 
 
 def numbers(clouds) -> list[int]:
-    """The numbers that images made by `made_up_images` carry, read from their clouds."""
+    """Read the numbers of images of `made_up_images` from their clouds."""
     _, height, width = clouds.coordinates.long().unbind(1)
     bits = torch.where(height == 2, 2**width, 0)
     return (
@@ -39,7 +39,7 @@ def numbers(clouds) -> list[int]:
 
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory) -> Path:
-    """A folder with files of MNIST's exact sizes; labels go 0, 1, ... 9, 0, 1 ..."""
+    """Make a folder with files of MNIST's exact sizes; the labels are 0, 1, ... 9, 0, 1 ..."""
     folder = tmp_path_factory.mktemp("mnist")
     (folder / "MNIST" / "raw").mkdir(parents=True)
     for name, (magic, shape) in MNIST_FILES.items():
@@ -60,7 +60,10 @@ def loaded(mnist):
 
 @pytest.fixture
 def linked(mnist, tmp_path) -> Path:
-    """The raw folder of a copy of `mnist` that a test may damage: its files are links, to be replaced."""
+    """Make a copy of `mnist` for a test to damage, and return its raw folder.
+
+    The files are links: replace them, do not write to them.
+    """
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in MNIST_FILES:
@@ -103,7 +106,7 @@ def test_an_axis_of_one_cell_is_added(loaded):
 
 
 def test_pixels_above_the_threshold_become_points_and_those_at_it_do_not(loaded):
-    points = [tuple(point) for point in loaded.test[0].tolist()]  # number 0: no bit is set
+    points = [tuple(point) for point in loaded.test[0].tolist()]  # image 0 has no bit set
     assert points == [(0, 0, 0), (0, 27, 27)]
 
 
@@ -136,7 +139,7 @@ def test_splits_are_disjoint_and_complete(loaded):
 
 
 def test_validation_clouds_come_evenly_from_the_whole_training_set(loaded):
-    """MNIST's last training images are easier than the rest: a validation part of these alone says too much."""
+    """MNIST's last training images are easier than the rest and would raise the scores."""
     held_out = torch.tensor(numbers(loaded.validation))
     assert torch.histc(held_out.float(), bins=10, min=0, max=60000).tolist() == [600] * 10
 
@@ -205,9 +208,8 @@ def test_images_of_another_shape_are_refused(linked):
     name = "t10k-images-idx3-ubyte"
     content = (linked / name).read_bytes()
     (linked / name).unlink()
-    (linked / name).write_bytes(
-        np.array([2051, 10000, 14, 56], dtype=">u4").tobytes() + content[16:]
-    )  # the same length
+    header = np.array([2051, 10000, 14, 56], dtype=">u4").tobytes()
+    (linked / name).write_bytes(header + content[16:])  # the same length
     with pytest.raises(InputError, match=name):
         datasets.load(MNIST, linked.parents[1])
 
@@ -272,12 +274,11 @@ def test_every_class_gives_the_validation_fraction(fraction):
         torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation)
     )
     assert held_out.tolist() == [int(fraction * count) for count in (kept + held_out).tolist()]
-    assert len(real.test) == len(
-        tiny.digits().test
-    )  # the choice of a validation split never touches the test split
+    # the choice of a validation split does not change the test split
+    assert len(real.test) == len(tiny.digits().test)
 
 
-# --- shapes -------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 def test_solids_are_clouds_inside_a_grid_split_in_three():

@@ -29,7 +29,7 @@ def last_coordinates(config, **more) -> torch.Tensor:
 
 
 def assert_well_formed(step, grid):
-    """Finite numbers, points inside the grid, depth 0 where the grid is flat."""
+    """Assert finite numbers, points inside the grid, and depth 0 in a flat grid."""
     numbers = [*step.matching_loss, step.mean_absolute_gradient, step.mean_absolute_displacement]
     assert torch.tensor(numbers).isfinite().all()
     coordinates = step.clouds.coordinates
@@ -37,7 +37,7 @@ def assert_well_formed(step, grid):
     assert (coordinates >= 0).all() and (coordinates <= torch.tensor(grid) - 1).all()
 
 
-# --- steps --------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
@@ -46,9 +46,12 @@ def assert_well_formed(step, grid):
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_every_combination_moves_points_inside_the_flat_grid(backend, lift, distance, optimiser):
     config = tiny.config(
-        network__backend=backend, lift__name=lift, objective__distance=distance, optimiser__name=optimiser,
+        network__backend=backend,
+        lift__name=lift,
+        objective__distance=distance,
+        optimiser__name=optimiser,
         schedule__iterations=3,
-    )  # fmt: skip
+    )
     start, steps = initial_clouds(config, tiny.three_digits()), run(config)
     assert [step.iteration for step in steps] == [0, 1, 2]
     for step in steps:
@@ -72,9 +75,11 @@ def test_points_move_along_all_three_axes_of_a_solid_grid(backend, lift):
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_unequal_clouds_keep_their_numbers_and_sizes(backend, lift):
     config = tiny.config(
-        network__backend=backend, lift__name=lift, clouds__clouds_per_class=[1, 3, 2],
+        network__backend=backend,
+        lift__name=lift,
+        clouds__clouds_per_class=[1, 3, 2],
         clouds__points_per_cloud=[5, 6, 7, 8, 9, 1],
-    )  # fmt: skip
+    )
     for step in run(config):
         assert step.clouds.labels.tolist() == [0, 1, 1, 1, 2, 2]
         assert step.clouds.sizes.tolist() == [5, 6, 7, 8, 9, 1]
@@ -138,18 +143,29 @@ def test_training_moves_the_network_and_no_training_leaves_it():
 
 @pytest.mark.parametrize(("real_batch", "different"), [(3, 4), (8, 1)])
 def test_real_clouds_are_drawn_anew_in_every_iteration(real_batch, different):
-    config = tiny.config(  # nothing else changes: the losses differ if the batches do, and a batch of all cannot
-        objective__real_batch=real_batch, optimiser__name="sgd", optimiser__step_size=1e-12, schedule__iterations=4,
-        schedule__iterations_per_network=0, lift__bandwidth_start=1.5, lift__bandwidth_end=1.5,
-    )  # fmt: skip
+    # only the batches change, so the losses differ if the batches differ; a batch of all 8 clouds
+    # is always the same
+    config = tiny.config(
+        objective__real_batch=real_batch,
+        optimiser__name="sgd",
+        optimiser__step_size=1e-12,
+        schedule__iterations=4,
+        schedule__iterations_per_network=0,
+        lift__bandwidth_start=1.5,
+        lift__bandwidth_end=1.5,
+    )
     assert len({f"{sum(step.matching_loss):.4g}" for step in run(config)}) == different
 
 
-# --- objectives -----------------------------------------------------------------------------------------------------
+# --- objectives -----------------------------------------------------------------------------------
 
 OBJECTIVES = [
-    "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "feature_regression", "unrolled_training"
-]  # fmt: skip
+    "gradient_matching",
+    "distribution_matching",
+    "maximum_mean_discrepancy",
+    "feature_regression",
+    "unrolled_training",
+]
 
 
 @pytest.mark.parametrize("augmentation", [False, True])
@@ -157,10 +173,14 @@ OBJECTIVES = [
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, backend, augmentation):
     config = tiny.config(
-        objective__name=objective, network__backend=backend, objective__augmentation=augmentation,
-        clouds__clouds_per_class=[1, 3, 2], schedule__iterations=3, objective__unrolled_steps=4,
+        objective__name=objective,
+        network__backend=backend,
+        objective__augmentation=augmentation,
+        clouds__clouds_per_class=[1, 3, 2],
+        schedule__iterations=3,
+        objective__unrolled_steps=4,
         objective__unrolled_steps_before=3,
-    )  # fmt: skip
+    )
     steps = run(config)
     for step in steps:
         assert_well_formed(step, (1, 28, 28))
@@ -171,17 +191,20 @@ def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, back
     ).any()
 
 
-@pytest.mark.parametrize(
-    "objective", [name for name in OBJECTIVES if name != "unrolled_training"]
-)  # never at 0
+# the loss of unrolled training is never 0
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "unrolled_training"])
 def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path):
-    """All 24 real clouds are the synthetic ones, and the batch; where they are moved, by the same move."""
+    """Take all 24 real clouds as synthetic clouds and as batch, augmented by the same move."""
     real = tiny.three_digits()
     cloud_files.save(cloud_files.cell_centres(real), tmp_path / "real.npz")
     settings = {
-        "objective__name": objective, "objective__real_batch": 8, "objective__ridge": 1e-6, "schedule__iterations": 1,
-        "objective__augmentation": objective != "feature_regression", "objective__distance": "sum_of_squares",
-    }  # fmt: skip
+        "objective__name": objective,
+        "objective__real_batch": 8,
+        "objective__ridge": 1e-6,
+        "schedule__iterations": 1,
+        "objective__augmentation": objective != "feature_regression",
+        "objective__distance": "sum_of_squares",
+    }
     scattered = sum(run(tiny.config(**settings))[0].matching_loss)
     same = tiny.config(
         **settings, clouds__initialisation="file", clouds__file=str(tmp_path / "real.npz")
@@ -191,25 +214,36 @@ def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path
 
 def test_augmentation_changes_what_is_compared_and_is_drawn_anew():
     settings = {
-        "objective__real_batch": 8, "optimiser__name": "sgd", "optimiser__step_size": 1e-12, "schedule__iterations": 4,
-        "schedule__iterations_per_network": 0, "lift__bandwidth_start": 1.5, "lift__bandwidth_end": 1.5,
-    }  # fmt: skip
+        "objective__real_batch": 8,
+        "optimiser__name": "sgd",
+        "optimiser__step_size": 1e-12,
+        "schedule__iterations": 4,
+        "schedule__iterations_per_network": 0,
+        "lift__bandwidth_start": 1.5,
+        "lift__bandwidth_end": 1.5,
+    }
     losses = {
         f"{sum(step.matching_loss):.4g}"
         for step in run(tiny.config(**settings, objective__augmentation=True))
     }
-    assert (
-        len(losses) == 4
-    )  # without it they are all the same, see test_real_clouds_are_drawn_anew_in_every_iteration
+    # without augmentation all losses are the same: see
+    # test_real_clouds_are_drawn_anew_in_every_iteration
+    assert len(losses) == 4
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_resume_holds_for_every_objective_with_augmentation_and_training_on_real_clouds(objective):
+def test_resume_holds_for_every_objective_with_augmentation_and_real_training(objective):
     config = tiny.config(
-        objective__name=objective, objective__augmentation=True, schedule__training_data="real", lift__hard_from=0.5,
-        schedule__training_steps=2, schedule__training_batch=5, schedule__iterations_per_network=3,
-        objective__unrolled_steps=4, objective__unrolled_steps_before=3,
-    )  # fmt: skip
+        objective__name=objective,
+        objective__augmentation=True,
+        schedule__training_data="real",
+        lift__hard_from=0.5,
+        schedule__training_steps=2,
+        schedule__training_batch=5,
+        schedule__iterations_per_network=3,
+        objective__unrolled_steps=4,
+        objective__unrolled_steps_before=3,
+    )
     state = through_a_file(
         next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state()
     )
@@ -257,12 +291,12 @@ def test_labels_wait_where_distribution_matching_comes_first():
 
 
 def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypatch):
-    seen = []
+    batches = []
 
     def unrolled_training(network, real, real_labels, synthetic, steps, step_size, steps_before):
         assert steps_before == 0
-        seen.extend(synthetic() for _ in range(steps))
-        return seen[-1][0].mean() * torch.ones(len(real_labels))
+        batches.extend(synthetic() for _ in range(steps))
+        return batches[-1][0].mean() * torch.ones(len(real_labels))
 
     monkeypatch.setattr(distillation.objectives, "unrolled_training", unrolled_training)
     settings = dict(
@@ -271,20 +305,24 @@ def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypa
         clouds__clouds_per_class=[1, 4, 2],
     )
     run(tiny.config(**settings, objective__unrolled_batch=2, schedule__iterations=1))
-    assert [labels.tolist() for _, labels in seen] == 9 * [[0, 1, 1, 2, 2]]
-    assert (
-        len({lifted[1:3].sum().item() for lifted, _ in seen}) > 2
-    )  # of the 12 ways to draw 2 of 4
-    seen.clear()
+    assert [labels.tolist() for _, labels in batches] == 9 * [[0, 1, 1, 2, 2]]
+    # of the 12 ways to draw 2 of 4 clouds
+    assert len({lifted[1:3].sum().item() for lifted, _ in batches}) > 2
+    batches.clear()
     run(tiny.config(**settings, schedule__iterations=1))
-    assert [labels.tolist() for _, labels in seen] == 9 * [[0, 1, 1, 1, 1, 2, 2]]
+    assert [labels.tolist() for _, labels in batches] == 9 * [[0, 1, 1, 1, 1, 2, 2]]
 
 
 def learning_labels(**more):
     return tiny.config(
-        objective__name="unrolled_training", objective__learned_labels=True, objective__unrolled_steps=4,
-        clouds__clouds_per_class=[1, 3, 2], optimiser__label_step_size=0.1, optimiser__final_step_fraction=1.0, **more,
-    )  # fmt: skip
+        objective__name="unrolled_training",
+        objective__learned_labels=True,
+        objective__unrolled_steps=4,
+        clouds__clouds_per_class=[1, 3, 2],
+        optimiser__label_step_size=0.1,
+        optimiser__final_step_fraction=1.0,
+        **more,
+    )
 
 
 def test_labels_are_learned_from_their_own_class_on_at_their_own_step_size():
@@ -294,12 +332,10 @@ def test_labels_are_learned_from_their_own_class_on_at_their_own_step_size():
     assert learned.shape == (5, 6, 3) and not learned.requires_grad
     assert torch.allclose(learned.sum(2), torch.ones(5, 6))
     assert (learned.argmax(2) == labels).all()
-    moves = learned[0].log() - 5.0 * torch.nn.functional.one_hot(
-        labels, 3
-    )  # but for a constant of each cloud
-    assert (moves.amax(1) - moves.amin(1)).max().item() == pytest.approx(
-        0.2, abs=1e-3
-    )  # adam's first: 0.1 either way
+    # the moves, up to a constant of each cloud
+    moves = learned[0].log() - 5.0 * torch.nn.functional.one_hot(labels, 3)
+    # the first step of Adam is 0.1 in either direction
+    assert (moves.amax(1) - moves.amin(1)).max().item() == pytest.approx(0.2, abs=1e-3)
     assert (learned[-1] - learned[0]).abs().max() > 1e-3
 
 
@@ -337,16 +373,21 @@ def test_resume_holds_for_learned_labels(optimiser):
 
 def test_training_on_real_clouds_teaches_the_network_the_real_classes():
     config = tiny.config(
-        schedule__training_data="real", schedule__training_steps=30, schedule__training_batch=24,
-        schedule__training_step_size=0.02, schedule__iterations_per_network=0, schedule__iterations=3, network__width=8,
-    )  # fmt: skip
+        schedule__training_data="real",
+        schedule__training_steps=30,
+        schedule__training_batch=24,
+        schedule__training_step_size=0.02,
+        schedule__iterations_per_network=0,
+        schedule__iterations=3,
+        network__width=8,
+    )
     real = tiny.three_digits()
     network = build_network(config.network, 1, real.grid, 3, generator(0))
     network.load_state_dict(run(config)[-1].state()["network"])
-    shown = lifts.gaussian_occupancy(
+    inputs = lifts.gaussian_occupancy(
         cloud_files.cell_centres(real), config.lift.bandwidth_end, config.lift.saturation
     )
-    assert (network(shown).argmax(1) == real.labels).float().mean() > 0.9
+    assert (network(inputs).argmax(1) == real.labels).float().mean() > 0.9
 
 
 def test_cells_are_shown_hard_from_the_moment_asked_for():
@@ -407,17 +448,21 @@ def test_real_clouds_may_end_sharper_than_synthetic_ones():
     assert torch.equal(same, usual) and not torch.equal(sharper, usual)
 
 
-# --- gradients ----------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     real = tiny.three_digits()
-    config = tiny.config(  # all 8 clouds of a class are in the batch, so that it does not matter which are drawn
-        network__backend=backend, lift__name=lift, objective__real_batch=8,
-        optimiser__name="sgd", optimiser__step_size=1e-3,
-    )  # fmt: skip
+    # the batch has all 8 clouds of a class, so the draw does not matter
+    config = tiny.config(
+        network__backend=backend,
+        lift__name=lift,
+        objective__real_batch=8,
+        optimiser__name="sgd",
+        optimiser__step_size=1e-3,
+    )
     step = next(distill(config, real))
     channels = 3 if lift == "coordinates" else 1
     network = build_network(config.network, channels, real.grid, 3, generator(0))
@@ -430,15 +475,15 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
 
     start = initial_clouds(config, real)
     coordinates = start.coordinates.requires_grad_()
-    theirs = cloud_files.cell_centres(real) if lift == "gaussian" else real
+    real_clouds = cloud_files.cell_centres(real) if lift == "gaussian" else real
     losses = []
     for label in range(3):
-        ours = start.with_coordinates(coordinates).select(torch.tensor([label]))
-        same = theirs.select((real.labels == label).nonzero().flatten())
+        synthetic = start.with_coordinates(coordinates).select(torch.tensor([label]))
+        same = real_clouds.select((real.labels == label).nonzero().flatten())
         distance = DISTANCES[config.objective.distance]
         losses.append(
             gradient_matching(
-                network, lifted(same), same.labels, lifted(ours), ours.labels, distance
+                network, lifted(same), same.labels, lifted(synthetic), synthetic.labels, distance
             )
         )
     (gradient,) = torch.autograd.grad(sum(losses), coordinates)
@@ -455,27 +500,36 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_matching_loss_falls_where_network_batch_and_bandwidth_stay_the_same(backend):
     config = tiny.config(
-        network__backend=backend, objective__real_batch=8, lift__bandwidth_start=1.5, lift__bandwidth_end=1.5,
-        schedule__iterations_per_network=0, schedule__iterations=40, optimiser__name="adam", optimiser__step_size=0.2,
-    )  # fmt: skip
+        network__backend=backend,
+        objective__real_batch=8,
+        lift__bandwidth_start=1.5,
+        lift__bandwidth_end=1.5,
+        schedule__iterations_per_network=0,
+        schedule__iterations=40,
+        optimiser__name="adam",
+        optimiser__step_size=0.2,
+    )
     losses = [sum(step.matching_loss) for step in run(config)]
     assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
 
 
 def test_step_size_falls_to_its_final_fraction():
     falling = tiny.config(
-        optimiser__name="adam", optimiser__step_size=0.1, optimiser__momentum=0.0, optimiser__final_step_fraction=0.01,
+        optimiser__name="adam",
+        optimiser__step_size=0.1,
+        optimiser__momentum=0.0,
+        optimiser__final_step_fraction=0.01,
         schedule__iterations=12,
-    )  # fmt: skip
+    )
     moves = [step.mean_absolute_displacement for step in run(falling)]
     assert moves[-1] < 0.2 * moves[0]
 
 
-# --- resume -------------------------------------------------------------------------------------------------------
+# --- resume ---------------------------------------------------------------------------------------
 
 
 def through_a_file(state: dict) -> dict:
-    """The state as a checkpoint gives it back."""
+    """Save and load the state, as a checkpoint does."""
     file = io.BytesIO()
     torch.save(state, file)
     return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
@@ -486,9 +540,11 @@ def through_a_file(state: dict) -> dict:
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, training_steps):
     config = tiny.config(
-        optimiser__name=optimiser, schedule__iterations_per_network=iterations_per_network,
-        schedule__training_steps=training_steps, schedule__iterations=7,
-    )  # fmt: skip
+        optimiser__name=optimiser,
+        schedule__iterations_per_network=iterations_per_network,
+        schedule__training_steps=training_steps,
+        schedule__iterations=7,
+    )
     unbroken = run(config)
     for done in (1, 3, 5):
         state = through_a_file(
@@ -530,7 +586,7 @@ def test_state_of_the_last_step_leaves_nothing_to_do():
     assert run(config, state=run(config)[-1].state()) == []
 
 
-# --- initialisation -----------------------------------------------------------------------------------------------
+# --- initialisation -------------------------------------------------------------------------------
 
 
 def test_scatter_fills_the_whole_box():
@@ -544,7 +600,7 @@ def test_scatter_fills_the_whole_box():
 
 
 @pytest.mark.parametrize("grid", ["flat", "solid"])
-def test_real_initialisation_takes_training_clouds_of_the_right_class_at_cell_centres(grid):
+def test_real_initialisation_takes_clouds_of_the_right_class_at_cell_centres(grid):
     real = tiny.three_digits() if grid == "flat" else tiny.three_solids()
     config = tiny.config(
         clouds__initialisation="real",
@@ -556,9 +612,9 @@ def test_real_initialisation_takes_training_clouds_of_the_right_class_at_cell_ce
     half = torch.tensor([0.0 if cells == 1 else 0.5 for cells in real.grid])
     sources = []
     for cloud in range(len(start)):
-        found = [n for n in range(len(real)) if torch.equal(real[n], start[cloud] - half)]
-        assert len(found) == 1 and real.labels[found[0]] == start.labels[cloud]
-        sources += found
+        matches = [n for n in range(len(real)) if torch.equal(real[n], start[cloud] - half)]
+        assert len(matches) == 1 and real.labels[matches[0]] == start.labels[cloud]
+        sources += matches
     assert len(set(sources)) == 6
 
 
@@ -574,9 +630,8 @@ def test_real_initialisation_is_resampled_to_the_size_asked_for(size):
     for cloud in range(3):
         points, origin = (set(map(tuple, clouds[cloud].tolist())) for clouds in (resampled, source))
         assert points <= origin
-        assert len(points) == min(
-            size, len(origin)
-        )  # no point twice before every one is there once
+        # no point occurs twice before every point occurs once
+        assert len(points) == min(size, len(origin))
 
 
 def test_file_initialisation_starts_where_the_set_is(tmp_path):
@@ -610,7 +665,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
         distill(config, tiny.three_digits())
 
 
-# --- settings that do not fit the data ----------------------------------------------------------------------------
+# --- settings that do not fit the data ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -658,16 +713,15 @@ def test_setting_that_does_not_fit_is_refused_before_the_first_step(settings, me
         distill(tiny.config(**settings), tiny.three_digits())
 
 
-# --- failure and health -------------------------------------------------------------------------------------------
+# --- failure and health ---------------------------------------------------------------------------
 
 
 def test_nan_is_reported_with_iteration_class_and_likely_cause(monkeypatch):
     calls = itertools.count()
 
     def broken(real, synthetic):
-        factor = (
-            float("nan") if next(calls) == 7 else 1.0
-        )  # 3 classes per iteration: class 1 of iteration 2
+        # 3 classes per iteration: call 7 is class 1 of iteration 2
+        factor = float("nan") if next(calls) == 7 else 1.0
         return factor * sum(s.square().sum() for s in synthetic)
 
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
@@ -681,7 +735,7 @@ def test_nan_is_reported_with_iteration_class_and_likely_cause(monkeypatch):
 
 
 def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
-    def steep(real, synthetic):  # the root of 0: finite, with an infinite derivative
+    def steep(real, synthetic):  # the root of 0 is finite and has an infinite derivative
         return sum((s - s.detach()).abs().sum().sqrt() for s in synthetic)
 
     monkeypatch.setitem(DISTANCES, "sum_of_squares", steep)
@@ -692,7 +746,7 @@ def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
 
 
 def watched(config) -> list[str | None]:
-    """The finding after each iteration."""
+    """Return the finding of the health check after each iteration."""
     health, findings = Health(), []
     for step in distill(config, tiny.three_digits()):
         health.watch(step)
@@ -735,15 +789,15 @@ def test_healthy_run_is_not_reported():
     "changes", [{}, {"objective__augmentation": True}, {"objective__name": "distribution_matching"}]
 )
 def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(changes, monkeypatch):
-    config, before, found = tiny.config(**changes), torch.get_num_threads(), []
-    torch.set_num_threads(1)  # also in turn: two threads of one operation sum in another order
+    config, before, results = tiny.config(**changes), torch.get_num_threads(), []
+    torch.set_num_threads(1)  # two threads within an operation would sum in another order
     try:
         for count in (1, 3):
             monkeypatch.setattr(distillation, "threads_for", lambda device, count=count: count)
-            found.append(list(distill(config, tiny.three_digits())))
+            results.append(list(distill(config, tiny.three_digits())))
     finally:
         torch.set_num_threads(before)
-    for alone, together in zip(*found, strict=True):
+    for alone, together in zip(*results, strict=True):
         assert torch.equal(alone.clouds.coordinates, together.clouds.coordinates)
         assert alone.matching_loss == together.matching_loss and torch.equal(
             alone.gradient, together.gradient

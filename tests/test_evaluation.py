@@ -68,23 +68,25 @@ def test_soft_projection_becomes_the_hard_one_as_its_spots_shrink(real):
 
 
 def test_classifiers_learn_from_the_projection_asked_for(monkeypatch):
-    clouds, seen = cell_centres(tiny.three_digits()), []
-    monkeypatch.setattr(evaluation, "_train", lambda ensemble, images, *rest: seen.append(images))
+    clouds, trained_on = cell_centres(tiny.three_digits()), []
+    monkeypatch.setattr(
+        evaluation, "_train", lambda ensemble, images, *rest: trained_on.append(images)
+    )
     spots = {"evaluation__projection_bandwidth": 0.4, "evaluation__projection_saturation": 20.0}
     for change in ({}, {"evaluation__projection": "soft", **spots}):
         evaluate(clouds, tiny.three_digits(), tiny.config(**change).evaluation, 0)
-    assert torch.equal(seen[0], project(clouds))
-    assert torch.equal(seen[1], soft_project(clouds, 0.4, 20.0))
+    assert torch.equal(trained_on[0], project(clouds))
+    assert torch.equal(trained_on[1], soft_project(clouds, 0.4, 20.0))
 
 
 # --- augmentation as published --------------------------------------------------------------------
 
 
 def literal(images: torch.Tensor, drawn: AugmentationDraws) -> torch.Tensor:
-    """One batch (batch, 1, height, width), augmented image by image as in DC's code."""
+    """Augment a batch (batch, 1, height, width) image by image, as the code of DC does."""
     height, width = images.shape[-2:]
     mean = float(torch.mean(images[:, 0]))
-    shown = images.clone()
+    augmented = images.clone()
     for number, image in enumerate(images):
         if drawn.kind[number] == CROP:
             frame = torch.full((1, height + 8, width + 8), mean)
@@ -102,8 +104,8 @@ def literal(images: torch.Tensor, drawn: AugmentationDraws) -> torch.Tensor:
             frame = ndimage.rotate(image.numpy(), angle=angle, axes=(-2, -1), cval=mean)
             frame = torch.tensor(frame)
             r, c = int((frame.shape[-2] - height) / 2), int((frame.shape[-1] - width) / 2)
-        shown[number] = frame[:, r : r + height, c : c + width]
-    return shown
+        augmented[number] = frame[:, r : r + height, c : c + width]
+    return augmented
 
 
 def binary_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -111,7 +113,7 @@ def binary_images(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def draws_of(kind: int, values: torch.Tensor) -> AugmentationDraws:
-    """Draws of one kind with these values, one per image; those of the other kinds are 1."""
+    """Return draws of one kind with one value per image; the draws of other kinds are 1."""
     count, unused = len(values), torch.ones(len(values), 2, dtype=torch.int64)
     return AugmentationDraws(
         torch.full((count,), kind),
@@ -125,15 +127,15 @@ def draws_of(kind: int, values: torch.Tensor) -> AugmentationDraws:
 def test_every_image_is_what_the_published_loop_makes_of_it(side):
     networks, batch = 3, 150
     images = binary_images(networks, batch, 1, side, side)
-    images[1] *= binary_images(batch, 1, side, side, seed=1)  # a batch mean of its own
+    images[1] *= binary_images(batch, 1, side, side, seed=1)  # gives this batch another mean
     drawn = draw_augmentation(networks * batch, side, generator(0))
-    shown = apply_augmentation(images, drawn)
+    augmented = apply_augmentation(images, drawn)
     for network in range(networks):
         rows = slice(network * batch, (network + 1) * batch)
         own = AugmentationDraws(*(part[rows] for part in vars(drawn).values()))
         expected, exact = literal(images[network], own), own.kind != ROTATION
-        assert torch.equal(shown[network][exact], expected[exact])
-        torch.testing.assert_close(shown[network], expected, rtol=0, atol=1e-6)
+        assert torch.equal(augmented[network][exact], expected[exact])
+        torch.testing.assert_close(augmented[network], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [28, 27, 8])
@@ -154,17 +156,17 @@ def test_scale_to_every_size_is_the_published_one(side):
 
 
 @pytest.mark.parametrize("side", [28, 27, 8])
-def test_rotation_by_every_angle_is_the_published_one_and_keeps_values_beyond_0_and_1(side):
+def test_rotation_by_every_angle_is_the_published_one_beyond_0_and_1(side):
     drawn = draws_of(ROTATION, torch.arange(-45, 45))
     images = binary_images(90, 1, side, side)
-    shown = apply_augmentation(images, drawn)
-    torch.testing.assert_close(shown, literal(images, drawn), rtol=0, atol=1e-6)
-    assert shown.min() < -0.05 and shown.max() > 1.05
+    rotated = apply_augmentation(images, drawn)
+    torch.testing.assert_close(rotated, literal(images, drawn), rtol=0, atol=1e-6)
+    assert rotated.min() < -0.05 and rotated.max() > 1.05
 
 
 def frequencies(values: torch.Tensor) -> dict[int, float]:
-    found, counts = values.unique(return_counts=True)
-    return dict(zip(found.tolist(), (counts / values.numel()).tolist(), strict=True))
+    distinct, counts = values.unique(return_counts=True)
+    return dict(zip(distinct.tolist(), (counts / values.numel()).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("side", [28, 20, 27])
@@ -186,7 +188,7 @@ def test_draws_have_the_published_ranges_and_probabilities(side):
 
 def test_draws_are_independent_of_each_other():
     drawn = draw_augmentation(20_000, 28, generator(0))
-    one_of_three = F.one_hot(drawn.kind)[:, :2]  # the third follows from these
+    one_of_three = F.one_hot(drawn.kind)[:, :2]  # these determine the third
     table = torch.cat([one_of_three, drawn.offset, drawn.size, drawn.angle[:, None]], dim=1)
     related = torch.corrcoef(table.T.double())
     related[0, 1] = related[1, 0] = 0  # the kinds exclude each other
@@ -197,8 +199,8 @@ def test_augmentation_fills_with_the_mean_of_the_network_s_own_batch():
     images = torch.stack([torch.ones(60, 1, 12, 12), torch.zeros(60, 1, 12, 12)])
     drawn = draw_augmentation(120, 12, generator(0))
     filled = (drawn.kind != SCALE).view(2, 60)
-    shown = apply_augmentation(images, drawn)
-    torch.testing.assert_close(shown[filled], images[filled], rtol=0, atol=1e-5)
+    augmented = apply_augmentation(images, drawn)
+    torch.testing.assert_close(augmented[filled], images[filled], rtol=0, atol=1e-5)
     smaller = apply_augmentation(
         torch.ones(1, 1, 12, 12), draws_of(SCALE, torch.tensor([[10, 10]]))
     )
@@ -208,21 +210,21 @@ def test_augmentation_fills_with_the_mean_of_the_network_s_own_batch():
 @pytest.mark.parametrize("size", [(20, 60), (60, 20), (9, 7)])
 def test_images_that_are_not_square_keep_their_shape(size):
     images = torch.ones(90, 1, *size)
-    shown = apply_augmentation(images, draws_of(ROTATION, torch.arange(-45, 45)))
-    torch.testing.assert_close(shown, images, rtol=0, atol=1e-5)
+    rotated = apply_augmentation(images, draws_of(ROTATION, torch.arange(-45, 45)))
+    torch.testing.assert_close(rotated, images, rtol=0, atol=1e-5)
     assert augment(images, generator(0)).shape == images.shape
 
 
 def test_augmentation_draws_from_its_generator_only_and_leaves_its_input():
     images = binary_images(2, 50, 1, 12, 12)
     given, before = images.clone(), (torch.get_rng_state(), np.random.get_state())
-    shown = augment(images, generator(0))
+    augmented = augment(images, generator(0))
     assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(images, given)
     after = np.random.get_state()
     assert np.array_equal(after[1], before[1][1]) and after[2:] == before[1][2:]
     torch.manual_seed(1)
     np.random.seed(1)
-    assert torch.equal(augment(images, generator(0)), shown)
+    assert torch.equal(augment(images, generator(0)), augmented)
 
 
 # --- both forms of augmentation -------------------------------------------------------------------
@@ -240,9 +242,9 @@ def test_augmentation_is_a_function_of_its_draws(change):
 @BOTH
 def test_every_image_of_every_network_is_augmented_by_a_draw_of_its_own(change):
     image = torch.rand(1, 1, 1, 16, 16, generator=generator(1)).expand(4, 60, 1, 16, 16)
-    shown = change(image, generator(0)).flatten(0, 1).flatten(1)
+    augmented = change(image, generator(0)).flatten(0, 1).flatten(1)
     # A third of 240 images share 64 crops, and a third share 90 angles or 49 sizes.
-    assert len(torch.unique(shown, dim=0)) > 130
+    assert len(torch.unique(augmented, dim=0)) > 130
 
 
 # --- fast augmentation ----------------------------------------------------------------------------
@@ -257,20 +259,20 @@ def test_every_image_of_every_network_is_augmented_by_a_draw_of_its_own(change):
 def test_fast_augmentation_keeps_shape_and_range(networks, images, size, seed):
     draws = torch.Generator().manual_seed(seed)
     given = torch.rand(networks, images, 1, *size, generator=draws)
-    shown = augment_fast(given, torch.Generator().manual_seed(seed))
-    assert shown.shape == given.shape and shown.dtype == given.dtype
-    assert shown.min() >= 0 and shown.max() <= 1 + 1e-5
+    augmented = augment_fast(given, torch.Generator().manual_seed(seed))
+    assert augmented.shape == given.shape and augmented.dtype == given.dtype
+    assert augmented.min() >= 0 and augmented.max() <= 1 + 1e-5
 
 
 def bump(height: int, width: int, y: float, x: float, sd_y=2.0, sd_x=2.0) -> torch.Tensor:
-    """A Gaussian bump (height, width) with its centre (y, x) pixels off the middle of the image."""
+    """Return an image of a Gaussian bump, centred (y, x) pixels off the middle of the image."""
     rows = torch.arange(height) + 0.5 - height / 2
     columns = torch.arange(width) + 0.5 - width / 2
     return torch.exp(-(((rows - y) / sd_y) ** 2)[:, None] / 2 - ((columns - x) / sd_x) ** 2 / 2)
 
 
 def centroid(image: torch.Tensor) -> tuple[float, float]:
-    """The centre of the bump in `image`: (y, x) off the middle of the image."""
+    """Return the centre of the bump in `image`: (y, x) pixels off the middle of the image."""
     height, width = image.shape
     rows = torch.arange(height) + 0.5 - height / 2
     columns = torch.arange(width) + 0.5 - width / 2
@@ -303,7 +305,8 @@ def sorted_by_kind(height: int, width: int) -> dict[str, list]:
         }
         errors = {kind: float((image - own).abs().max()) for kind, (_, own) in candidates.items()}
         kind = min(errors, key=errors.get)
-        tolerance = 1e-3 if kind == "shift" else 0.08  # a shift is exact, the others interpolate
+        # a shift is exact; the other kinds interpolate
+        tolerance = 1e-3 if kind == "shift" else 0.08
         kinds[kind if errors[kind] < tolerance else "none"].append(candidates[kind][0])
     return kinds
 
@@ -312,8 +315,8 @@ def sorted_by_kind(height: int, width: int) -> dict[str, list]:
 def test_fast_augmentation_shifts_rotates_or_scales_each_in_a_third_of_the_cases(height, width):
     kinds = sorted_by_kind(height, width)
     assert not kinds.pop("none")
-    for kind, found in kinds.items():
-        assert 0.28 * DRAWS < len(found) < 0.39 * DRAWS, kind
+    for kind, cases in kinds.items():
+        assert 0.28 * DRAWS < len(cases) < 0.39 * DRAWS, kind
 
 
 @SQUARE_AND_NOT
@@ -339,15 +342,15 @@ def test_fast_shifts_are_whole_pixels_that_bring_in_zeros(height, width):
         for dy in range(-4, 5)
         for dx in range(-4, 5)
     }
-    shown = augment_fast(image.expand(DRAWS, 1, height, width), generator(0))[:, 0]
-    found = []
+    augmented = augment_fast(image.expand(DRAWS, 1, height, width), generator(0))[:, 0]
+    shifts = []
     for (dy, dx), expected in shifted.items():
-        count = int(((shown - expected).abs().amax((1, 2)) < 1e-3).sum())
-        found += [(dy, dx)] * count
-    assert 0.28 * DRAWS < len(found) < 0.39 * DRAWS
-    for axis in range(2):  # the field's crop out of a padded image has 8 places along each axis
-        assert sorted({shift[axis] for shift in found}) == list(range(-3, 5))
-    assert len(set(found)) > 55  # of 64
+        count = int(((augmented - expected).abs().amax((1, 2)) < 1e-3).sum())
+        shifts += [(dy, dx)] * count
+    assert 0.28 * DRAWS < len(shifts) < 0.39 * DRAWS
+    for axis in range(2):  # the usual crop of a padded image has 8 places along each axis
+        assert sorted({shift[axis] for shift in shifts}) == list(range(-3, 5))
+    assert len(set(shifts)) > 55  # of 64
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -401,20 +404,20 @@ def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
 
 @pytest.mark.parametrize(("batch", "sizes"), [(4, [4, 4, 2]), (10, [10]), (256, [10])])
 def test_classifiers_learn_from_so_many_clouds_at_a_time(batch, sizes, one_per_class, monkeypatch):
-    seen, real_augment = [], evaluation.augment
+    batch_sizes, real_augment = [], evaluation.augment
     monkeypatch.setattr(
         evaluation,
         "augment",
-        lambda images, draws: seen.append(images.shape[1]) or real_augment(images, draws),
+        lambda images, draws: batch_sizes.append(images.shape[1]) or real_augment(images, draws),
     )
     once = settings(epochs=1, batch=batch, protocols=("standard",))
     evaluate(one_per_class, one_per_class, once, 0)
-    assert seen == sizes
+    assert batch_sizes == sizes
 
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads, and sets it back."""
+    """Return a function that sets the number of threads; restore it after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -490,13 +493,13 @@ def test_learned_labels_are_what_classifiers_learn(real_test_clouds):
         evaluate(clouds, real_test_clouds, long, 0)["standard"].accuracies
         for clouds in (right, replace(wrong, label_probabilities=certain))
     )
-    assert by_probabilities == pytest.approx(by_labels, abs=2)  # the same loss, rounded otherwise
+    assert by_probabilities == pytest.approx(by_labels, abs=2)  # the same loss with other rounding
 
 
 def test_protocols_have_their_own_numbers_of_classifiers(one_per_class, real_test_clouds):
     scores = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
-    found = {name: len(score.accuracies) for name, score in scores.items()}
-    assert found == {"standard": 20, "paper": 5}
+    counts = {name: len(score.accuracies) for name, score in scores.items()}
+    assert counts == {"standard": 20, "paper": 5}
     for name, score in scores.items():
         assert (score.protocol, score.epochs, score.width) == (name, 1, 4)
 
@@ -532,7 +535,7 @@ def test_only_the_paper_s_protocol_augments_test_images(
         lambda images, draws: shapes.append(images.shape[:2]) or real_augment(images, draws),
     )
     evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
-    assert set(shapes) == {(2, 10)}  # 2 networks, 10 training images: nothing else
+    assert set(shapes) == {(2, 10)}  # only the 10 training images of 2 networks
     shapes.clear()
     evaluate(one_per_class, real_test_clouds, settings(protocols=("paper",)), 0)
     assert set(shapes) == {(2, 10), (2, 60)}
@@ -542,7 +545,7 @@ def test_only_the_paper_s_protocol_augments_test_images(
 def test_paper_protocol_augments_test_images_in_batches_in_their_order(
     batch, one_per_class, monkeypatch
 ):
-    test, drawn, seen = tiny.digits().test, [], []
+    test, drawn, tested = tiny.digits().test, [], []
     draw, forward = evaluation.draw_augmentation, evaluation.Ensemble.forward
 
     def spied_draw(*given):
@@ -551,7 +554,7 @@ def test_paper_protocol_augments_test_images_in_batches_in_their_order(
 
     def spied_forward(ensemble, inputs):
         if not torch.is_grad_enabled():  # testing
-            seen.append(inputs)
+            tested.append(inputs)
         return forward(ensemble, inputs)
 
     monkeypatch.setattr(evaluation, "draw_augmentation", spied_draw)
@@ -565,8 +568,8 @@ def test_paper_protocol_augments_test_images_in_batches_in_their_order(
         for rows in (slice(len(images)), slice(len(images), 2 * len(images))):
             own = AugmentationDraws(*(part[rows] for part in vars(both).values()))
             expected.append(literal(images, own))
-    seen, expected = torch.cat(seen, 1), [torch.cat(expected[number::2]) for number in range(2)]
-    torch.testing.assert_close(seen, torch.stack(expected), rtol=0, atol=1e-6)
+    tested, expected = torch.cat(tested, 1), [torch.cat(expected[number::2]) for number in range(2)]
+    torch.testing.assert_close(tested, torch.stack(expected), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -602,7 +605,7 @@ def test_training_has_the_published_step_sizes_in_two_stages(
 def test_fast_augmentation_of_images_is_refused_on_the_test_split(
     classifier, one_per_class, monkeypatch
 ):
-    monkeypatch.setattr(evaluation, "_train", None)  # nothing is trained
+    monkeypatch.setattr(evaluation, "_train", None)  # training would fail
     wrong = settings(classifier=classifier, augmentation="fast", split="test")
     with pytest.raises(InputError) as error:
         evaluate(one_per_class, one_per_class, wrong, 0)
@@ -639,7 +642,7 @@ def test_inputs_are_augmented_as_the_setting_says(changes, expected, one_per_cla
 
 
 def test_every_test_cloud_counts_once(one_per_class, monkeypatch, real_test_clouds):
-    monkeypatch.setattr(evaluation, "CPU_CHUNK", 7)  # 60 is no multiple of it
+    monkeypatch.setattr(evaluation, "CPU_CHUNK", 7)  # 60 is not a multiple of 7
     in_parts = evaluate(one_per_class, real_test_clouds, settings(), 0)
     monkeypatch.undo()
     assert in_parts == evaluate(one_per_class, real_test_clouds, settings(), 0)
@@ -677,9 +680,11 @@ def test_baseline_has_so_many_different_training_clouds_of_every_class(name, cou
     chosen = BASELINES[name](real, count, 0)
     assert chosen.labels.tolist() == [label for label in range(3) for _ in range(count)]
     sources = [
-        (n, int(label)) for cloud, label in enumerate(chosen.labels) for n in range(len(real))
+        (n, int(label))
+        for cloud, label in enumerate(chosen.labels)
+        for n in range(len(real))
         if torch.equal(real[n], chosen[cloud])
-    ]  # fmt: skip
+    ]
     assert len(set(sources)) == len(chosen)
     assert all(real.labels[n] == label for n, label in sources)
 
@@ -722,7 +727,7 @@ def test_herding_s_later_picks_equal_a_naive_loop():
 
 
 def test_herding_picks_no_cloud_twice_even_where_that_would_be_nearest():
-    # twice this cloud would be nearer to the mean than any other pair
+    # this cloud taken twice would be nearer to the mean than any pair
     core = torch.tensor([[0.0, 0.0, column] for column in range(9)])
     clouds = [core] + [torch.cat([core, torch.tensor([[0.0, row, 0.0]])]) for row in range(1, 8)]
     picks = herding(from_list(clouds, [0] * 8, (1, 9, 9), ["only"]), 8, 0)

@@ -1,8 +1,8 @@
 """Golden numbers: short runs of every kind of preset, which a change of structure must reproduce.
 
-`python tests/test_golden.py` writes tests/golden/runs.npz anew. Do so only where a change of results is meant.
-Numbers are compared with a tolerance, since processors round differently; another draw or another
-formula changes coordinates by far more.
+`python tests/test_golden.py` writes tests/golden/runs.npz again. Run it only if you mean to change
+results. The tests compare with a tolerance, because processors round differently. Another draw or
+another formula changes coordinates by far more.
 """
 
 import sys
@@ -46,7 +46,7 @@ POINTS = {
     "evaluation.epochs": 2,
 }
 UNROLLED = {"objective.unrolled_steps": 3}
-KINDS = {  # preset: what makes it short
+KINDS = {  # preset: settings that make its run short
     **{
         f"paper-{backend}-2-{distance}": IMAGES
         for backend in ("torch", "sparse", "minkowski")
@@ -68,7 +68,7 @@ KINDS = {  # preset: what makes it short
 
 
 def short_run(name: str) -> dict[str, np.ndarray]:
-    """Coordinates and losses of a short run, and the accuracies of its clouds in percent."""
+    """Return coordinates and losses of a short run, and accuracies of its clouds in percent."""
     config = override(preset(name).config, KINDS[name])
     splits = tiny.digits() if config.data.name == "digits" else datasets.load(config.data)
     steps = list(distill(config, splits.train))
@@ -90,14 +90,14 @@ def short_run(name: str) -> dict[str, np.ndarray]:
     ],
 )
 def test_short_run_gives_the_golden_numbers(name):
-    found = short_run(name)
+    actual = short_run(name)
     with np.load(GOLDEN) as golden:
         for field, tolerance in (("coordinates", 1e-3), ("losses", 1e-3), ("accuracies", 2.0)):
             expected = golden[f"{name}/{field}"]
-            assert found[field].shape == expected.shape
+            assert actual[field].shape == expected.shape
             relative = 1e-3 if field == "losses" else 0
             np.testing.assert_allclose(
-                found[field], expected, rtol=relative, atol=tolerance, err_msg=field
+                actual[field], expected, rtol=relative, atol=tolerance, err_msg=field
             )
 
 

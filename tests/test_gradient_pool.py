@@ -1,4 +1,4 @@
-"""`objective.real_gradients`: kept gradients are those of fresh batches, each computed once."""
+"""`objective.real_gradients`: kept gradients equal fresh ones and are computed once."""
 
 import pytest
 import tiny
@@ -54,17 +54,15 @@ def test_gradients_are_computed_once_and_classes_draw_apart(monkeypatch):
         tuple(pool.draw(label, iteration)[0].data_ptr() for label in range(3))
         for iteration in range(12)
     ]
-    assert len(set(numbers)) > 2  # with one draw for all classes there would be two
+    assert len(set(numbers)) > 2  # one draw for all classes would give two numbers
 
 
-def test_without_further_batches_a_pool_of_one_equals_fresh_gradients_of_the_same_batch(
+def test_a_pool_of_one_batch_equals_fresh_gradients_of_that_batch(
     monkeypatch,
 ):
     real = tiny.three_digits()
-    whole = {
-        "objective__real_batch": 8,
-        "schedule__iterations": 4,
-    }  # all 8 clouds of a class: always the same batch
+    # all 8 clouds of a class: always the same batch
+    whole = {"objective__real_batch": 8, "schedule__iterations": 4}
     runs = [
         list(distill(pooled(objective__real_gradients=kind, **whole), real))
         for kind in (1, "fresh")
@@ -102,12 +100,8 @@ def test_each_network_has_batches_of_its_own(monkeypatch):
 
     monkeypatch.setattr(distillation, "batch_at", spy)
     list(distill(config, real))
-    assert set(asked[1:]) == {
-        0,
-        1,
-        2,
-        3,
-    }  # the first call checks the settings; two batches per network
+    # the first call checks the settings; every network has two batches
+    assert set(asked[1:]) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From points to network inputs: Gaussian and hard occupancy against loops over points, and their derivatives."""
+"""Lifts from points to network inputs, against loops over points; their derivatives."""
 
 import math
 
@@ -25,7 +25,7 @@ def one_cloud(points, grid, dtype=torch.float64):
     return from_list([coordinates], [0], grid, "a").with_coordinates(coordinates)
 
 
-# --- hard occupancy -----------------------------------------------------------------------------------------------
+# --- hard occupancy -------------------------------------------------------------------------------
 
 
 @given(
@@ -40,7 +40,7 @@ def test_occupancy_is_one_in_the_cells_of_points(random_clouds, sizes, grid, see
     assert torch.equal(occupancy(clouds), expected)
 
 
-# --- the paper's lift ---------------------------------------------------------------------------------------------
+# --- the paper's lift -----------------------------------------------------------------------------
 
 
 def test_coordinates_as_features_holds_the_mean_coordinates_of_each_cell():
@@ -59,11 +59,11 @@ def test_both_derivatives_of_coordinates_as_features(check_two_derivatives, rand
     )
 
 
-# --- Gaussian occupancy -------------------------------------------------------------------------------------------
+# --- Gaussian occupancy ---------------------------------------------------------------------------
 
 
 def loop_gaussian(clouds, bandwidth, saturation, closed=False):
-    """Mass by mass with math.erf, tails cut at 4 standard deviations."""
+    """Add the mass of each point with math.erf, with tails cut at 4 standard deviations."""
 
     def share(position, cell, cells):
         if cells == 1:
@@ -100,14 +100,15 @@ def test_gaussian_occupancy_equals_a_loop_over_points(
 @given(seed=st.integers(0, 1000), bandwidth=st.floats(0.2, 6), grid=GRIDS)
 def test_a_closed_grid_loses_no_mass_wherever_points_are(random_clouds, seed, bandwidth, grid):
     clouds = random_clouds([1], grid, seed)
-    moved = clouds.with_coordinates(clouds.coordinates * 1.5 - 0.5)  # some beyond the grid
+    # moves some points out of the grid
+    moved = clouds.with_coordinates(clouds.coordinates * 1.5 - 0.5)
     mass = -torch.log(1 - gaussian_occupancy(moved, bandwidth, saturation=1.0, closed=True))
     assert math.isclose(
         mass.sum(), math.erf(4 / math.sqrt(2)) ** sum(cells > 1 for cells in grid), rel_tol=1e-9
     )
 
 
-def test_a_point_in_a_corner_hides_seven_eighths_of_its_mass_unless_the_grid_is_closed():
+def test_a_point_in_a_corner_loses_seven_eighths_of_its_mass_in_an_open_grid():
     corner = one_cloud([[0.0, 0.0, 0.0]], (16, 16, 16))
     masses = [
         -torch.log(1 - gaussian_occupancy(corner, 1.5, 1.0, closed)).sum().item()
@@ -207,7 +208,7 @@ def test_both_derivatives_of_gaussian_occupancy(
     )
 
 
-# --- annealing ----------------------------------------------------------------------------------------------------
+# --- annealing ------------------------------------------------------------------------------------
 
 
 def test_the_bandwidth_falls_geometrically_between_its_ends_and_stays_there():
@@ -218,7 +219,7 @@ def test_the_bandwidth_falls_geometrically_between_its_ends_and_stays_there():
     assert annealed(1.1, 2.5, 0.4) == annealed(1.0, 2.5, 0.4)
 
 
-# --- straight through ---------------------------------------------------------------------------------------------
+# --- straight through -----------------------------------------------------------------------------
 
 
 @given(
@@ -232,13 +233,13 @@ def test_straight_through_shows_occupancy_and_has_the_gaussian_s_gradients(
     derivatives = []
     for lift in (straight_through_occupancy, gaussian_occupancy):
         coordinates = clouds.coordinates.clone().requires_grad_()
-        shown = lift(clouds.with_coordinates(coordinates), 0.8, 3.0)
-        (first,) = torch.autograd.grad((shown * weights).sum(), coordinates, create_graph=True)
+        lifted = lift(clouds.with_coordinates(coordinates), 0.8, 3.0)
+        (first,) = torch.autograd.grad((lifted * weights).sum(), coordinates, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), coordinates)
         derivatives.append((first, second))
         if lift is straight_through_occupancy:
-            assert torch.equal(shown.detach().round(), occupancy(clouds))
-            assert set(shown.unique().tolist()) <= {0.0, 1.0}
+            assert torch.equal(lifted.detach().round(), occupancy(clouds))
+            assert set(lifted.unique().tolist()) <= {0.0, 1.0}
     for hard, soft in zip(*derivatives):
         torch.testing.assert_close(hard, soft)
 

@@ -1,4 +1,4 @@
-"""Notebook 3 in a real JupyterLab, and the page from disk without a network, in a headless browser."""
+"""Notebook 3 in JupyterLab, and the page opened from disk, both in a headless browser."""
 
 import base64
 import gzip
@@ -19,11 +19,16 @@ from pcdd_core.player import STEPS, save_player, still
 pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
 )
-needs_browser = pytest.mark.skipif(
-    headless.BROWSER is None, reason="no Chromium or Chrome is installed"
-)
 
-LONG = 5000  # iterations: a run that no test sees the end of
+
+def needs_browser(test):
+    """Mark a test as one of the browser, and skip it without one."""
+    without = headless.BROWSER is None
+    skip = pytest.mark.skipif(without, reason="no Chromium or Chrome is installed")
+    return pytest.mark.browser(skip(test))
+
+
+LONG = 5000  # iterations: more than any test waits for
 SETTINGS = {
     "schedule.iterations": LONG,
     "network.width": 4,
@@ -35,14 +40,14 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium."""
+    """Start headless Chromium."""
     with headless.browser() as chromium:
         yield chromium
 
 
 @pytest.fixture
 def page(browser):
-    """A page in which no error may occur."""
+    """Open a page; an error in it fails the test."""
     context = browser.new_context(viewport={"width": 1300, "height": 1100})
     context.set_default_timeout(PATIENCE)
     opened, errors = context.new_page(), []
@@ -53,27 +58,30 @@ def page(browser):
 
 
 def picture(canvas) -> str:
-    """What a canvas shows, as the browser encodes it."""
+    """Return the picture of a canvas as a data URL."""
     return canvas.evaluate("canvas => canvas.toDataURL()")
 
 
-def shown(view) -> int:
+def update_of(view) -> int:
     return int(view.get_attribute("data-update"))
 
 
 def drawn(page) -> None:
-    """Wait until what was asked to be drawn has been."""
+    """Wait until the page is drawn."""
     page.evaluate(
         "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
     )
 
 
-# --- the page from disk -------------------------------------------------------------------------------------------
+# --- the page from disk ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def opened(page, tmp_path):
-    """open(recording): its page from disk, with no network; requests for anything but the file fail the test."""
+    """Return open(recording), which opens its page from disk without a network.
+
+    A request for anything but the file fails the test.
+    """
     asked, said = [], []
 
     def open_page(given):
@@ -94,7 +102,7 @@ def test_page_opens_without_a_network_and_can_be_scrubbed(opened, page):
     given = recording(frames=9)
     view = opened(given)
     clouds, slider = view.locator("canvas.clouds"), view.get_by_label("moment of the recording")
-    assert shown(view) == 8 and slider.input_value() == "8"
+    assert update_of(view) == 8 and slider.input_value() == "8"
     last = picture(clouds)
     slider.fill("2")
     page.wait_for_selector(".pcdd-player[data-update='2']")
@@ -123,9 +131,10 @@ def test_page_replays_to_the_end_and_then_stands_still(opened, page):
 
 @needs_browser
 def test_page_replays_where_frames_come_late(opened, page):
-    """A frame's time may lie before the click that asked for it; points must not go back beyond their start."""
+    """Replay with frame times before the click: points must not move back beyond their start."""
     page.add_init_script(
-        "const ask = requestAnimationFrame; window.requestAnimationFrame = f => ask(now => f(now - 500))"
+        "const ask = requestAnimationFrame;"
+        "window.requestAnimationFrame = f => ask(now => f(now - 500))"
     )
     view = opened(recording(frames=9))
     view.get_by_role("button").click()
@@ -133,14 +142,14 @@ def test_page_replays_where_frames_come_late(opened, page):
         "() => Number(document.querySelector('.pcdd-player').dataset.update) < 7"
     )
     page.wait_for_selector(".pcdd-player[data-update='8']")
-    assert shown(view) == 8
+    assert update_of(view) == 8
 
 
 @needs_browser
 def test_every_choice_of_the_page_changes_what_is_drawn(opened, page):
     view = opened(recording(frames=9))
     clouds = view.locator("canvas.clouds")
-    seen = {picture(clouds)}
+    pictures = {picture(clouds)}
     changes = [
         lambda: view.get_by_label("Colour").select_option("identity"),
         lambda: view.get_by_label("Colour").select_option("gradient"),
@@ -152,8 +161,8 @@ def test_every_choice_of_the_page_changes_what_is_drawn(opened, page):
     for count, change in enumerate(changes, start=2):
         change()
         drawn(page)
-        seen.add(picture(clouds))
-        assert len(seen) == count
+        pictures.add(picture(clouds))
+        assert len(pictures) == count
     assert view.get_by_label("Class").locator("option").all_inner_texts() == [
         "all",
         "zero",
@@ -166,13 +175,16 @@ def test_every_choice_of_the_page_changes_what_is_drawn(opened, page):
 def test_page_decodes_what_was_encoded(opened, page):
     given = recording(frames=4)
     opened(given)
-    # The page's module keeps its names to itself; run once more, it hands them out.
+    # the names of the page's module are private: run the module again with a line that gives them
     page.evaluate(
         """() => new Promise(done => {
             const again = document.createElement("script");
             again.type = "module";
             again.textContent = document.querySelector("script").textContent
-                .replace(/^mount\\(.*$/m, "window.answer = await decode(bytes); window.answered();");
+                .replace(
+                    /^mount\\(.*$/m,
+                    "window.answer = await decode(bytes); window.answered();"
+                );
             window.answered = done;
             document.body.append(again);
         })"""
@@ -195,19 +207,19 @@ def test_recording_without_gradients_says_so(opened):
 def test_clouds_in_3d_can_be_turned_flat_ones_not(opened, page):
     view = opened(recording(grid=(8, 8, 8)))
     clouds = view.locator("canvas.clouds")
-    seen = {picture(clouds)}
+    pictures = {picture(clouds)}
     box = clouds.bounding_box()
     page.mouse.move(box["x"] + 200, box["y"] + 100)
     page.mouse.down()
     page.mouse.move(box["x"] + 260, box["y"] + 130, steps=3)
     page.mouse.up()
     drawn(page)
-    seen.add(picture(clouds))
+    pictures.add(picture(clouds))
     clouds.focus()
     page.keyboard.press("ArrowLeft")
     drawn(page)
-    seen.add(picture(clouds))
-    assert len(seen) == 3 and "turn" in view.locator(".note").inner_text()
+    pictures.add(picture(clouds))
+    assert len(pictures) == 3 and "turn" in view.locator(".note").inner_text()
 
 
 @needs_browser
@@ -221,15 +233,16 @@ def test_page_of_names_that_look_like_code_shows_them_as_text(opened):
 @needs_browser
 def test_page_of_one_frame_shows_it(opened):
     view = opened(still(recording().clouds))
-    assert shown(view) == 0 and view.get_by_role("button").is_disabled()
+    assert update_of(view) == 0 and view.get_by_role("button").is_disabled()
 
 
-# --- the notebook -------------------------------------------------------------------------------------------------
+# --- the notebook ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_browser
 def test_live_view_in_jupyterlab(page, tmp_path):
-    """Run all, start, points move; pause, they stand still; step, one iteration; restart; stop; scrub; save; reopen."""
+    """Run all cells, then press start, pause, step, restart and stop, scrub, save and reopen."""
     parameters = {"settings": SETTINGS, "device": "cpu", "output": str(tmp_path / "run")}
     headless.notebook_with_parameters(tmp_path, parameters)
     with headless.jupyterlab(tmp_path) as address:
@@ -242,9 +255,8 @@ def _steer(page, folder) -> None:
     view = page.locator(".pcdd-player").first
     view.wait_for()
     assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
-    assert (
-        "Press Start above" in page.locator(".jp-Notebook").inner_text()
-    )  # later cells know that nothing was run yet
+    # later cells state that nothing ran yet
+    assert "Press Start above" in page.locator(".jp-Notebook").inner_text()
     clouds, status = (
         view.locator("canvas.clouds"),
         page.locator(".widget-label", has_text="update").first,
@@ -254,7 +266,10 @@ def _steer(page, folder) -> None:
         page.locator("button.jupyter-button", has_text=name).first.click()
 
     def wait_for_status(words: str) -> int:
-        """The number of updates that the status says, once it begins with `words`, and the view has arrived there."""
+        """Wait for a status that begins with `words` and for the view to reach its update.
+
+        Returns the number of the update.
+        """
         page.locator(".widget-label", has_text=words).first.wait_for()
         update = int(status.inner_text().split()[2])
         page.wait_for_selector(f".pcdd-player[data-update='{update}']")
@@ -266,7 +281,7 @@ def _steer(page, folder) -> None:
             f"() => Number(document.querySelector('.pcdd-player').dataset.update) >= {number}"
         )
 
-    assert shown(view) == 0 and wait_for_status("ready") == 0
+    assert update_of(view) == 0 and wait_for_status("ready") == 0
     start = picture(clouds)
     press("Start")
     wait_for_update(2)
@@ -275,8 +290,8 @@ def _steer(page, folder) -> None:
     press("Pause")
     paused = wait_for_status("paused")
     at_rest = picture(clouds)
-    page.wait_for_timeout(1500)  # longer than it takes until the recording is renewed
-    assert picture(clouds) == at_rest and shown(view) == paused
+    page.wait_for_timeout(1500)  # longer than the interval at which the recording is renewed
+    assert picture(clouds) == at_rest and update_of(view) == paused
 
     press("Step")
     page.locator(".widget-label", has_text=f"paused, update {paused + 1} ").wait_for()
@@ -308,7 +323,8 @@ def _steer(page, folder) -> None:
     drawn(page)
     assert picture(clouds) == last
 
-    # The picture below the view, for viewers without widgets, has been drawn anew, and a saved notebook has both.
+    # The picture below the view is for viewers without widgets. It was drawn again, and a saved
+    # notebook has the view and the picture.
     def outputs() -> list[dict]:
         page.keyboard.press("Control+s")
         page.wait_for_timeout(500)
@@ -326,12 +342,11 @@ def _steer(page, folder) -> None:
     )
     assert len(image["image/png"]) > 40_000 and stopped in _last_updates(state)
 
-    # Opened again with no kernel that knows of it, the view is there and can be scrubbed.
+    # Reopened without its kernel, the notebook shows the view, which can be scrubbed.
     page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
     page.click(".lm-Menu-itemLabel:text-is('Shut Down Kernel')")
-    page.get_by_text(
-        "No Kernel"
-    ).first.wait_for()  # reloaded before, JupyterLab would look for the kernel for a minute
+    # if reloaded earlier, JupyterLab looks for the kernel for a minute
+    page.get_by_text("No Kernel").first.wait_for()
     page.reload()
     view.locator("canvas.clouds").wait_for()
     page.wait_for_function(
@@ -342,7 +357,7 @@ def _steer(page, folder) -> None:
 
 
 def _last_updates(widgets: dict) -> set[int]:
-    """The last update of each recording in a notebook's saved widgets."""
+    """Return the last update of each recording in the saved widgets of a notebook."""
     models = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {}).values()
     recordings = [
         part["data"]
@@ -350,13 +365,14 @@ def _last_updates(widgets: dict) -> set[int]:
         for part in model.get("buffers", [])
         if part["path"] == ["recording"]
     ]
-    found = set()
+    last = set()
     for unzipped in (gzip.decompress(base64.b64decode(data)) for data in recordings):
         (length,) = struct.unpack_from("<I", unzipped)
-        found.add(json.loads(unzipped[4 : 4 + length])["updates"][-1])
-    return found
+        last.add(json.loads(unzipped[4 : 4 + length])["updates"][-1])
+    return last
 
 
+@pytest.mark.slow
 def test_notebook_without_a_screen_runs_to_its_end_and_keeps_pictures(tmp_path):
     settings = {**SETTINGS, "schedule.iterations": 3}
     papermill.execute_notebook(

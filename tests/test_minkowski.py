@@ -1,4 +1,8 @@
-"""MinkowskiEngine's layers against our own: values, first derivatives and kernel maps; its traps; what to do without it."""
+"""MinkowskiEngine's layers against those of backend sparse.
+
+The tests compare values, first derivatives and kernel maps, show the pitfalls of MinkowskiEngine,
+and check the messages where it is not installed.
+"""
 
 import itertools
 import math
@@ -25,7 +29,7 @@ from pcdd_core.objectives import gradients_without_graph, parameter_gradients
 from pcdd_core.randomness import generator
 from pcdd_core.sparse import SparseTensor
 
-# said by torch of autograd functions that MinkowskiEngine makes instances of
+# a warning of torch: MinkowskiEngine makes instances of autograd functions
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 FLAT, SOLID = (1, 16, 16), (16, 16, 16)
@@ -43,13 +47,19 @@ def normal(*shape, dtype=torch.float64, seed=0):
 
 
 def tensor_of(cells, stride=1, clouds=3, grid=SOLID, dtype=torch.float64, seed=0):
-    """Two random features, so without ties, in each of the sorted cells, which are counted in tensor strides."""
+    """Return a tensor of sorted cells, counted in tensor strides.
+
+    Each cell has two random features, so there are no ties.
+    """
     cells = torch.tensor(cells) * torch.tensor([1, stride, stride, stride])
     return SparseTensor(cells, normal(len(cells), 2, dtype=dtype, seed=seed), clouds, grid, stride)
 
 
 def random_tensor(seed, clouds=3, flat=False, stride=1, dtype=torch.float64, low=-4):
-    """Up to 13 cells in every cloud, with `low` < 0 at negative coordinates too; some clouds may be empty."""
+    """Return a tensor with up to 13 cells in every cloud; some clouds may be empty.
+
+    `low` < 0 gives negative coordinates, too.
+    """
     draws = generator(seed)
     counts = torch.randint(0, 13, (clouds,), generator=draws)
     counts[int(torch.randint(clouds, (), generator=draws))] += 1
@@ -70,14 +80,17 @@ def tensors(**settings):
 
 
 def without_empty_clouds(tensor):
-    """The same with its clouds renumbered."""
+    """Return the tensor with its clouds renumbered, without empty ones."""
     clouds, cloud = tensor.cells[:, 0].unique(return_inverse=True)
     cells = torch.cat([cloud[:, None], tensor.cells[:, 1:]], dim=1)
     return SparseTensor(cells, tensor.features, len(clouds), tensor.grid, tensor.stride)
 
 
 def outcome(function, inputs):
-    """What function(*inputs) returns, its values, and its derivatives by all inputs along a random direction."""
+    """Return the result of function(*inputs), its values, and its derivatives.
+
+    The derivatives are by all inputs, along a random direction of the values.
+    """
     leaves = [leaf.detach().clone().requires_grad_() for leaf in inputs]
     result = function(*leaves)
     if isinstance(result, MinkowskiTensor):
@@ -91,7 +104,7 @@ def outcome(function, inputs):
 
 
 def assert_same(actual, expected, *inputs, tolerance=None):
-    """Two functions have the same values and first derivatives, and the same cells if they return any."""
+    """Assert that two functions have the same values, first derivatives, and cells, if any."""
     result, values, slopes = outcome(actual, inputs)
     wanted, wanted_values, wanted_slopes = outcome(expected, inputs)
     if isinstance(wanted, SparseTensor):
@@ -107,7 +120,7 @@ def assert_same(actual, expected, *inputs, tolerance=None):
 
 
 def assert_engine_agrees(layer, tensor, *weights):
-    """layer(layers, tensor, *weights) is the same with MinkowskiEngine's layers as with ours."""
+    """Assert that layer(layers, tensor, *weights) agrees for MinkowskiEngine's layers and ours."""
 
     def by_engine(features, *weights):
         return layer(minkowski, minkowski.from_sparse(tensor.with_features(features)), *weights)
@@ -121,7 +134,7 @@ def assert_engine_agrees(layer, tensor, *weights):
 
 
 def refusal(function, *inputs):
-    """The words of the ValueError that the function raises; None if it does not."""
+    """Return the message of the ValueError that the function raises; None if it raises none."""
     try:
         function(*inputs)
     except ValueError as error:
@@ -129,7 +142,7 @@ def refusal(function, *inputs):
     return None
 
 
-# --- layers -------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 KERNELS = dict(kernel_size=st.integers(1, 5), stride=st.integers(1, 3), dilation=st.integers(1, 2))
 ALL_WINDOWS = list(itertools.product(range(1, 6), range(1, 4)))
@@ -209,7 +222,7 @@ def test_minkowski_relu_and_linear_equal_sparse(tensor, with_bias):
 @given(tensor=tensors())
 def test_minkowski_norms_equal_sparse(norm, tensor):
     assume(norm != "batch_norm" or len(tensor.cells) > 1)
-    # at least 1 apart, because single precision does not hold the derivative of a norm of nearly equal features
+    # at least 1 apart: the norm of nearly equal features needs more than single precision
     tensor = tensor.with_features(tensor.features.argsort(0).to(tensor.features.dtype))
 
     def normalise(layers, own, *weights):
@@ -227,7 +240,7 @@ def test_minkowski_dense_equals_sparse(corner, tensor):
 
 @needs_minkowski
 def test_minkowski_layers_leave_torch_s_random_numbers_alone():
-    minkowski._convolution.cache_clear()  # where the layers are kept: they draw weights when they are made
+    minkowski._convolution.cache_clear()  # new layers draw weights; cached ones do not
     before = torch.random.get_rng_state()
     for function, shapes in LAYERS.values():
         function(
@@ -238,7 +251,7 @@ def test_minkowski_layers_leave_torch_s_random_numbers_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 OUTSIDE = [(0, 16, 0, 0), (0, 0, 16, 0), (0, 0, 0, 16), (0, -1, 0, 0), (0, 0, -1, 0), (0, 0, 0, -1)]
 
@@ -290,7 +303,7 @@ def test_minkowski_tensors_without_any_cell_are_refused_as_sparse_ones_are():
         assert refusal(getattr(minkowski, name), *inputs) == message
 
 
-# --- unusual batches ----------------------------------------------------------------------------------------------
+# --- unusual batches ------------------------------------------------------------------------------
 
 
 def normal_of(shape):
@@ -382,13 +395,16 @@ def test_minkowski_global_pooling_of_an_empty_cloud_is_refused_by_name(mode):
         minkowski.global_pool(tensor, mode)
 
 
-# --- points to cells ----------------------------------------------------------------------------------------------
+# --- points to cells ------------------------------------------------------------------------------
 
 
 def assert_points_agree(
     coordinates, cloud, clouds, dtype=torch.float32, layer=lambda layers, own: own, weights=()
 ):
-    """A layer on the cells of points; MinkowskiEngine takes 1/n in single precision, of double features too."""
+    """Assert that a layer on the cells of points agrees.
+
+    MinkowskiEngine computes 1/n in single precision, for double features, too.
+    """
 
     def made(layers, features, *weights):
         return layer(
@@ -422,9 +438,7 @@ def test_minkowski_averages_points_in_a_cell_as_sparse_does(seed, points, clouds
     "cloud, clouds",
     [([0], 1), ([0, 0, 0], 1), ([0, 1, 2], 3), ([1, 1, 2], 3), ([0, 2, 2], 3), ([0, 0, 1], 3)],
 )
-def test_minkowski_points_in_the_same_cell_or_alone_or_missing_are_averaged_as_by_sparse(
-    cloud, clouds
-):
+def test_minkowski_averages_points_together_alone_or_missing_as_sparse_does(cloud, clouds):
     coordinates = torch.tensor([[0.5, 1.1, 1.2], [0.2, 1.9, 1.0], [0.0, 1.0, 1.9]])
     assert_points_agree(coordinates[: len(cloud)], torch.tensor(cloud), clouds)
 
@@ -468,18 +482,18 @@ def test_minkowski_from_dense_equals_sparse():
     assert_same(minkowski.from_dense, sparse.from_dense, dense)
 
 
-# --- kernel maps --------------------------------------------------------------------------------------------------
+# --- kernel maps ----------------------------------------------------------------------------------
 
 
 def pairs(find, tensor, cells, *kernel):
-    """(row of the output cell, kernel offset, row of the input cell)."""
+    """Return the set of (row of the output cell, kernel offset, row of the input cell)."""
     neighbours, used = find(tensor, cells, *kernel)
     outputs, columns = (neighbours < len(tensor.cells)).nonzero().unbind(1)
-    found = list(
+    triples = list(
         zip(outputs.tolist(), used[columns].tolist(), neighbours[outputs, columns].tolist())
     )
-    assert len(set(found)) == len(found)
-    return set(found)
+    assert len(set(triples)) == len(triples)
+    return set(triples)
 
 
 def assert_maps_agree(tensor, cells, *kernel):
@@ -523,11 +537,11 @@ def test_minkowski_kernel_maps_give_the_same_pooling(mode, tensor, window):
     assert_same(partial(pool, find=minkowski.kernel_map), partial(pool, find=None), tensor.features)
 
 
-# --- MinkowskiEngine's traps --------------------------------------------------------------------------------------
+# --- MinkowskiEngine's pitfalls -------------------------------------------------------------------
 
 
 def tensor_of_sizes(sizes):
-    """Cloud i has sizes[i] cells and the feature i + 1 in each."""
+    """Return a tensor in which cloud i has sizes[i] cells with the feature i + 1."""
     cells = torch.tensor(
         [(cloud, 0, 0, place) for cloud, size in enumerate(sizes) for place in range(size)]
     )
@@ -535,7 +549,7 @@ def tensor_of_sizes(sizes):
 
 
 def raw_global_pool(name, tensor):
-    """{cloud: feature} as MinkowskiEngine's own layer says in its default mode."""
+    """Return {cloud: feature} by MinkowskiEngine's own layer in its default mode."""
     pooled = getattr(minkowski.engine(), f"MinkowskiGlobal{name}Pooling")()(
         minkowski.from_sparse(tensor).tensor
     )
@@ -555,9 +569,7 @@ def test_minkowski_s_own_global_pooling_confuses_clouds_and_ours_does_not(mode, 
 
 @needs_minkowski
 @pytest.mark.parametrize("mode, name", [("sum", "Sum"), ("average", "Avg"), ("max", "Max")])
-def test_minkowski_s_own_global_pooling_asserts_about_clouds_of_one_cell_and_ours_does_not(
-    mode, name
-):
+def test_minkowski_s_own_global_pooling_fails_on_clouds_of_one_cell_ours_does_not(mode, name):
     tensor = tensor_of_sizes([1, 1, 1])
     with pytest.raises(RuntimeError, match="in_size > out_size"):
         raw_global_pool(name, tensor)
@@ -575,7 +587,7 @@ def test_minkowski_batches_keep_a_row_for_every_cloud_without_cells(sizes):
     assert tensor.to_sparse().clouds == 3
 
 
-# --- networks -----------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def built(backend, grid=FLAT, seed=0, **settings):
@@ -584,7 +596,7 @@ def built(backend, grid=FLAT, seed=0, **settings):
 
 
 def twins(grid=FLAT, **settings):
-    """A network of backend minkowski and one of backend sparse with its weights."""
+    """Return a network of backend minkowski, and one of backend sparse with the same weights."""
     network, twin = (
         built("minkowski", grid, seed=1, **settings),
         built("sparse", grid, seed=2, **settings),
@@ -594,7 +606,10 @@ def twins(grid=FLAT, **settings):
 
 
 def scattered(sizes, grid=FLAT, seed=0, crowded=False):
-    """Float64 clouds, one point at most in a cell unless crowded: of several, MinkowskiEngine's mean is single precision."""
+    """Return float64 clouds with at most one point in a cell, or several if crowded.
+
+    MinkowskiEngine computes the mean of several points in single precision.
+    """
     draws = generator(seed)
     cells = [torch.randperm(math.prod(grid), generator=draws)[:size] for size in sizes]
     cells = torch.stack(torch.unravel_index(torch.cat(cells) // (4 if crowded else 1), grid), dim=1)
@@ -606,7 +621,7 @@ def scattered(sizes, grid=FLAT, seed=0, crowded=False):
 
 
 def logits_of(network, clouds, layers):
-    """A function of the coordinates and all parameters, by the lift that makes tensors of `layers`."""
+    """Return the logits as a function of coordinates and parameters, on tensors of `layers`."""
     names = [name for name, _ in network.named_parameters()]
 
     def logits(coordinates, *parameters):
@@ -617,7 +632,10 @@ def logits_of(network, clouds, layers):
 
 
 def assert_networks_agree(network, twin, clouds, layers, tolerance=1e-8):
-    """Logits and their derivatives by coordinates and parameters, `network` on tensors of `layers`, its twin on ours."""
+    """Assert that logits and their derivatives by coordinates and parameters agree.
+
+    `network` takes tensors of `layers`, its twin takes sparse tensors.
+    """
     inputs = clouds.coordinates, *network.parameters()
     functions = logits_of(network, clouds, layers), logits_of(twin, clouds, sparse)
     assert_same(*functions, *inputs, tolerance=tolerance)
@@ -677,9 +695,8 @@ def test_minkowski_weights_are_those_of_sparse_and_move_both_ways(norm):
     networks = {backend: built(backend, norm=norm) for backend in ("minkowski", "sparse")}
     states = [network.state_dict() for network in networks.values()]
     assert list(states[0]) == list(states[1])
-    assert all(
-        torch.equal(states[0][name], states[1][name]) for name in states[0]
-    )  # of the same seed
+    # the seed is the same
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     lifted = coordinates_as_features(scattered([40, 25]))
     for source, target in (("minkowski", "sparse"), ("sparse", "minkowski")):
         other = built(target, norm=norm, seed=3)
@@ -690,9 +707,8 @@ def test_minkowski_weights_are_those_of_sparse_and_move_both_ways(norm):
 
 
 @needs_minkowski
-@pytest.mark.parametrize(
-    "grid", [FLAT, (64, 64, 64)]
-)  # of which the second is too large for a table of its cells
+# the second grid is too large for a table of its cells
+@pytest.mark.parametrize("grid", [FLAT, (64, 64, 64)])
 @pytest.mark.parametrize("backend", ["torch", "sparse", "minkowski"])
 def test_minkowski_tensors_sparse_tensors_and_dense_ones_give_the_same_logits(backend, grid):
     network, clouds = built(backend, grid), scattered([40, 1, 25], grid)
@@ -712,11 +728,11 @@ def test_minkowski_networks_equal_sparse_ones_on_dense_input(grid):
     assert_same(*twins(grid), coordinates_as_features(scattered([40, 1, 25], grid)).dense())
 
 
-# --- second derivatives -------------------------------------------------------------------------------------------
+# --- second derivatives ---------------------------------------------------------------------------
 
 
 def lifted_leaf(clouds, layers=sparse):
-    """Coordinates that want a gradient, and what the lift makes of them."""
+    """Return coordinates that require a gradient, and their lift."""
     coordinates = clouds.coordinates.clone().requires_grad_()
     return coordinates, coordinates_as_features(
         clouds.with_coordinates(coordinates), layers.from_points
@@ -768,14 +784,12 @@ def test_minkowski_gradients_of_norm_biases_have_a_graph_that_leads_to_no_point(
         assert reached[minkowski, f"norm_biases.{layer}"].abs().sum() == 0
         assert reached[minkowski, f"norm_weights.{layer}"].abs().sum() > 0
     assert all(slope.abs().sum() > 0 for (layers, _), slope in reached.items() if layers is sparse)
-    for name in (
-        "head.weight",
-        "head.bias",
-    ):  # behind the last of MinkowskiEngine's layers nothing is lost
+    # after the last layer of MinkowskiEngine no derivative is lost
+    for name in ("head.weight", "head.bias"):
         assert_close(reached[minkowski, name], reached[sparse, name], 1e-8)
 
 
-# --- distillation -------------------------------------------------------------------------------------------------
+# --- distillation ---------------------------------------------------------------------------------
 
 
 @needs_minkowski
@@ -796,12 +810,11 @@ def test_minkowski_distillation_runs_and_its_first_loss_is_that_of_sparse(norm):
     first, other = steps["minkowski"][0], steps["sparse"][0]
     assert first.matching_loss == pytest.approx(other.matching_loss, rel=1e-4)
     assert first.mean_absolute_gradient > 0
-    assert first.mean_absolute_gradient != pytest.approx(
-        other.mean_absolute_gradient, rel=0.01
-    )  # much of it is missing
+    # MinkowskiEngine loses much of the gradient
+    assert first.mean_absolute_gradient != pytest.approx(other.mean_absolute_gradient, rel=0.01)
 
 
-# --- without MinkowskiEngine --------------------------------------------------------------------------------------
+# --- without MinkowskiEngine ----------------------------------------------------------------------
 
 ASKING_FOR_IT = {
     "backend": dict(backend="minkowski"),
@@ -811,7 +824,7 @@ ASKING_FOR_IT = {
 
 @pytest.fixture
 def forget_the_engine():
-    """It is looked for anew in the test, and anew after it."""
+    """Look for MinkowskiEngine again in the test, and again after it."""
     minkowski.engine.cache_clear()
     yield
     minkowski.engine.cache_clear()
@@ -824,7 +837,7 @@ def not_installed(forget_the_engine, monkeypatch):
 
 @pytest.fixture
 def installed_as(forget_the_engine, monkeypatch, tmp_path):
-    """installed_as(code): `import MinkowskiEngine` runs that code."""
+    """Return installed_as(code), after which `import MinkowskiEngine` runs that code."""
 
     def install(code):
         (tmp_path / "MinkowskiEngine.py").write_text(code)

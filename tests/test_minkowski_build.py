@@ -1,5 +1,6 @@
-"""The build of MinkowskiEngine, without building it: what is fetched, checked beforehand, kept, and said when it cannot be.
+"""The build of MinkowskiEngine, without building it.
 
+The tests check what it fetches, verifies and keeps, and its messages where it cannot build.
 Torch, pip, compilers and the source archive are stand-ins.
 """
 
@@ -37,7 +38,7 @@ GIBIBYTE = 2**30
 
 
 def load_script():
-    """minkowski/build.py as a module."""
+    """Load minkowski/build.py as a module."""
     specification = importlib.util.spec_from_file_location("minkowski_build", FOLDER / "build.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -56,7 +57,7 @@ def sha256(content: bytes) -> str:
 
 
 def program(path: Path, *lines: str) -> Path:
-    """A shell script that can be run."""
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
     path.chmod(0o755)
@@ -64,7 +65,7 @@ def program(path: Path, *lines: str) -> Path:
 
 
 def source_archive(path: Path, setup: str) -> Path:
-    """A source archive of nothing but setup.py."""
+    """Write a source archive that contains only setup.py."""
     entry = tarfile.TarInfo("MinkowskiEngine-0.5.4/setup.py")
     entry.size = len(setup.encode())
     with tarfile.open(path, "w:gz") as archive:
@@ -73,12 +74,12 @@ def source_archive(path: Path, setup: str) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder; nothing if it is not there."""
+    """Return the names in a folder; an empty list if there is no folder."""
     return sorted(path.name for path in folder.glob("*"))
 
 
 def refusal(function, *arguments) -> str:
-    """The message of the CannotBuild that the call must raise."""
+    """Return the message of CannotBuild, which the call must raise."""
     with pytest.raises(script.CannotBuild) as problem:
         function(*arguments)
     return str(problem.value)
@@ -86,7 +87,7 @@ def refusal(function, *arguments) -> str:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """No name but this machine's is looked up, and none of the environment's settings gets in."""
+    """Allow only lookups of this machine's name, and remove settings from the environment."""
 
     def lookup(host, *rest, **options):
         if host != "127.0.0.1":
@@ -104,9 +105,9 @@ def alone(monkeypatch):
 
 
 def parse_patch(text: str) -> list[tuple[list[str], list[tuple[str, str]]]]:
-    """Groups of the patch: lines of explanation, and the files (old, new) that are changed below it.
+    """Return the groups of the patch: explanation, and the files (old, new) that follow it.
 
-    Refuses what belongs to no group, and changes that do not have as many lines as their headers say.
+    Asserts that every line belongs to a group and that changes are as long as their headers state.
     """
     groups: list = []
     lines = iter(text.splitlines())
@@ -186,7 +187,8 @@ def test_minkowski_archive_is_found_on_an_index_page(link):
     link = link.replace("NAME", script.ARCHIVE).replace(
         "PERCENT", script.ARCHIVE.replace("-", "%2D")
     )
-    page = f"""<!DOCTYPE html><html><head><link href="https://example.org/{script.ARCHIVE}x"></head><body><a name="top"></a>
+    page = f"""<!DOCTYPE html><html>
+        <head><link href="https://example.org/{script.ARCHIVE}x"></head><body><a name="top"></a>
         <a href="../MinkowskiEngine-0.5.3.tar.gz#sha256=4567">MinkowskiEngine-0.5.3.tar.gz</a><br>
         <a data-requires-python="&gt;=3" href="{link}">the archive</a></body></html>"""
     assert script.Links(page).found == {
@@ -195,7 +197,7 @@ def test_minkowski_archive_is_found_on_an_index_page(link):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Files, or only the first part of each."""
+    """Serve files, or only the first part of each."""
 
     part = 1.0
 
@@ -209,9 +211,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A package index on this machine, in PIP_INDEX_URL. It lists an archive, the hash of which is what the script expects.
+    """Start a package index on this machine and set PIP_INDEX_URL.
 
-    address, page (a file), archive (a file), content (of the archive), cache (not yet there)
+    It lists an archive with the hash that the script expects. Attributes: address, page (a file),
+    archive (a file), content (of the archive), cache (a folder that does not exist yet).
     """
     folder = tmp_path / "index"
     page, archive = (
@@ -243,9 +246,8 @@ def index(tmp_path, monkeypatch):
     "link", ["../../files/{name}", "/files/{name}#sha256=0", "{host}/files/{name}?x=1"]
 )
 def test_minkowski_archive_is_fetched_from_the_index_of_the_environment(index, link):
-    index.page.write_text(
-        f'<a href="{link.format(name=script.ARCHIVE, host=index.address.removesuffix("/simple"))}">it</a>'
-    )
+    href = link.format(name=script.ARCHIVE, host=index.address.removesuffix("/simple"))
+    index.page.write_text(f'<a href="{href}">it</a>')
     assert script.fetch(index.cache, None) == index.cache / script.ARCHIVE
     assert (index.cache / script.ARCHIVE).read_bytes() == index.content
     assert names(index.cache) == [script.ARCHIVE]
@@ -313,7 +315,7 @@ def test_index_without_the_minkowski_archive_is_refused_by_address(index, missin
 
 
 def test_minkowski_build_without_a_network_says_how_to_go_on(tmp_path, monkeypatch):
-    with socket.socket() as closed:  # a port where nothing listens
+    with socket.socket() as closed:  # no program listens on this port
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/simple")
         message = refusal(script.fetch, tmp_path / "cache", None)
@@ -349,7 +351,10 @@ def test_minkowski_index_address_with_a_password_works_and_is_not_shown(index, m
 
 @pytest.fixture
 def system_files(tmp_path, monkeypatch):
-    """write(path, text): what the script reads from /proc and /sys. /proc/meminfo is there, with 16 GiB available."""
+    """Return write(path, text), which sets what the script reads from /proc and /sys.
+
+    /proc/meminfo exists, with 16 GiB available.
+    """
 
     def write(path: str, text: str) -> None:
         file = tmp_path / path.lstrip("/")
@@ -399,7 +404,7 @@ def test_memory_for_minkowski_is_limited_by_the_own_cgroup_of_either_version(sys
 def test_minkowski_jobs_are_as_many_as_memory_and_cores_allow(
     monkeypatch, target, memory, cores, jobs
 ):
-    """memory: in multiples of what one job needs."""
+    """`memory` is in multiples of the memory of one job."""
     needed = script.GIBIBYTES_PER_JOB["cuda" if target.cuda else "cpu"] * GIBIBYTE
     monkeypatch.setattr(script, "free_memory", lambda: memory * needed)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
@@ -448,7 +453,7 @@ def test_minkowski_build_tries_the_compiler_on_what_it_needs(tmp_path, monkeypat
 
 @pytest.fixture
 def toolkit(tmp_path, monkeypatch):
-    """make(release): CUDA_HOME is a toolkit of that release, or an empty folder if it is None."""
+    """Return make(release), which sets CUDA_HOME to a toolkit; None: to an empty folder."""
 
     def make(release: str | None) -> Path:
         folder = tmp_path / "cuda home"
@@ -486,17 +491,17 @@ def test_minkowski_with_cuda_needs_its_compiler(toolkit):
 
 
 @pytest.mark.parametrize(
-    ("release", "found"),
+    ("release", "stated"),
     [
         ("Cuda compilation tools, release 13.0, V13.0.88", "CUDA 13"),
         ("Cuda compilation tools, release 1.2, V1.2", "CUDA 1,"),
         ("nonsense", "CUDA unknown"),
     ],
 )
-def test_minkowski_with_cuda_needs_the_cuda_of_torch(toolkit, release, found):
+def test_minkowski_with_cuda_needs_the_cuda_of_torch(toolkit, release, stated):
     nvcc = toolkit(release) / "bin" / "nvcc"
     message = refusal(script.find_toolkit, "12.8")
-    assert str(nvcc) in message and found in message and "12.8" in message and "CUDA=no" in message
+    assert str(nvcc) in message and stated in message and "12.8" in message and "CUDA=no" in message
 
 
 def test_minkowski_takes_a_cuda_toolkit_of_the_same_major_version(toolkit):
@@ -514,7 +519,10 @@ def test_minkowski_with_cuda_needs_the_headers_of_cuda(toolkit):
 
 @pytest.fixture
 def torch_of(monkeypatch):
-    """install(version, *capabilities of GPUs): a PyTorch as the script sees it. Every toolkit fits it."""
+    """Return install(version, *capabilities of GPUs), which sets the PyTorch of the script.
+
+    Every toolkit fits it.
+    """
 
     def install(version: str, *gpus: tuple[int, int]) -> None:
         cuda = SimpleNamespace(
@@ -652,9 +660,10 @@ time.sleep(60)
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """make(setup.py, target, jobs): a wheel from an archive with that setup.py, neither patched nor stamped.
+    """Return make(setup.py, target, jobs), which builds a wheel from an archive with that setup.py.
 
-    Its attributes: wheels (the folder in the cache), temporary (where the source is unpacked).
+    It neither patches nor stamps. Attributes: wheels (the folder in the cache), temporary (the
+    folder of the unpacked source).
     """
 
     def make(setup: str, target=CPU, jobs=1) -> Path:
@@ -741,7 +750,10 @@ def test_minkowski_is_unpacked_by_a_python_without_extraction_filters(build, mon
 
 @pytest.fixture
 def interrupted(build, monkeypatch):
-    """A build that Ctrl-C has ended at its first progress. Its attribute: process (that of the compilers)."""
+    """Interrupt a build by Ctrl-C at its first progress.
+
+    Attribute: process (the process of the compilers).
+    """
 
     class Process(subprocess.Popen):
         def __init__(self, *words, **options):
@@ -786,9 +798,10 @@ def test_interrupted_copy_of_the_minkowski_wheel_is_not_taken_for_one(build, mon
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """What `install` finds and does, with stand-ins for all that takes time.
+    """Replace all slow parts of `install` by stand-ins.
 
-    options; installed (a version or None); passes (the self-test); done (in order). Building makes `wheel`.
+    Attributes: options, installed (a version or None), passes (result of the self-test), done
+    (steps in order), wheel (the file that a build makes).
     """
     wheel = tmp_path / CPU.folder / "engine.whl"
     options = argparse.Namespace(cuda="auto", jobs=None, sdist=None, cache=tmp_path)
@@ -878,7 +891,10 @@ def test_minkowski_self_test_says_that_there_is_no_engine(monkeypatch):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """run(*words): the command with `install` doing nothing; returns the options that it got. Its attribute: problem."""
+    """Return run(*words), which runs the command without installing and returns its options.
+
+    Attribute: problem (the message of a failure, or None).
+    """
 
     def run(*words: str) -> argparse.Namespace:
         monkeypatch.setattr(sys, "argv", ["build.py", *words])
@@ -932,7 +948,7 @@ def test_failure_of_pip_for_minkowski_is_repeated(monkeypatch):
 
 @pytest.fixture
 def make(monkeypatch):
-    """make(*words): the commands that make would run."""
+    """Return make(*words), which returns the commands that make would run."""
     if shutil.which("make") is None:
         pytest.skip("make is not there")
     for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "CUDA", "JOBS", "SDIST", "MINKOWSKI"):

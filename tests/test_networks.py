@@ -36,7 +36,7 @@ def assert_close(actual, expected):
 
 
 def with_drawn_norms(network, seed=3):
-    """The network with scales and shifts of its norms that are not 1 and 0."""
+    """Draw scales and shifts of the norms, so that they are not 1 and 0."""
     draws = generator(seed)
     for parameter in [*network.norm_weights, *network.norm_biases]:
         parameter.data.normal_(1.0, 0.3, generator=draws)
@@ -44,7 +44,7 @@ def with_drawn_norms(network, seed=3):
 
 
 def test_padding_by_3_makes_the_network_that_scores():
-    """ConvNet-3 of the evaluation, literally: 28 x 28 padded to 32 x 32, pooled to 4 x 4."""
+    """Compare with a literal ConvNet-3: 28 x 28, padded to 32 x 32, pooled to 4 x 4."""
     network = with_drawn_norms(
         built(
             grid=(1, 28, 28),
@@ -61,8 +61,9 @@ def test_padding_by_3_makes_the_network_that_scores():
     for layer, (inputs, padding) in enumerate(zip(channels, (3, 1, 1))):
         convolution, norm = nn.Conv2d(inputs, 6, 3, padding=padding), nn.GroupNorm(6, 6)
         convolution.weight.data, convolution.bias.data = (
-            network.convolution_weights[layer].data[:, :, 0], network.convolution_biases[layer].data,
-        )  # fmt: skip
+            network.convolution_weights[layer].data[:, :, 0],
+            network.convolution_biases[layer].data,
+        )
         norm.weight.data, norm.bias.data = (
             network.norm_weights[layer].data,
             network.norm_biases[layer].data,
@@ -84,11 +85,14 @@ def test_padding_where_it_means_nothing_is_refused(settings):
         built(padding=3, **settings)
 
 
-# --- the paper's dense network ------------------------------------------------------------------------------------
+# --- the paper's dense network --------------------------------------------------------------------
 
 
 def literal_paper_network(network, layers, pooling):
-    """The layers of the paper's code, which pads and pools the depth axis too, with the weights of `network`."""
+    """Return the layers of the paper's code with the weights of `network`.
+
+    The paper's code pads and pools the depth axis, too.
+    """
     stack = []
     for layer in range(layers):
         convolution = nn.Conv3d(4 if layer else 3, 4, (1, 3, 3), padding=1)
@@ -109,7 +113,7 @@ def literal_paper_network(network, layers, pooling):
 def test_paper_layout_equals_the_literal_layers(random_clouds, pooling, layers):
     network = built(layers=layers, pooling=pooling, paper_layout=True).double()
     literal = literal_paper_network(network, layers, pooling)
-    # few points in a large grid: most windows see no data, where the planes tie
+    # few points in a large grid: most windows are empty, and there the planes tie
     images = coordinates_as_features(random_clouds([6, 3, 9], FLAT)).dense().requires_grad_()
     assert_close(network(images), literal(images))
     inputs = [images, *network.parameters()]
@@ -132,7 +136,7 @@ def test_paper_layout_where_it_is_not_defined_is_an_input_error(settings, grid):
         built(grid=grid, paper_layout=True, **settings)
 
 
-# --- norms --------------------------------------------------------------------------------------------------------
+# --- norms ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm, kind", [("instance", nn.InstanceNorm3d), ("batch", nn.BatchNorm3d)])
@@ -175,18 +179,17 @@ def test_with_batch_norm_alone_do_logits_depend_on_the_other_clouds_of_the_batch
         assert_close(alone[0], in_a_batch[0])
 
 
-# --- sparse and dense ---------------------------------------------------------------------------------------------
+# --- sparse and dense -----------------------------------------------------------------------------
 
 
 def dense_twin(network, grid, **settings):
-    """A dense network with the weights of a sparse one: kernels reordered, and no bias."""
+    """Return a dense network with the weights of a sparse one: kernels reordered, no bias."""
     twin = built("torch", grid, **settings).double()
     for own, weight, bias in zip(
         twin.convolution_weights, network.convolution_weights, twin.convolution_biases
     ):
-        kernel = (
-            weight.detach().view(3, 3, 3, *weight.shape[1:]).permute(4, 3, 2, 1, 0)
-        )  # depth runs fastest
+        # depth is the fastest axis
+        kernel = weight.detach().view(3, 3, 3, *weight.shape[1:]).permute(4, 3, 2, 1, 0)
         own.data = kernel if grid[0] > 1 else kernel[:, :, 1:2]
         bias.data.zero_()
     for part in ("head", "norm_weights", "norm_biases"):
@@ -197,9 +200,8 @@ def dense_twin(network, grid, **settings):
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize(
-    "norm", ["none", "batch"]
-)  # the epsilon of instance norm is another one in each
+# the two instance norms have different epsilons
+@pytest.mark.parametrize("norm", ["none", "batch"])
 def test_sparse_and_dense_networks_agree_on_a_fully_occupied_grid(grid, pooling, layers, norm):
     settings = dict(layers=layers, pooling=pooling, norm=norm)
     network = with_drawn_norms(built("sparse", grid, **settings).double())
@@ -236,7 +238,7 @@ def test_dense_and_sparse_inputs_give_the_same_logits(random_clouds, backend, no
     assert_close(network(lifted), network(lifted.dense()))
 
 
-def test_with_paper_layout_the_sparse_head_sees_the_whole_grid_but_its_corner_only_is_filled(
+def test_paper_layout_gives_the_sparse_head_the_whole_grid_with_one_corner_filled(
     random_clouds,
 ):
     network = built("sparse", paper_layout=True).double()
@@ -256,9 +258,8 @@ def test_instance_norm_makes_logits_independent_of_the_scale_of_a_clouds_feature
     for bias in getattr(network, "convolution_biases", []):
         bias.data.zero_()
     scaled = lifted.with_features(lifted.features * 7)
-    torch.testing.assert_close(
-        network(scaled), network(lifted), rtol=1e-4, atol=1e-4
-    )  # not exact: the epsilon
+    # the epsilon makes the equality inexact
+    torch.testing.assert_close(network(scaled), network(lifted), rtol=1e-4, atol=1e-4)
 
 
 @needs_minkowski
@@ -276,7 +277,7 @@ def test_minkowski_and_sparse_networks_agree_where_points_share_a_cell(random_cl
     )
 
 
-# --- second derivatives -------------------------------------------------------------------------------------------
+# --- second derivatives ---------------------------------------------------------------------------
 
 HALVINGS = (1, 16, 16)  # room for 4 layers
 
@@ -288,7 +289,8 @@ HALVINGS = (1, 16, 16)  # room for 4 layers
 def test_both_derivatives_of_a_network(
     check_two_derivatives, random_clouds, backend, layers, pooling, norm
 ):
-    # With these weights no network is dead, and no feature within reach of finite differences of a kink or a tie.
+    # With these weights no network is dead, and no feature is so near to a kink or a tie that
+    # finite differences cross it.
     network = built(
         backend, HALVINGS, classes=2, layers=layers, width=2, pooling=pooling, norm=norm
     ).double()
@@ -307,7 +309,7 @@ def test_both_derivatives_of_a_network(
     clouds = random_clouds([4, 3], HALVINGS, seed=1)
 
     def logits(coordinates, steps):
-        """Of moved points, by a network each of whose parameters went one step in a direction of its own."""
+        """Return the logits of moved points; each parameter moves a step in its own direction."""
         moved = {
             name: weights[name] + step * way
             for name, step, way in zip(weights, steps, directions, strict=True)
@@ -322,10 +324,10 @@ def test_both_derivatives_of_a_network(
     (gradient,) = torch.autograd.grad(
         logits(coordinates, [0.0] * len(weights)).square().sum(), coordinates
     )
-    assert gradient.abs().max() > 0.1  # of a dead network both derivatives are right, too: 0
+    assert gradient.abs().max() > 0.1  # a dead network would pass: both of its derivatives are 0
 
 
-LAYOUTS = [("torch", "none", True)]  # with a norm, paper_layout is not defined for backend torch
+LAYOUTS = [("torch", "none", True)]  # backend torch defines paper_layout only without a norm
 LAYOUTS += [("sparse", norm, True) for norm in NORMS] + [
     (*pair, False) for pair in itertools.product(BACKENDS, NORMS)
 ]
@@ -343,7 +345,7 @@ def test_every_parameter_gradient_has_a_graph(
     assert gradients_without_graph(network, lifted, torch.tensor([1, 1])) == []
 
 
-# --- sizes --------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -359,7 +361,7 @@ def test_a_sparse_network_on_a_grid_of_one_cell_is_an_input_error():
         built("sparse", (1, 1, 1), layers=1)
 
 
-# --- initial weights ----------------------------------------------------------------------------------------------
+# --- initial weights ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -383,7 +385,7 @@ def test_draw_gives_other_weights(backend):
 
 
 def is_uniform(weight, bound):
-    """Fills the interval of +-bound and has its standard deviation, at a few thousand draws."""
+    """Check limits and standard deviation of uniform draws in +-bound, for thousands of draws."""
     return (
         0.98 * bound < weight.abs().max() <= bound
         and abs(weight.std() / (bound / 3**0.5) - 1) < 0.03
@@ -435,17 +437,17 @@ def test_norms_start_as_the_identity():
     st.integers(0, 99),
 )
 def test_average_pool_equals_torch_s_with_its_first_and_second_derivatives(grid, window, seed):
-    """Odd lengths lose their last cell, as there."""
+    """Include odd lengths, which lose their last cell in both."""
     window = tuple(window[: len(grid)])
     features = torch.randn(
         2, 3, *grid, dtype=torch.float64, generator=generator(seed)
     ).requires_grad_()
     torch_s = F.avg_pool2d if len(grid) == 2 else F.avg_pool3d
-    found = []
+    results = []
     for pool in (average_pool, torch_s):
         pooled = pool(features, window)
         (gradient,) = torch.autograd.grad(pooled.square().sum(), features, create_graph=True)
         (second,) = torch.autograd.grad(gradient.pow(3).sum(), features)
-        found.append((pooled, gradient, second))
-    for ours, expected in zip(*found):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        results.append((pooled, gradient, second))
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Notebooks: the pairs are in step, use public names only, and the quickstart runs from end to end."""
+"""Notebooks: the pairs agree and use only public names; the quickstart runs to its end."""
 
 import ast
 from pathlib import Path
@@ -14,6 +14,7 @@ from pcdd_core.runs import RUN_FILES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+pytestmark = pytest.mark.slow
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 

@@ -1,4 +1,4 @@
-"""Notebook 10, what each ingredient is worth: from end to end with tiny runs, and from the committed records."""
+"""Notebook 10, the ingredients: with tiny runs, and from the committed records."""
 
 import pytest
 from executed import SMOKE, Executed
@@ -9,6 +9,7 @@ from pcdd_core.records import COMMITTED, find_records
 
 NAME = "10_from_33_9_to_the_best"
 SEEDS = 1  # with its default parameters
+pytestmark = pytest.mark.slow
 OF_DIGITS = [name for name in released_names() if name.startswith("mnist")]
 
 
@@ -43,8 +44,6 @@ def test_with_default_parameters_records_are_read_and_nothing_is_run(tmp_path, m
         if cell.identity not in committed
     ]
     assert not lacking, f"figures/records lacks {len(lacking)} records: {'; '.join(lacking[:5])}"
-    monkeypatch.setenv(
-        "PCDD_DATA", str(tmp_path / "no_data")
-    )  # whatever were run instead of read would fail
+    monkeypatch.setenv("PCDD_DATA", str(tmp_path / "no_data"))  # any run would fail
     executed = Executed(NAME, tmp_path, {})
     assert not (tmp_path / "runs").exists() and executed.pictures == 2 + len(OF_DIGITS)

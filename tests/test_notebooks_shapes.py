@@ -1,4 +1,4 @@
-"""Notebook 11, shapes in three dimensions: from end to end with tiny runs on solids, and its tables from the committed records."""
+"""Notebook 11, shapes in three dimensions: tiny runs on solids, tables from committed records."""
 
 import pytest
 from executed import SMOKE, Executed
@@ -7,6 +7,7 @@ from pcdd_core.experiments import experiment
 from pcdd_core.records import COMMITTED, find_records
 
 NAME = "11_shapes_in_three_dimensions"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""The notebooks on data, Figure 3, second derivatives and limits run: from records as they stand, and with tiny runs."""
+"""The notebooks on data, Figure 3, second derivatives and limits.
+
+They run from records as they stand, and from end to end with tiny runs.
+"""
 
 from functools import cache
 
@@ -7,7 +10,8 @@ import pytest
 from executed import SMOKE, Executed
 from tiny import needs_minkowski
 
-from pcdd_core.records import read_record
+from pcdd_core.experiments import experiment
+from pcdd_core.records import COMMITTED, find_records, read_record
 
 DATA, FIGURE_3, DERIVATIVES, LIMITS = (
     "02_data_preparation",
@@ -18,16 +22,53 @@ DATA, FIGURE_3, DERIVATIVES, LIMITS = (
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory):
+def runs(tmp_path_factory):
+    """Where all tiny runs go: what one notebook has run, the others read."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory, runs):
     """Runs a notebook with tiny settings, once."""
-    return cache(lambda name: Executed(name, tmp_path_factory.mktemp(name), SMOKE))
+    tiny = SMOKE | {"runs_folder": str(runs)}
+    return cache(lambda name: Executed(name, tmp_path_factory.mktemp(name), tiny))
 
 
-@pytest.fixture
-def without_data(monkeypatch, tmp_path):
-    """Wherever MNIST is on this machine, it is not found: whatever is run instead of read fails."""
-    monkeypatch.setenv("PCDD_DATA", str(tmp_path / "nowhere"))
-    return tmp_path
+@pytest.fixture(scope="module")
+def as_it_is(tmp_path_factory):
+    """Runs a notebook with its default parameters, once.
+
+    Wherever MNIST is on this machine, it is not found: whatever is run instead of read fails.
+    """
+
+    def execute(name):
+        folder = tmp_path_factory.mktemp("default")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PCDD_DATA", str(folder / "nowhere"))
+            return Executed(name, folder, {})
+
+    return cache(execute)
+
+
+records_kept = cache(lambda: find_records([COMMITTED]))
+
+
+def committed(name: str, seeds: int = 5) -> tuple[list, list]:
+    """The cells of an experiment, and (cell, record) of those with a record in the repository."""
+    cells, found = experiment(name, seeds=seeds), records_kept()
+    kept = [cell for cell in cells if cell.identity in found]
+    return cells, [(cell, read_record(found[cell.identity])) for cell in kept]
+
+
+def counted(name: str, seeds: int = 5) -> str:
+    """How a notebook states how many records of an experiment there are."""
+    cells, kept = committed(name, seeds)
+    return f"{name}: {len(kept)} of {len(cells)} records"
+
+
+def results(executed: Executed) -> list[str]:
+    """The sentences that a notebook shows at its end."""
+    return [line[2:] for line in executed.printed.splitlines() if line.startswith("- ")]
 
 
 def test_data_preparation_runs_and_what_it_asserts_holds(walk):
@@ -40,50 +81,112 @@ def test_data_preparation_runs_and_what_it_asserts_holds(walk):
 def test_data_preparation_takes_other_shapes_and_limits(tmp_path):
     points = np.random.default_rng(0).normal(size=(500, 3))
     np.savez(tmp_path / "ball.npz", points=points)
-    shapes = {"shapes": str(tmp_path / "ball.npz"), "cells_per_axis": 12, "max_points": 300, "seed": 3}
-    executed = Executed(DATA, tmp_path, shapes)
+    shapes = {"shapes": str(tmp_path / "ball.npz"), "cells_per_axis": 12}
+    executed = Executed(DATA, tmp_path, shapes | {"max_points": 300, "seed": 3})
     assert executed.pictures == 9
     assert "500 points on (12, 12, 12) cells" in executed.printed
 
 
-def test_figure_3_draws_a_row_per_set(walk):
+def test_figure_3_draws_a_row_per_set_and_measures_its_three_features(walk):
     executed = walk(FIGURE_3)
-    assert executed.pictures == 3
-    for row in ("PyTorch, 3 layers", "sparse, 2 layers", "ours", "real, at random"):
-        assert row in executed.table("the paper's figure") and row in executed.table("occupied cells per cloud")
-    assert "of MNIST" in executed.printed, "figures of another data set stand beside the paper's without a word"
+    assert executed.pictures == 3  # the figure, predicted displacement, where points are
+    rows = ("PyTorch, 3 layers", "sparse, 2 layers", "ours", "real")
+    for about in ("rows</th>", "occupied cells per cloud", "isolated cells", "paper's figure"):
+        assert all(f"<th>{row}</th>" in executed.table(about, "ours") for row in rows)
+    said = results(executed)
+    assert [line for line in said if line.startswith("Corner, PyTorch, 3 layers")]
+    assert [line for line in said if line.startswith("Origin shift: real batches begin at")]
+    assert not [line for line in said if line.startswith("Scores")], (
+        "digits beside the paper's MNIST"
+    )
 
 
-def test_second_derivatives_compares_runs_with_and_without_minkowski(walk):
-    executed = walk(DERIVATIVES)
-    assert executed.pictures == 3
-    forgetful = executed.table("forgetful layer")
-    assert "648" in forgetful and "False" in forgetful
-    assert "sparse" in executed.table("seeds", "as the paper scored")
-    assert "sparse" in executed.table("ratio") and "82.5" in executed.table("ratio")
+def test_figure_3_finds_no_displacement_of_real_digits(walk):
+    (line,) = [line for line in results(walk(FIGURE_3)) if line.startswith("Displacement, real")]
+    moved = [float(word) for word in line.replace(":", " ").split() if word[0] in "+-"]
+    assert len(moved) == 2 and max(map(abs, moved)) < 1
 
 
 @needs_minkowski
-def test_second_derivatives_measures_on_the_spot(walk):
+def test_figure_3_has_minkowskiengine_and_its_control(walk):
+    measured = walk(FIGURE_3).table("occupied cells per cloud")
+    assert "<th>MinkowskiEngine, 2 layers</th>" in measured
+    assert "<th>MinkowskiEngine, no shift</th>" in measured
+
+
+def test_second_derivatives_shows_what_is_lost_and_how_much(walk):
+    executed = walk(DERIVATIVES)
+    assert executed.pictures == 2  # layer by layer, pairs of runs
+    rows = executed.rows("forgetful layer")
+    lost = [row.split("<td>")[1:] for row in rows if "convolution" in row]
+    assert ["648.0" in row[-1] for row in lost] == [True, False]
+    assert ["True" in row[1] for row in lost] == [True, False]
+    assert "missed_gradient.py, 32 real clouds" in executed.table("missing, %", "seeds")
+    assert "no pair" not in executed.table("difference, paper") or "left out" in executed.printed
+
+
+@needs_minkowski
+def test_second_derivatives_measures_on_the_spot_and_pairs_runs_by_seed(walk):
     executed = walk(DERIVATIVES)
     assert "convolution_weights.0" in executed.table("gradients without a graph")
+    assert "these runs, 2 real clouds" in executed.table("missing, %", "seeds")
     assert "6 of them on MinkowskiEngine" in executed.printed
-    assert "twins apart" in executed.table("moved, minkowski")
+    assert sum("(1)" in row for row in executed.rows("difference, paper")) == 6
+    assert sum(row.count("<td>") for row in executed.rows("twins apart")) == 6 * 3
+    said = results(executed)
+    assert sum(line.startswith("All terms, ") for line in said) == 6
+    assert sum(line.startswith("Missing under ") for line in said) == 2
 
 
-def test_limits_shows_starts_depths_and_steps(walk):
+def test_limits_shows_starts_depths_and_steps(walk, runs):
     executed = walk(LIMITS)
     assert executed.pictures == 3
-    assert "real, at random" in executed.table("between classifiers of one start")
-    assert "torch" in executed.table("backend", "health")
-    assert "50.00" in executed.table("step size", "health")
-    records = [read_record(folder) for folder in executed.runs.iterdir()]
+    starts = executed.table("by classifiers alone")
+    assert "real, at random" in starts and "ours" in starts
+    assert "torch" in executed.table("layers", "health")
+    assert "50</th>" in executed.table("step size", "health")
+    records = [read_record(folder) for folder in runs.iterdir()]
     assert {record["config"]["seed"] for record in records} == {0, 1}
+    said = results(executed)
+    torch = ("Starts, PyTorch", "Depth, torch", "Way, paper-torch", "Step size, paper-torch")
+    for about in torch:
+        assert [line for line in said if line.startswith(about)], about
+    assert not [line for line in said if "The paper's" in line], "digits beside the paper's MNIST"
 
 
 @pytest.mark.parametrize("name", [FIGURE_3, DERIVATIVES, LIMITS])
-def test_with_default_parameters_records_are_read_and_nothing_is_run(name, without_data):
-    executed = Executed(name, without_data, {})
-    assert executed.pictures == 3
+def test_with_default_parameters_nothing_is_run(name, as_it_is):
+    executed = as_it_is(name)
     assert not executed.runs.exists()
     assert "left out" not in executed.printed and "run 1 of" not in executed.printed
+    assert results(executed) or "no record yet: nothing to say" in executed.printed
+
+
+def test_figure_3_shows_the_sets_that_are_committed(as_it_is):
+    executed = as_it_is(FIGURE_3)
+    rows = {"paper-torch-3-sum-of-squares": "PyTorch, 3 layers", "random-1": "real"}
+    with_clouds = {cell.name for cell, record in committed("table1")[1] if record["clouds_file"]}
+    counted = executed.table("occupied cells per cloud")
+    for name, text in rows.items():
+        assert (f"<th>{text}</th>" in counted) == (name in with_clouds)
+    assert "MNIST is not here" in executed.printed
+
+
+def test_second_derivatives_reads_the_committed_measurement(as_it_is):
+    executed = as_it_is(DERIVATIVES)
+    assert executed.pictures == 2
+    rows = [row for row in executed.rows("missing, %", "seeds") if "missed_gradient.py" in row]
+    assert len(rows) == 6 and all("<td>3</td>" in row for row in rows)
+    names = [f"paper-{backend}-2-sum-of-squares" for backend in ("minkowski", "sparse")]
+    kept = [{cell.config.seed for cell, _ in committed(name)[1]} for name in names]
+    pairs = len(kept[0] & kept[1])
+    row = next(row for row in executed.rows("difference, paper") if "33.9" in row)
+    assert (f"({pairs})" if pairs else "no pair") in row
+
+
+def test_limits_counts_the_committed_runs(as_it_is):
+    executed = as_it_is(LIMITS)
+    assert counted("initialisation", 10) in executed.printed
+    assert counted("table1") in executed.printed
+    steps = {cell.config.optimiser.step_size for cell, _ in committed("step-size", 3)[1]}
+    assert ("no record of another step size" in executed.printed) == (len(steps) < 2)

@@ -1,4 +1,4 @@
-"""Distances between gradients, and the gradient of the whole matching loss against finite differences."""
+"""Objectives: distances between gradients, losses, and their gradients by finite differences."""
 
 import itertools
 
@@ -44,11 +44,11 @@ def gradients(seed, shapes=SHAPES):
     return [torch.randn(shape, dtype=torch.float64, generator=draws) for shape in shapes]
 
 
-# --- distances ----------------------------------------------------------------------------------------------------
+# --- distances ------------------------------------------------------------------------------------
 
 
 def cosine_distances(real, synthetic):
-    """1 - cosine per row; a bias is one row."""
+    """Return 1 - cosine for each row; a bias is one row."""
     return [
         1 - r @ s / np.sqrt(r @ r * (s @ s))
         for r, s in zip(np.atleast_2d(real), np.atleast_2d(synthetic))
@@ -85,7 +85,7 @@ def test_a_distance_equals_its_formula(name, seed):
     expected = FORMULAS[name](
         [gradient.numpy() for gradient in real], [gradient.numpy() for gradient in synthetic]
     )
-    # Cosines differ by the 1e-12 in the root: in proportion to it over the squared norms, which are not tiny here.
+    # The 1e-12 in the root changes cosines by 1e-12 over the squared norms, which are not tiny.
     np.testing.assert_allclose(
         DISTANCES[name](real, synthetic).item(), expected, rtol=1e-7, atol=1e-9
     )
@@ -117,9 +117,8 @@ def test_layerwise_cosine_of_weights_ignores_one_dimensional_parameters():
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_both_derivatives_of_a_distance(check_two_derivatives, name):
-    shapes = [
-        shape for shape in SHAPES if len(shape) > 1
-    ]  # a bias does not take part in every distance
+    # some distances ignore biases
+    shapes = [shape for shape in SHAPES if len(shape) > 1]
     real = gradients(0, shapes)
     check_two_derivatives(
         lambda *synthetic: DISTANCES[name](real, synthetic), *gradients(1, shapes)
@@ -138,7 +137,7 @@ def test_derivatives_are_finite_where_a_gradient_is_exactly_zero(name):
         assert gradient.isfinite().all()
 
 
-# --- gradients as matrices ----------------------------------------------------------------------------------------
+# --- gradients as matrices ------------------------------------------------------------------------
 
 
 def test_as_rows_gives_dense_weights_one_row_per_output_channel():
@@ -161,7 +160,7 @@ def test_as_rows_leaves_a_bias_as_it_is():
     assert torch.equal(as_rows(bias), bias)
 
 
-# --- the matching loss --------------------------------------------------------------------------------------------
+# --- the matching loss ----------------------------------------------------------------------------
 
 GRIDS = {"flat": (1, 8, 8), "solid": (4, 4, 4)}
 LIFTS = {
@@ -186,7 +185,7 @@ REAL_LABELS, LABELS = torch.tensor([1, 1, 1]), torch.tensor([1, 1])
 
 
 def matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout):
-    """A network, the lifted real clouds, and the synthetic clouds, all in float64."""
+    """Return a network, lifted real clouds, and synthetic clouds, all in float64."""
     grid = GRIDS[grid]
     description = NetworkConfig(
         backend=backend, layers=2, width=4, pooling=pooling, norm=norm, paper_layout=paper_layout
@@ -210,10 +209,10 @@ def test_every_parameter_gradient_of_the_synthetic_loss_has_a_graph(
     )
     coordinates = clouds.coordinates.requires_grad_()
     lifted = LIFTS[lift](clouds.with_coordinates(coordinates))
-    found = parameter_gradients(network, lifted, LABELS, create_graph=True)
-    for (name, _), gradient in zip(network.named_parameters(), found, strict=True):
+    by_parameter = parameter_gradients(network, lifted, LABELS, create_graph=True)
+    for (name, _), gradient in zip(network.named_parameters(), by_parameter, strict=True):
         assert gradient.grad_fn is not None, name
-        # and the graph leads to the points, not only to the weights
+        # the graph also leads to the points, not only to the weights
         (by_point,) = torch.autograd.grad(gradient.square().sum(), coordinates, retain_graph=True)
         assert by_point.abs().sum() > 0, name
 
@@ -248,7 +247,7 @@ def test_the_gradient_of_the_matching_loss_agrees_with_finite_differences(
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
-def test_the_matching_loss_is_the_distance_between_the_gradients_of_two_mean_cross_entropies(
+def test_the_matching_loss_is_the_distance_of_gradients_of_two_cross_entropies(
     random_clouds, backend
 ):
     network, real, clouds = matching_case(
@@ -274,9 +273,9 @@ def test_parameter_gradients_are_those_of_backward_in_the_order_of_the_parameter
     network, real, _ = matching_case(
         random_clouds, "sparse", "max", "instance", "coordinates", "solid", False
     )
-    found = parameter_gradients(network, real, REAL_LABELS)
+    by_parameter = parameter_gradients(network, real, REAL_LABELS)
     F.cross_entropy(network(real), REAL_LABELS).backward()
-    for parameter, gradient in zip(network.parameters(), found, strict=True):
+    for parameter, gradient in zip(network.parameters(), by_parameter, strict=True):
         assert not gradient.requires_grad
         torch.testing.assert_close(gradient, as_rows(parameter.grad))
 
@@ -309,7 +308,7 @@ def test_the_real_clouds_are_a_constant_target(random_clouds):
     assert synthetic.grad.abs().sum() > 0
 
 
-# --- features -------------------------------------------------------------------------------------------------------
+# --- features -------------------------------------------------------------------------------------
 
 
 class Features(nn.Module):
@@ -341,18 +340,23 @@ def test_distribution_matching_equals_its_formula():
 
 def test_maximum_mean_discrepancy_equals_scikit_learn_s_kernels():
     network, real, synthetic = Features(), numbers(7, 0), numbers(4, 1)
-    ours, seen = (network.features(x).detach().numpy() for x in (synthetic, real))
-    scale = np.mean([((a - b) ** 2).sum() for a in seen for b in seen])
-    expected = np.mean([
-        rbf_kernel(ours, ours, gamma).mean() - 2 * rbf_kernel(ours, seen, gamma).mean() + rbf_kernel(seen, seen, gamma).mean()
-        for gamma in 1 / (scale * np.array(KERNEL_WIDTHS))
-    ])  # fmt: skip
+    s, r = (network.features(clouds).detach().numpy() for clouds in (synthetic, real))
+    scale = np.mean([((a - b) ** 2).sum() for a in r for b in r])
+    expected = np.mean(
+        [
+            rbf_kernel(s, s, gamma).mean()
+            - 2 * rbf_kernel(s, r, gamma).mean()
+            + rbf_kernel(r, r, gamma).mean()
+            for gamma in 1 / (scale * np.array(KERNEL_WIDTHS))
+        ]
+    )
     assert maximum_mean_discrepancy(network, real, synthetic).item() == pytest.approx(expected)
 
 
 def test_maximum_mean_discrepancy_sees_a_spread_that_distribution_matching_does_not():
     network, real = Features(), numbers(8, 0)
-    real[4:] = -real[:4]  # tanh is odd, so the mean feature is 0, as that of clouds at 0
+    # tanh is odd, so the mean feature is 0, which is also the feature of a cloud at 0
+    real[4:] = -real[:4]
     at_the_mean = torch.zeros(4, 6, dtype=torch.float64)
     assert distribution_matching(network, real, at_the_mean) < 1e-25
     assert maximum_mean_discrepancy(network, real, at_the_mean) > 0.1
@@ -365,14 +369,16 @@ def test_maximum_mean_discrepancy_sees_a_spread_that_distribution_matching_does_
 def test_feature_regression_equals_scikit_learn_s_ridge():
     network, real, synthetic = Features(), numbers(7, 0), numbers(4, 1)
     real_labels, labels = torch.tensor([0, 1, 2, 0, 1, 2, 2]), torch.tensor([0, 1, 2, 1])
-    fitted, seen = (network.features(x).detach().numpy() for x in (synthetic, real))
+    synthetic_features, real_features = (
+        network.features(x).detach().numpy() for x in (synthetic, real)
+    )
     targets, wanted = (np.eye(3)[y] - 1 / 3 for y in (labels, real_labels))
     model = Ridge(
-        alpha=0.3 * (fitted**2).sum(1).mean(), fit_intercept=False, solver="cholesky"
-    ).fit(fitted, targets)
-    expected = ((model.predict(seen) - wanted) ** 2).sum(1) / 2
-    found = feature_regression(network, real, real_labels, synthetic, labels, classes=3, ridge=0.3)
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9)
+        alpha=0.3 * (synthetic_features**2).sum(1).mean(), fit_intercept=False, solver="cholesky"
+    ).fit(synthetic_features, targets)
+    expected = ((model.predict(real_features) - wanted) ** 2).sum(1) / 2
+    losses = feature_regression(network, real, real_labels, synthetic, labels, classes=3, ridge=0.3)
+    np.testing.assert_allclose(losses.detach().numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -396,17 +402,17 @@ def test_gradient_of_a_feature_objective_against_finite_differences(objective):
 
 @pytest.mark.parametrize("width", [8, 64])
 def test_less_precision_changes_a_real_gradient_far_less_than_another_batch_does(width):
-    """What `in_precision` states: of digits, for every layer's weights; ConvNet-3 with instance norm."""
+    """Check the claim of `in_precision` for the weights of every layer of ConvNet-3 on digits."""
     network = dense_network(width)
     train = tiny.digits().train
     threes = occupancy(train.select((train.labels == 3).nonzero().flatten()[:100]))
     labels = torch.full((50,), 3)
 
-    def weights(shown, precision=torch.float32):
+    def weights(inputs, precision=torch.float32):
         with in_precision(network, precision):
             return [
                 gradient
-                for gradient in parameter_gradients(network, shown, labels)
+                for gradient in parameter_gradients(network, inputs, labels)
                 if gradient.dim() > 1
             ]
 
@@ -417,13 +423,14 @@ def test_less_precision_changes_a_real_gradient_far_less_than_another_batch_does
     )
     for layer, gradient in enumerate(exact):
         by_precision, by_batch = (
-            1 - F.cosine_similarity(gradient, found[layer]).mean().item() for found in (less, other)
+            1 - F.cosine_similarity(gradient, changed[layer]).mean().item()
+            for changed in (less, other)
         )
         assert 0 < by_precision < 0.03 * by_batch
         assert less[layer].dtype == torch.float32
 
 
-# --- unrolled training ----------------------------------------------------------------------------------------------
+# --- unrolled training ----------------------------------------------------------------------------
 
 LABELS_OF_7, LABELS_OF_4 = torch.tensor([0, 1, 2, 0, 1, 2, 2]), torch.tensor([0, 1, 2, 1])
 
@@ -435,34 +442,36 @@ def smooth_network():
 
 
 def moved_at_each_call(synthetic, labels=LABELS_OF_4):
-    """What may happen to synthetic clouds before each step: here they grow, and one of them is left out."""
+    """Return a function that gives other clouds at each call: they grow, and one is left out."""
     numbers = itertools.count(1)
 
-    def shown():
+    def next_clouds():
         number = next(numbers)
         kept = torch.arange(4) != number % 4
         return (synthetic * (1 + 0.1 * number))[kept], labels[kept]
 
-    return shown
+    return next_clouds
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_unrolled_training_equals_training_by_torch_s_sgd(steps):
     network, trained, synthetic = smooth_network(), smooth_network(), numbers(4, 1)
-    optimiser, shown = (
+    optimiser, next_clouds = (
         torch.optim.SGD(trained.parameters(), 0.3, momentum=0.9),
         moved_at_each_call(synthetic),
     )
     for _ in range(steps):
         optimiser.zero_grad()
-        clouds, labels = shown()
+        clouds, labels = next_clouds()
         F.cross_entropy(trained(clouds), labels).backward()
         optimiser.step()
     expected = F.cross_entropy(trained(numbers(7, 0)), LABELS_OF_7, reduction="none")
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    shown = moved_at_each_call(synthetic)
-    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, steps, step_size=0.3)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    next_clouds = moved_at_each_call(synthetic)
+    losses = unrolled_training(
+        network, numbers(7, 0), LABELS_OF_7, next_clouds, steps, step_size=0.3
+    )
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     assert all(map(torch.equal, before, network.parameters()))
 
 
@@ -477,9 +486,9 @@ def test_gradient_through_unrolled_training_against_finite_differences():
     assert torch.autograd.gradcheck(loss, synthetic)
 
 
-def test_steps_before_unrolled_training_are_steps_of_the_same_training_that_are_not_differentiated():
+def test_steps_before_unrolled_training_train_alike_without_differentiation():
     network, synthetic = smooth_network(), numbers(4, 1).requires_grad_()
-    found = unrolled_training(
+    losses = unrolled_training(
         network,
         numbers(7, 0),
         LABELS_OF_7,
@@ -491,30 +500,30 @@ def test_steps_before_unrolled_training_are_steps_of_the_same_training_that_are_
     same = unrolled_training(
         network, numbers(7, 0), LABELS_OF_7, moved_at_each_call(synthetic), 7, step_size=0.3
     )
-    torch.testing.assert_close(found, same, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses, same, rtol=1e-12, atol=1e-12)
 
     whole = moved_at_each_call(synthetic)
     untouched = moved_at_each_call(synthetic.detach())
     calls = itertools.count()
 
-    def last_three():  # the same numbers, with a graph from the fifth call on only
+    def last_three():  # the same numbers, with a graph only from the fifth call on
         one, other = whole(), untouched()
         return one if next(calls) >= 4 else other
 
     expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, last_three, 7, step_size=0.3)
-    gradients = [torch.autograd.grad(loss.sum(), synthetic)[0] for loss in (found, expected)]
+    gradients = [torch.autograd.grad(loss.sum(), synthetic)[0] for loss in (losses, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
 def test_unrolled_training_on_probabilities_that_are_certain_is_that_on_labels():
-    shown, network = moved_at_each_call(numbers(4, 1)), smooth_network()
-    expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, shown, 3, step_size=0.3)
+    by_labels, network = moved_at_each_call(numbers(4, 1)), smooth_network()
+    expected = unrolled_training(network, numbers(7, 0), LABELS_OF_7, by_labels, 3, step_size=0.3)
     certain = moved_at_each_call(numbers(4, 1), F.one_hot(LABELS_OF_4, 3).double())
-    found = unrolled_training(network, numbers(7, 0), LABELS_OF_7, certain, 3, step_size=0.3)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    losses = unrolled_training(network, numbers(7, 0), LABELS_OF_7, certain, 3, step_size=0.3)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_gradient_of_learned_labels_through_unrolled_training_against_finite_differences():
+def test_label_gradient_of_unrolled_training_against_finite_differences():
     network, real, synthetic, logits = (
         smooth_network(),
         numbers(7, 0),
@@ -523,17 +532,17 @@ def test_gradient_of_learned_labels_through_unrolled_training_against_finite_dif
     )
 
     def loss(logits):
-        shown = moved_at_each_call(synthetic, logits.softmax(1))
-        return unrolled_training(network, real, LABELS_OF_7, shown, 5, step_size=0.3)
+        next_clouds = moved_at_each_call(synthetic, logits.softmax(1))
+        return unrolled_training(network, real, LABELS_OF_7, next_clouds, 5, step_size=0.3)
 
     assert torch.autograd.gradcheck(loss, logits)
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
-def test_gradient_of_coordinates_through_unrolled_training_against_finite_differences(
+def test_coordinate_gradient_of_unrolled_training_against_finite_differences(
     backend, random_clouds
 ):
-    """Along one random direction of all coordinates, through lift, network and three steps."""
+    """Differentiate along a random direction of all coordinates, through lift and three steps."""
     clouds = random_clouds([6, 5, 4], (1, 8, 8), 0)
     settings = NetworkConfig(backend=backend, layers=2, width=3, norm="instance", pooling="average")
     network = build_network(settings, 1, (1, 8, 8), 3, generator(0)).double()
@@ -556,7 +565,7 @@ def test_gradient_of_coordinates_through_unrolled_training_against_finite_differ
     assert torch.autograd.grad(loss(length), length)[0] != 0
 
 
-# --- features and heads ---------------------------------------------------------------------------------------------
+# --- features and heads ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lift", [coordinates_as_features, gaussian_occupancy])
@@ -568,7 +577,7 @@ def test_network_is_its_features_and_its_head(backend, lift, random_clouds):
     network = build_network(
         NetworkConfig(backend=backend, layers=2, width=4), channels, (1, 8, 8), 3, generator(0)
     )
-    network = network.double()  # as the clouds are
+    network = network.double()  # the clouds are in float64
     features = network.features(lifted)
     assert features.shape == (2, network.head.in_features)
     torch.testing.assert_close(network.head(features), network(lifted))

@@ -1,4 +1,4 @@
-"""The paper's two networks against literal ones: layers, origin shift, matching loss, first update."""
+"""The paper's two networks against literal ones: layers, origin shift, loss, first update."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ from pcdd_core.objectives import DISTANCES, gradient_matching
 from pcdd_core.presets import preset
 from pcdd_core.randomness import generator
 
-# said by torch of autograd functions that MinkowskiEngine makes instances of
+# a warning of torch: MinkowskiEngine makes instances of autograd functions
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 GRID, WIDTH = (1, 28, 28), 8
 
@@ -31,7 +31,7 @@ def paper_config(backend: str, layers: int, distance: str = "sum-of-squares", **
 def inner_clouds(
     seed: int, clouds: int = 3, points: int = 40, row: int = 3, column: int = 5
 ) -> PointClouds:
-    """Float64 clouds whose smallest cell is (row, column), so that they touch neither row 0 nor column 0."""
+    """Return float64 clouds whose smallest cell is (row, column): row 0 and column 0 are free."""
     low, room = torch.tensor([0, row, column]), torch.tensor([1, 28 - row, 28 - column])
     draws = generator(seed, "inner clouds")
     coordinates = torch.rand(clouds, points, 3, generator=draws, dtype=torch.float64) * room + low
@@ -44,7 +44,7 @@ def inner_clouds(
 
 
 def literal_cells(clouds: PointClouds) -> list[dict[tuple[int, int], torch.Tensor]]:
-    """For each cloud the mean of its points' coordinates in each occupied cell, with a graph."""
+    """Return the mean coordinates of the points in each occupied cell, per cloud, with a graph."""
     averaged = []
     for cloud in range(len(clouds)):
         points: dict[tuple[int, int], list[torch.Tensor]] = {}
@@ -55,7 +55,7 @@ def literal_cells(clouds: PointClouds) -> list[dict[tuple[int, int], torch.Tenso
 
 
 def literal_dense(cells, shift: bool) -> torch.Tensor:
-    """(clouds, 3, 1, 28, 28), shifted by the smallest row and column of all clouds together."""
+    """Return (clouds, 3, 1, 28, 28), shifted by the smallest row and column of all clouds."""
     rows = min(row for cloud in cells for row, _ in cloud) if shift else 0
     columns = min(column for cloud in cells for _, column in cloud) if shift else 0
     grid = torch.zeros(len(cells), 3, *GRID, dtype=torch.float64)
@@ -66,7 +66,10 @@ def literal_dense(cells, shift: bool) -> torch.Tensor:
 
 
 def literal_torch(network, clouds: PointClouds, shift: bool) -> torch.Tensor:
-    """Logits of the paper's PyTorch network: Conv3d (1, 3, 3) with padding 1 on all axes, ReLU, MaxPool3d 2."""
+    """Return the logits of the paper's PyTorch network.
+
+    Its layers are Conv3d (1, 3, 3) with padding 1 on all axes, ReLU, and MaxPool3d 2.
+    """
     features = literal_dense(literal_cells(clouds), shift)
     for weight, bias in zip(network.convolution_weights, network.convolution_biases, strict=True):
         features = F.max_pool3d(F.conv3d(features, weight, bias, padding=1).relu(), 2)
@@ -74,14 +77,16 @@ def literal_torch(network, clouds: PointClouds, shift: bool) -> torch.Tensor:
 
 
 def literal_sparse(network, clouds: PointClouds, shift: bool) -> torch.Tensor:
-    """Logits of the paper's MinkowskiEngine network by dense layers: cells that are not occupied stay empty."""
+    """Return the logits of the paper's MinkowskiEngine network, computed by dense layers.
+
+    Cells that are not occupied stay empty.
+    """
     cells = literal_cells(clouds)
     features = literal_dense(cells, shift=False)[:, :, 0]
     occupied = (literal_dense(cells, shift=False) != 0).any(1).to(features)
     for weight in network.convolution_weights:
-        kernel = weight.view(3, 3, 3, *weight.shape[1:])[:, :, 1].permute(
-            3, 2, 1, 0
-        )  # width, height, depth
+        # the axes are width, height and depth
+        kernel = weight.view(3, 3, 3, *weight.shape[1:])[:, :, 1].permute(3, 2, 1, 0)
         features = F.conv2d(features, kernel, padding=1).relu() * occupied
         features, occupied = (
             F.max_pool2d(grid, 2, ceil_mode=True) for grid in (features, occupied)
@@ -97,7 +102,7 @@ def literal_sparse(network, clouds: PointClouds, shift: bool) -> torch.Tensor:
 
 
 def literal_minkowski(network, clouds: PointClouds, shift: bool) -> torch.Tensor:
-    """Logits of the paper's MinkowskiEngine network by MinkowskiEngine's own layers, made and called one by one."""
+    """Return the logits of the paper's MinkowskiEngine network, by MinkowskiEngine's layers."""
     me = minkowski.engine()
     position = torch.cat([clouds.cloud_index[:, None], clouds.coordinates.detach().floor()], 1)
     mode = me.SparseTensorQuantizationMode.UNWEIGHTED_AVERAGE
@@ -133,12 +138,12 @@ def test_paper_networks_equal_the_literal_ones(backend, layers, shift):
     actual, expected = network(lift(clouds)), LITERAL[backend](network, clouds, shift)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
     weights = list(network.parameters())
-    for ours, literal in zip(
+    for gradient, literal in zip(
         torch.autograd.grad(actual.square().sum(), weights),
         torch.autograd.grad(expected.square().sum(), weights),
         strict=True,
     ):
-        torch.testing.assert_close(ours, literal, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(gradient, literal, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -148,7 +153,7 @@ def test_origin_shift_changes_logits_and_follows_the_whole_batch(backend):
     still.load_state_dict(network.state_dict())
     clouds = inner_clouds(2)
     assert (network(lift(clouds)) - still(lift(clouds))).abs().max() > 1e-3
-    # another cloud of the batch at the grid's origin leaves nothing to shift
+    # with another cloud of the batch at the origin of the grid the shift is 0
     origin = from_list([torch.tensor([[0.0, 0.5, 0.5]])], [0], GRID, clouds.class_names)
     both = from_list([*clouds, *origin], [*clouds.labels, 0], GRID, clouds.class_names)
     both = both.with_coordinates(torch.cat([clouds.coordinates, origin.coordinates.double()]))
@@ -180,8 +185,8 @@ def test_matching_loss_and_its_gradient_equal_the_literal_ones(backend, layers, 
     network, lift = network_and_lift(backend, layers)
     real, drawn = inner_clouds(3, clouds=4), inner_clouds(4, clouds=1, row=0, column=0)
     real = real.select(members_per_class(real)[0])
-    found = {}
-    for name, logits in (("ours", None), ("literal", LITERAL[backend])):
+    results = {}
+    for name, logits in (("library", None), ("literal", LITERAL[backend])):
         coordinates = drawn.coordinates.clone().requires_grad_()
         synthetic = drawn.with_coordinates(coordinates)
         if logits is None:
@@ -195,28 +200,31 @@ def test_matching_loss_and_its_gradient_equal_the_literal_ones(backend, layers, 
                     torch.autograd.grad(error, list(network.parameters()), create_graph=graph)
                 )
             loss = literal_distance(*gradients, distance)
-        found[name] = loss, torch.autograd.grad(loss, coordinates)[0]
-    for ours, literal in zip(found["ours"], found["literal"], strict=True):
-        # the product's cosine keeps second derivatives finite by 1e-12 in its root
+        results[name] = loss, torch.autograd.grad(loss, coordinates)[0]
+    for actual, literal in zip(results["library"], results["literal"], strict=True):
+        # the library adds 1e-12 in the root of the cosine, to keep second derivatives finite
         torch.testing.assert_close(
-            ours, literal, rtol=1e-4 if "cosine" in distance else 1e-6, atol=1e-6
+            actual, literal, rtol=1e-4 if "cosine" in distance else 1e-6, atol=1e-6
         )
-    assert found["ours"][1].abs().max() > 0
+    assert results["library"][1].abs().max() > 0
 
 
 def literal_distance(real, synthetic, distance: str) -> torch.Tensor:
-    """The paper's two distances, row by row. Sparse kernels, (volume, in, out), have their rows last."""
+    """Return one of the paper's two distances, row by row.
+
+    Sparse kernels (volume, in, out) have their rows on the last axis.
+    """
     total = 0.0
-    for theirs, ours in zip(real, synthetic, strict=True):
-        theirs = theirs.detach()
+    for target, gradient in zip(real, synthetic, strict=True):
+        target = target.detach()
         if distance == "sum_of_squares":
-            total = total + (ours - theirs).square().sum()
+            total = total + (gradient - target).square().sum()
             continue
-        if theirs.dim() == 1:
-            theirs, ours = theirs[None], ours[None]
-        if theirs.dim() == 3:
-            theirs, ours = theirs.permute(2, 0, 1), ours.permute(2, 0, 1)
-        for row, other in zip(theirs.flatten(1), ours.flatten(1), strict=True):
+        if target.dim() == 1:
+            target, gradient = target[None], gradient[None]
+        if target.dim() == 3:
+            target, gradient = target.permute(2, 0, 1), gradient.permute(2, 0, 1)
+        for row, other in zip(target.flatten(1), gradient.flatten(1), strict=True):
             norms = row.norm() * other.norm() + 1e-12
             total = total + 1 - ((row * other).sum() / norms if norms > 1e-9 else 0)
     return total
@@ -224,24 +232,24 @@ def literal_distance(real, synthetic, distance: str) -> torch.Tensor:
 
 @needs_minkowski
 def test_first_update_of_the_full_width_equals_minkowski_layers_called_literally():
-    """The counterpart of the PyTorch oracle below for MinkowskiEngine, on real digits at width 128."""
+    """Repeat the PyTorch oracle below for MinkowskiEngine, on real digits at width 128."""
     config = paper_config("minkowski", 2)
     network, train = draw_network(config, digits().train, 0), digits().train
     start = torch.rand(250, 3, generator=generator(0)) * 28
     for label in (0, 4):
         real = train.select(members_per_class(train)[label][:32])
-        found = []
+        results = []
         for logits in (None, literal_minkowski):
             coordinates = boundary_check(start, GRID).requires_grad_()
             synthetic = from_list([start], [label], GRID, train.class_names).with_coordinates(
                 coordinates
             )
             if logits is None:
-                shown = [
+                lifted = [
                     coordinates_as_features(clouds, minkowski.from_points)
                     for clouds in (real, synthetic)
                 ]
-                parts = shown[0], real.labels, shown[1], synthetic.labels
+                parts = lifted[0], real.labels, lifted[1], synthetic.labels
                 loss = gradient_matching(network, *parts, DISTANCES["sum_of_squares"])
             else:
                 gradients = []
@@ -251,8 +259,8 @@ def test_first_update_of_the_full_width_equals_minkowski_layers_called_literally
                         torch.autograd.grad(error, list(network.parameters()), create_graph=graph)
                     )
                 loss = literal_distance(*gradients, "sum_of_squares")
-            found.append((loss, torch.autograd.grad(loss, coordinates)[0]))
-        (loss, gradient), (expected_loss, expected) = found
+            results.append((loss, torch.autograd.grad(loss, coordinates)[0]))
+        (loss, gradient), (expected_loss, expected) = results
         assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
         assert (gradient - expected).norm() <= 1e-4 * expected.norm()
 
@@ -265,7 +273,10 @@ def oracle_path() -> Path:
     not oracle_path().is_file(), reason="PCDD_DATA has no paper_oracle/torch3_first_update.npz"
 )
 def test_first_update_equals_that_of_the_paper_s_own_code():
-    """Three PyTorch layers: losses and gradient of the coordinates, recorded from the paper's code (2023-09-04)."""
+    """Compare losses and coordinate gradients of three PyTorch layers with recorded ones.
+
+    They were recorded from the paper's code of 2023-09-04.
+    """
     config = paper_config("torch", 3)
     train = datasets.load(config.data).train
     assert len(train) == 60_000
@@ -294,8 +305,8 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
         synthetic = from_list([start[label]], [label], GRID, train.class_names).with_coordinates(
             coordinates
         )
-        shown = [coordinates_as_features(clouds) for clouds in (real, synthetic)]
-        parts = shown[0], real.labels, shown[1], synthetic.labels
+        lifted = [coordinates_as_features(clouds) for clouds in (real, synthetic)]
+        parts = lifted[0], real.labels, lifted[1], synthetic.labels
         loss = gradient_matching(network, *parts, DISTANCES["sum_of_squares"])
         (gradient,) = torch.autograd.grad(loss, coordinates)
         expected = torch.from_numpy(gradients[label])

@@ -1,4 +1,4 @@
-"""Recordings, the page and the animations made of them, and live distillations steered from code."""
+"""Recordings, their page and animations, and live distillation controlled from code."""
 
 import base64
 import gzip
@@ -29,7 +29,7 @@ from pcdd_core.player import Recorder, Recording, read_recording, save_animation
 def recording(
     frames: int = 5, grid=(1, 28, 28), names=("zero", "one", "two"), points: int = 20
 ) -> Recording:
-    """Clouds on random walks."""
+    """Return a recording of clouds on random walks."""
     draws = np.random.default_rng(0)
     start = draws.uniform(0, 1, (points * len(names), 3)) * (np.array(grid) - 1)
     moves = draws.normal(0, 0.5, (frames, len(start), 3)).cumsum(0) * (np.array(grid) > 1)
@@ -43,7 +43,7 @@ def recording(
 
 
 def decoded(encoded: bytes) -> dict:
-    """What player.js makes of an encoded recording, written a second time from the description of the format."""
+    """Decode a recording as player.js does, written again from the description of the format."""
     data = gzip.decompress(encoded)
     (length,) = struct.unpack_from("<I", data)
     header = json.loads(data[4 : 4 + length])
@@ -70,7 +70,7 @@ def data_of(page: str) -> bytes:
     return base64.b64decode(re.search(r'atob\("([^"]*)"\)', page)[1])
 
 
-# --- recordings ---------------------------------------------------------------------------------------------------
+# --- recordings -----------------------------------------------------------------------------------
 
 
 def test_recorder_keeps_every_frame_of_a_short_run_and_thins_a_long_one_evenly(monkeypatch):
@@ -167,31 +167,31 @@ def test_run_folder_that_is_not_whole_is_refused_by_the_file_that_is_wrong(
         read_recording(tmp_path)
 
 
-# --- the encoding -------------------------------------------------------------------------------------------------
+# --- the encoding ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [(1, 28, 28), (16, 16, 16), (1, 300, 5), (1, 60000, 2)])
 def test_encoded_coordinates_stay_in_their_cell_and_are_half_a_step_off_at_most(grid):
     given = recording(grid=grid)
-    found, steps = decoded(player.encode(given)), player.steps_per_cell(grid)
-    assert steps == found["steps"] and steps & (steps - 1) == 0
-    places = found["places"].swapaxes(1, 2)
+    encoded, steps = decoded(player.encode(given)), player.steps_per_cell(grid)
+    assert steps == encoded["steps"] and steps & (steps - 1) == 0
+    places = encoded["places"].swapaxes(1, 2)
     assert np.array_equal(places // steps, np.floor(given.coordinates))
     assert np.abs((places + 0.5) / steps - given.coordinates).max() <= 0.5 / steps * 1.001
 
 
 def test_encoding_keeps_everything_else():
     given = recording()
-    found = decoded(player.encode(given))
+    encoded = decoded(player.encode(given))
     assert (
-        found["labels"] == [0, 1, 2]
-        and found["offsets"] == [0, 20, 40, 60]
-        and found["grid"] == [1, 28, 28]
+        encoded["labels"] == [0, 1, 2]
+        and encoded["offsets"] == [0, 20, 40, 60]
+        and encoded["grid"] == [1, 28, 28]
     )
-    assert found["class_names"] == ["zero", "one", "two"] and found["iterations"] == 4
-    assert found["updates"] == [0, 1, 2, 3, 4]
-    assert np.array_equal(found["curves"], [given.matching_loss, given.mean_absolute_gradient])
-    lengths = 10 ** (found["gradients"] / player.LEVELS_PER_DECADE + player.LOWEST_DECADE)
+    assert encoded["class_names"] == ["zero", "one", "two"] and encoded["iterations"] == 4
+    assert encoded["updates"] == [0, 1, 2, 3, 4]
+    assert np.array_equal(encoded["curves"], [given.matching_loss, given.mean_absolute_gradient])
+    lengths = 10 ** (encoded["gradients"] / player.LEVELS_PER_DECADE + player.LOWEST_DECADE)
     assert np.abs(np.log10(lengths / given.gradients)).max() <= 0.51 / player.LEVELS_PER_DECADE
 
 
@@ -204,7 +204,7 @@ def test_one_frame_can_be_encoded():
     assert len(given) == 1 and len(decoded(player.encode(given))["places"]) == 1
 
 
-# --- the page -----------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def test_page_is_self_contained_and_holds_the_recording(tmp_path):
@@ -252,7 +252,7 @@ def test_wrong_suffix_is_refused_and_nothing_written(tmp_path, save, name):
     assert not list(tmp_path.iterdir())
 
 
-# --- animations ---------------------------------------------------------------------------------------------------
+# --- animations -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_one_frame_can_be_animated(tmp_path):
         assert (tmp_path / name).stat().st_size > 1000
 
 
-# --- live, steered from code --------------------------------------------------------------------------------------
+# --- live distillation controlled from code -------------------------------------------------------
 
 
 def live(iterations: int = 6, **changes) -> live_view.LiveDistillation:
@@ -334,7 +334,7 @@ def test_step_makes_exactly_one_iteration():
         watched.wait()
         assert watched.status == f"paused, update {made} of 6"
     watched.step()
-    watched.step()  # not waited for: two are owed
+    watched.step()  # does not wait: two iterations are due
     watched.wait()
     assert updates(watched) == 4
 
@@ -410,9 +410,16 @@ def test_restart_begins_from_the_same_scatter_at_any_moment():
 
 
 def test_failure_is_said_and_raised_and_the_recording_kept():
-    watched = live(lift__name="coordinates", objective__distance="sum_of_squares", optimiser__name="sgd",
-                   optimiser__step_size=1e30, schedule__training_steps=2, schedule__training_step_size=1e30,
-                   network__norm="none", schedule__iterations_per_network=0)  # fmt: skip
+    watched = live(
+        lift__name="coordinates",
+        objective__distance="sum_of_squares",
+        optimiser__name="sgd",
+        optimiser__step_size=1e30,
+        schedule__training_steps=2,
+        schedule__training_step_size=1e30,
+        network__norm="none",
+        schedule__iterations_per_network=0,
+    )
     with pytest.raises(DistillationFailed):
         watched.finish()
     assert watched.status.startswith("failed: iteration") and len(watched.recording) >= 1

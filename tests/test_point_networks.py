@@ -1,4 +1,4 @@
-"""Networks that see points themselves, and what is compared of them: order and padding do not matter, both derivatives are right."""
+"""Networks on points and their objectives: order, padding and both derivatives."""
 
 from typing import get_args, get_type_hints
 
@@ -37,18 +37,18 @@ def network(width=8) -> PointNet:
 
 @pytest.fixture
 def points(random_clouds):
-    """Of three clouds of 7, 5 and 7 points: (3, 7, 4)."""
+    """Return the points of three clouds of 7, 5 and 7 points: (3, 7, 4)."""
     return centred_points(random_clouds([7, 5, 7], SOLID, seed=3))
 
 
-# --- PointNet -----------------------------------------------------------------------------------------------------
+# --- PointNet -------------------------------------------------------------------------------------
 
 
 def test_the_order_of_points_and_what_stands_in_for_missing_ones_do_not_matter(points):
     net, order = network(), torch.randperm(7, generator=generator(1))
     assert_close(net(points[:, order]), net(points))
     filled = points.clone()
-    filled[1, 5:, :3] = 9.0  # no points: their last column is 0
+    filled[1, 5:, :3] = 9.0  # not points: their last column is 0
     assert_close(net(filled), net(points))
     assert_close(net(torch.cat([points, torch.zeros(3, 4, 4, dtype=points.dtype)], 1)), net(points))
 
@@ -76,15 +76,18 @@ def test_clouds_of_as_many_points_need_no_fourth_column(random_clouds):
 
 
 def test_the_largest_value_is_looked_for_in_less_precision_and_computed_in_full(monkeypatch):
-    """What is found is a value of some point, below the largest by a few hundredths of the values' spread at most."""
+    """The result is the value of some point.
+
+    It is below the largest value by at most a few hundredths of the standard deviation.
+    """
     net = network(width=200).float()
     points = torch.rand(4, 500, 3, generator=generator(6)) * 2 - 1
     monkeypatch.setattr(point_networks, "_search_precision", lambda hidden: torch.bfloat16)
-    found = net.features(points)
+    features = net.features(points)
     values = net.last(net._hidden(points)[0].transpose(1, 2))
-    missed = values.amax(1) - found
+    missed = values.amax(1) - features
     assert (missed > -1e-5).all() and 0 < missed.max() < 0.04 * values.std()
-    assert (values - found[:, None]).abs().amin(1).max() < 1e-5
+    assert (values - features[:, None]).abs().amin(1).max() < 1e-5
 
 
 def test_norms_are_instance_norm_of_the_points_there_are(points):
@@ -123,9 +126,9 @@ def test_the_gradient_of_matching_gradients_against_finite_differences(points):
     real = centred_points_of(4)
 
     def loss(coordinates):
-        shown = torch.cat([coordinates * present, present], -1)
+        moved = torch.cat([coordinates * present, present], -1)
         return gradient_matching(
-            net, real, LABELS, shown, LABELS, DISTANCES["layerwise_cosine_of_weights"]
+            net, real, LABELS, moved, LABELS, DISTANCES["layerwise_cosine_of_weights"]
         )
 
     assert torch.autograd.gradcheck(loss, points[..., :3].detach().requires_grad_())
@@ -137,18 +140,18 @@ def centred_points_of(seed: int) -> torch.Tensor:
     return torch.cat([coordinates, torch.ones(3, 6, 1, dtype=torch.float64)], -1)
 
 
-# --- sorted features ----------------------------------------------------------------------------------------------
+# --- sorted features ------------------------------------------------------------------------------
 
 
 def test_sorted_features_are_alike_only_where_clouds_are(points):
     net, order = network(), torch.randperm(6, generator=generator(2))
-    ours, others = centred_points_of(1), centred_points_of(2)
-    assert abs(sorted_feature_matching(net, ours, ours[:, order]).item()) < 1e-12
-    assert sorted_feature_matching(net, ours, others).item() > 1e-3
+    clouds, others = centred_points_of(1), centred_points_of(2)
+    assert abs(sorted_feature_matching(net, clouds, clouds[:, order]).item()) < 1e-12
+    assert sorted_feature_matching(net, clouds, others).item() > 1e-3
 
 
 class Coordinates(torch.nn.Linear):
-    """Knows of a point where it is, and nothing of the others."""
+    """Features that are the coordinates of each point."""
 
     def point_features(self, points):
         return points[..., :3]
@@ -160,13 +163,12 @@ class Coordinates(torch.nn.Linear):
 def test_sorted_features_move_every_point_where_their_maximum_moves_few():
     real, moved = centred_points_of(1), {}
     for objective in (maximum_mean_discrepancy, sorted_feature_matching):
-        ours = centred_points_of(2).requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(Coordinates(1, 1), real, ours), ours)
+        synthetic = centred_points_of(2).requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(Coordinates(1, 1), real, synthetic), synthetic)
         moved[objective.__name__] = int((gradient[..., :3] != 0).any(-1).sum())
     assert moved["sorted_feature_matching"] == 18
-    assert (
-        moved["maximum_mean_discrepancy"] <= 9
-    )  # of each of three clouds the farthest along each axis
+    # at most the farthest point along each axis of each of the three clouds
+    assert moved["maximum_mean_discrepancy"] <= 9
 
 
 @pytest.mark.parametrize("count", [1, 4, 6, 9])
@@ -182,27 +184,35 @@ def test_clouds_of_other_sizes_are_compared_at_quantiles(count, monkeypatch):
 
 def test_gradient_of_sorted_features_against_finite_differences():
     net, real = network(width=4), centred_points_of(1)
-    other = torch.cat(
-        [centred_points_of(6)[:, :4], centred_points_of(7)[:, :1]], 1
-    )  # of another size
-    for ours in (centred_points_of(2), other):
+    # clouds of another size
+    other = torch.cat([centred_points_of(6)[:, :4], centred_points_of(7)[:, :1]], 1)
+    for synthetic in (centred_points_of(2), other):
 
-        def loss(coordinates, present=ours[..., 3:]):
+        def loss(coordinates, present=synthetic[..., 3:]):
             return sorted_feature_matching(net, real, torch.cat([coordinates, present], -1))
 
-        assert torch.autograd.gradcheck(loss, ours[..., :3].clone().requires_grad_())
+        assert torch.autograd.gradcheck(loss, synthetic[..., :3].clone().requires_grad_())
 
 
-# --- the whole ----------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------
 
 SHAPES = {
-    "data__name": "solids", "data__points": 40, "clouds__points_per_cloud": 30, "lift__name": "points",
-    "network__backend": "pointnet", "network__width": 16, "optimiser__step_size": 0.3,
-}  # fmt: skip
+    "data__name": "solids",
+    "data__points": 40,
+    "clouds__points_per_cloud": 30,
+    "lift__name": "points",
+    "network__backend": "pointnet",
+    "network__width": 16,
+    "optimiser__step_size": 0.3,
+}
 OBJECTIVES = [
-    "gradient_matching", "distribution_matching", "maximum_mean_discrepancy", "sorted_feature_matching",
-    "feature_regression", "unrolled_training",
-]  # fmt: skip
+    "gradient_matching",
+    "distribution_matching",
+    "maximum_mean_discrepancy",
+    "sorted_feature_matching",
+    "feature_regression",
+    "unrolled_training",
+]
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +236,12 @@ def test_all_objectives_are_tested():
 @pytest.mark.parametrize("name", ["sorted_feature_matching", "distribution_matching"])
 def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, solids):
     config = tiny.config(
-        **{**SHAPES, "schedule__iterations": 40}, objective__name=name, objective__real_batch=16, objective__augmentation=False,
+        **{**SHAPES, "schedule__iterations": 40},
+        objective__name=name,
+        objective__real_batch=16,
+        objective__augmentation=False,
         schedule__iterations_per_network=0,
-    )  # fmt: skip
+    )
     losses = [sum(step.matching_loss) for step in distill(config, solids)]
     assert np.mean(losses[-5:]) < 0.65 * np.mean(losses[:5])
 
@@ -237,10 +250,11 @@ def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, soli
 def test_with_steps_of_their_own_clouds_turn_as_a_whole(
     optimiser, turn_step_size, solids, monkeypatch
 ):
-    """With points that hardly move by themselves, what is left is a rotation of each cloud."""
+    """Let the single points hardly move, so that each cloud only rotates."""
+    # a rotation moves corners out of the grid
     monkeypatch.setattr(
         distillation, "boundary_check", lambda coordinates, grid: coordinates.clone()
-    )  # corners turn out of the grid
+    )
     config = tiny.config(
         **{**SHAPES, "optimiser__step_size": 1e-9},
         optimiser__name=optimiser,

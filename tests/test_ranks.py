@@ -44,10 +44,8 @@ def distilled(command, folder, *more):
         "--output",
         str(folder),
     ]
-    one_thread = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-    }  # as torchrun sets it; more sum in another order
+    # as torchrun sets it; more threads sum in another order
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*command, *arguments, *tiny.arguments(SETTINGS), *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread)
     return done, folder
@@ -74,7 +72,7 @@ def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
 
 
 def test_processes_part_for_good(tmp_path):
-    """A group that something still holds at the end of its process keeps threads, which abort the process now and then."""
+    """No object may hold the process group at the end: its threads can abort the process."""
     script = tmp_path / "part.py"
     script.write_text(
         "import weakref\n"

@@ -20,16 +20,18 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_released_set_is_the_one_of_its_record(name):
-    found, record = clouds.released(name), read_record(clouds.RELEASED / f"{name}.json")
-    assert len(found) == record["clouds"] and len(found.coordinates) == record["points"]
+    released_set, record = clouds.released(name), read_record(clouds.RELEASED / f"{name}.json")
+    assert (
+        len(released_set) == record["clouds"] and len(released_set.coordinates) == record["points"]
+    )
     solid = record["config"]["data"]["name"] == "solids"
     assert record["scored_on"].startswith(
         "solids, test split, 400" if solid else "mnist, test split, 10000"
     )
     assert not record["machine"].get("changes")
-    assert found.class_names == tuple(SOLIDS if solid else "0123456789")
-    assert set(found.labels.tolist()) == set(range(len(found.class_names)))
-    assert found.grid == ((24, 24, 24) if solid else (1, 28, 28))
+    assert released_set.class_names == tuple(SOLIDS if solid else "0123456789")
+    assert set(released_set.labels.tolist()) == set(range(len(released_set.class_names)))
+    assert released_set.grid == ((24, 24, 24) if solid else (1, 28, 28))
 
 
 def test_unknown_name_is_refused_with_the_nearest():
@@ -48,9 +50,9 @@ def test_released_set_is_scored_with_the_settings_of_its_record(capsys):
             "--quiet",
         ]
     )
-    found = json.loads(capsys.readouterr().out)
+    scored = json.loads(capsys.readouterr().out)
     assert (
-        found["config"]["seed"]
+        scored["config"]["seed"]
         == read_record(clouds.RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
     )
 

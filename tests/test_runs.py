@@ -1,4 +1,4 @@
-"""Run folders: what a run leaves, what protects it, and that a stopped run goes on as if it had not been stopped."""
+"""Run folders: their files, their protection, and stopped runs that continue exactly."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ from pcdd_core.runs import RUN_FILES
 from pcdd_core.second_order import sentence
 
 PNG = b"\x89PNG\r\n\x1a\n"
-SCHEDULE = {  # much state to lose: momentum, a network that is trained and drawn anew in mid-run
+SCHEDULE = {  # much state: momentum, and a network that is trained and drawn again during the run
     "schedule__iterations": 8,
     "schedule__iterations_per_network": 3,
     "schedule__training_steps": 1,
@@ -53,7 +53,7 @@ def distill(folder: Path, *options: str, **changes) -> int:
 
 
 def interrupt_at(iteration: int, monkeypatch) -> None:
-    """Let Ctrl-C arrive when that iteration has been made."""
+    """Simulate Ctrl-C after that iteration."""
     watch = runs.Health.watch
 
     def interrupted(health, step):
@@ -65,7 +65,7 @@ def interrupt_at(iteration: int, monkeypatch) -> None:
 
 
 def assert_same_result(folder: Path, other: Path) -> None:
-    """Distilled set, steps and trajectory are equal to the last bit."""
+    """Assert that distilled set, steps and trajectory are equal to the last bit."""
     assert torch.equal(
         clouds.load(folder / "clouds.npz").coordinates,
         clouds.load(other / "clouds.npz").coordinates,
@@ -79,7 +79,7 @@ def assert_same_result(folder: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """An unbroken run. Not to be changed: tests that do take `copy`."""
+    """Return a run without a stop. Tests that change the run take `copy`."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     assert distill(folder) == 0
     return folder
@@ -92,14 +92,14 @@ def copy(finished, tmp_path) -> Path:
 
 @pytest.fixture
 def interrupted(tmp_path) -> Path:
-    """A run stopped after 5 of its 8 iterations; its last checkpoint is after 4."""
+    """Return a run that stopped after 5 of 8 iterations, with its last checkpoint after 4."""
     with pytest.MonkeyPatch.context() as patch:
         interrupt_at(4, patch)
         assert distill(tmp_path / "interrupted") == 130
     return tmp_path / "interrupted"
 
 
-# --- what a run leaves --------------------------------------------------------------------------------------------
+# --- what a run leaves ----------------------------------------------------------------------------
 
 
 def test_finished_run_holds_its_files_and_nothing_else(finished):
@@ -191,17 +191,19 @@ def test_missing_second_derivatives_of_minkowski_are_in_the_record_and_said_once
         )
         == 0
     )
-    found = read_record(tmp_path / "run")["second_derivatives"]
-    assert found["gradients_without_graph"] == ["convolution_weights.0", "convolution_weights.1"]
-    assert 0 < found["missed"] and list(found["layers"]) == [
+    derivatives = read_record(tmp_path / "run")["second_derivatives"]
+    assert derivatives["gradients_without_graph"] == [
+        "convolution_weights.0",
+        "convolution_weights.1",
+    ]
+    assert 0 < derivatives["missed"] and list(derivatives["layers"]) == [
         "convolution 1",
         "convolution 2",
         "head",
     ]
-    said = "".join(
-        capsys.readouterr()
-    )  # in a notebook, or where one has been run before, on standard output
-    assert said.count(sentence(found)) == 1 and said.count("no second derivatives") == 1
+    # the message is on standard output in a notebook, or if a notebook ran before
+    said = "".join(capsys.readouterr())
+    assert said.count(sentence(derivatives)) == 1 and said.count("no second derivatives") == 1
 
 
 def test_record_s_scores_are_consistent_with_their_accuracies(finished):
@@ -281,7 +283,7 @@ def test_how_often_checkpoints_are_written_changes_nothing(finished, tmp_path):
     assert_same_result(tmp_path / "rarely", finished)
 
 
-# --- what protects a run ------------------------------------------------------------------------------------------
+# --- what protects a run --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [[], ["--resume"]], ids=["again", "resume"])
@@ -337,7 +339,7 @@ def test_unfinished_run_is_not_started_over_unasked(interrupted, capsys):
     assert files(interrupted) == before
 
 
-# --- stop and go on -----------------------------------------------------------------------------------------------
+# --- stop and go on -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -400,14 +402,14 @@ def test_run_stopped_while_it_was_scored_is_scored_on_resume(copy, finished):
     assert read_record(copy)["scores"] == read_record(finished)["scores"]
 
 
-# --- scores along a run -----------------------------------------------------------------------------------------------
+# --- scores along a run ---------------------------------------------------------------------------
 
 ALONG = {"evaluation__iteration": 5, "evaluation__curve": [0, 3, 7]}
 
 
 @pytest.fixture(scope="module")
 def along(tmp_path_factory) -> Path:
-    """A run whose result is its clouds before iteration 5, and which is scored at three more."""
+    """Return a run whose result are its clouds before iteration 5, scored at three more."""
     folder = tmp_path_factory.mktemp("along") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
@@ -423,9 +425,8 @@ def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
     assert np.array_equal(result.coordinates, steps["coordinates"][place[5]])
     assert not np.array_equal(result.coordinates, steps["coordinates"][place[8]])
     whole = read_trajectory(finished)
-    assert np.array_equal(
-        whole["coordinates"][-1], steps["coordinates"][-1]
-    )  # scores change no run
+    # scoring does not change the run
+    assert np.array_equal(whole["coordinates"][-1], steps["coordinates"][-1])
 
 
 def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
@@ -507,7 +508,7 @@ LONG = {**SCHEDULE, "schedule__iterations": 40, "evaluation__protocols": ["stand
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen:
-    """`pcdd distill` as a process of its own, with one thread and long enough to be stopped."""
+    """Start `pcdd distill` as a process with one thread; the run is long enough to stop it."""
     settings = {name.replace("__", "."): value for name, value in LONG.items()}
     settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, **settings})
     command = [
@@ -528,16 +529,15 @@ def start(folder: Path, *options: str) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a test run in the background ignores it
+        # tests that run in the background ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def stop_after_the_first_checkpoint(
     process: subprocess.Popen, folder: Path, how: signal.Signals
 ) -> str:
-    """Returns what the process said on standard error."""
+    """Return the standard error of the process."""
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
@@ -573,7 +573,7 @@ def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
     assert [row["iteration"] for row in rows] == list(range(40))
 
 
-# --- what cannot be resumed ---------------------------------------------------------------------------------------
+# --- what cannot be resumed -----------------------------------------------------------------------
 
 
 def test_checkpoint_of_another_configuration_is_refused(interrupted, capsys):
@@ -586,7 +586,7 @@ def test_checkpoint_of_another_configuration_is_refused(interrupted, capsys):
 
 
 class Malicious:
-    """Creates the file `path` if it is unpickled."""
+    """An object that creates the file `path` when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -614,7 +614,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
         message.startswith(f"pcdd: {path}: not a readable checkpoint") and "--overwrite" in message
     )
     assert message.count("\n") == 1
-    assert "weights_only" not in message  # torch's advice to switch its protection off
+    assert "weights_only" not in message  # torch advises to switch its protection off
     assert files(interrupted) == before and not (tmp_path / "harm").exists()
 
 
@@ -624,12 +624,12 @@ def test_nothing_to_resume_is_said(tmp_path, capsys):
     assert files(tmp_path) == {}
 
 
-# --- failure ------------------------------------------------------------------------------------------------------
+# --- failure --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def failed(tmp_path, monkeypatch, capsys) -> Path:
-    """A run whose matching loss is NaN from iteration 1 on, and that has said so."""
+    """Return a run that failed because its matching loss is NaN from iteration 1 on."""
     calls = itertools.count()
 
     def broken(real, synthetic):
@@ -701,7 +701,7 @@ def test_health_is_watched_across_a_resume(tmp_path, monkeypatch):
     assert read_record(tmp_path / "run")["health"].startswith("stopped moving at iteration 0:")
 
 
-# --- tables of records --------------------------------------------------------------------------------------------
+# --- tables of records ----------------------------------------------------------------------------
 
 
 def record(name: str, seed: int, accuracy: float, seconds: float) -> dict:

@@ -1,4 +1,4 @@
-"""How much of the coordinates' gradient is missed: against finite differences, with a backend that loses some on purpose."""
+"""The missed part of the coordinate gradient: finite differences, and a lossy backend."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ GRID = (1, 8, 8)
 
 
 def config(backend, **changes):
-    """Two layers of width 2 on raw coordinates, in batches of 2 real clouds."""
+    """Return settings of two layers of width 2 on raw coordinates, in batches of 2 real clouds."""
     settings = {
         "network__backend": backend,
         "network__width": 2,
@@ -47,7 +47,7 @@ def config(backend, **changes):
 
 @pytest.fixture(autouse=True)
 def float64_networks(monkeypatch):
-    """The clouds below are in float64."""
+    """Draw networks in float64, because the clouds below are in float64."""
     monkeypatch.setattr(
         second_order, "draw_network", lambda *settings: draw_network(*settings).double()
     )
@@ -55,21 +55,21 @@ def float64_networks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def real(random_clouds):
-    """Three clouds in each of three classes."""
+    """Return three clouds in each of three classes."""
     return random_clouds([9, 8, 7, 9, 8, 7, 6, 9, 8], GRID, seed=1)
 
 
 @pytest.fixture(scope="module")
 def synthetic(random_clouds):
-    """One cloud in each class."""
+    """Return one cloud in each class."""
     return random_clouds([5, 4, 6], GRID, seed=2)
 
 
-# --- engines that lose second derivatives -------------------------------------------------------------------------
+# --- engines that lose second derivatives ---------------------------------------------------------
 
 
 class DifferentiableOnce(torch.autograd.Function):
-    """A function of tensors that hands its gradients back without a graph, as MinkowskiEngine's layers do."""
+    """A function of tensors whose gradients have no graph, as in MinkowskiEngine's layers."""
 
     @staticmethod
     def forward(context, function, *tensors):
@@ -86,7 +86,7 @@ class DifferentiableOnce(torch.autograd.Function):
 
 
 def once(layer):
-    """A layer of `sparse.py` with one derivative only."""
+    """Return a layer of `sparse.py` without second derivatives."""
 
     def lossy(tensor, *arguments):
         weights = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
@@ -104,7 +104,10 @@ def once(layer):
 
 @pytest.fixture
 def losing(monkeypatch):
-    """losing("pool", ...): backend minkowski becomes `sparse.py`, of which these layers lose their second derivative."""
+    """Return losing("pool", ...), which replaces backend minkowski by `sparse.py`.
+
+    The named layers lose their second derivatives.
+    """
 
     def replace_engine(*layers):
         names = (
@@ -128,12 +131,12 @@ def losing(monkeypatch):
 
 @pytest.fixture(params=["imitation", pytest.param("minkowski", marks=needs_minkowski)])
 def engine(request, losing):
-    """Backend minkowski loses what MinkowskiEngine loses: an imitation of it, and MinkowskiEngine itself."""
+    """Provide an engine that loses what MinkowskiEngine loses: an imitation, and itself."""
     if request.param == "imitation":
         losing("convolution", "pool", "instance_norm", "batch_norm")
 
 
-# --- the gradient, split by parameters ----------------------------------------------------------------------------
+# --- the gradient, split by parameters ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
@@ -146,25 +149,35 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
         backend, objective__distance=distance, network__norm="instance", lift__name=lift
     )
     network = draw_network(settings, real, 0).double()
-    theirs, ours = real.select(torch.tensor([0, 3])), synthetic.select(torch.tensor([0]))
-    parts = coordinate_gradients(settings, network, theirs, ours, iteration=2)
+    real_batch, synthetic_cloud = (
+        real.select(torch.tensor([0, 3])),
+        synthetic.select(torch.tensor([0])),
+    )
+    parts = coordinate_gradients(settings, network, real_batch, synthetic_cloud, iteration=2)
 
     lifted = lift_at(settings, 2)
-    coordinates = ours.coordinates.clone().requires_grad_()
-    synthetic_lifted = lifted(ours.with_coordinates(coordinates))
+    coordinates = synthetic_cloud.coordinates.clone().requires_grad_()
+    synthetic_lifted = lifted(synthetic_cloud.with_coordinates(coordinates))
     loss = gradient_matching(
-        network, lifted(theirs), theirs.labels, synthetic_lifted, ours.labels, DISTANCES[distance]
+        network,
+        lifted(real_batch),
+        real_batch.labels,
+        synthetic_lifted,
+        synthetic_cloud.labels,
+        DISTANCES[distance],
     )
     loss.backward(inputs=[coordinates], retain_graph=True)
     assert coordinates.grad.abs().max() > 0
     torch.testing.assert_close(sum(parts.values()), coordinates.grad, rtol=1e-9, atol=1e-12)
 
-    # and each part is what is left if all other gradients are held fast
+    # each part remains if all other gradients are constant
     target = [
         gradient.detach()
-        for gradient in parameter_gradients(network, lifted(theirs), theirs.labels)
+        for gradient in parameter_gradients(network, lifted(real_batch), real_batch.labels)
     ]
-    gradients = parameter_gradients(network, synthetic_lifted, ours.labels, create_graph=True)
+    gradients = parameter_gradients(
+        network, synthetic_lifted, synthetic_cloud.labels, create_graph=True
+    )
     names = [name for name, _ in network.named_parameters()]
     assert list(parts) == names
     for moved, name in enumerate(names):
@@ -182,12 +195,12 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
 def test_a_parameter_that_the_distance_leaves_out_moves_no_point(real, synthetic):
     settings = config("torch", objective__distance="layerwise_cosine_of_weights")
     network = draw_network(settings, real, 0).double()
-    ours = synthetic.select(torch.tensor([0]))
+    synthetic_cloud = synthetic.select(torch.tensor([0]))
     parts = coordinate_gradients(
-        settings, network, real.select(torch.tensor([0, 3])), ours, iteration=0
+        settings, network, real.select(torch.tensor([0, 3])), synthetic_cloud, iteration=0
     )
     for name, part in parts.items():
-        assert part.shape == ours.coordinates.shape
+        assert part.shape == synthetic_cloud.coordinates.shape
         assert (part.abs().sum() > 0) == ("bias" not in name)
 
 
@@ -207,54 +220,60 @@ def test_layer_of_names_the_layer_of_a_parameter(parameter, layer):
     assert layer_of(parameter) == layer
 
 
-# --- nothing missed -----------------------------------------------------------------------------------------------
+# --- nothing missed -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["none", "instance", "batch"])
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 def test_sparse_misses_nothing(real, synthetic, lift, norm):
-    found = missed_gradient(config("sparse", lift__name=lift, network__norm=norm), real, synthetic)
-    assert found["gradients_without_graph"] == [] and found["missed"] == 0
-    assert found["cosine"] == pytest.approx(1, abs=1e-6)
-    assert {layer["missed"] for layer in found["layers"].values()} == {0}
-    assert (
-        sum(layer["share"] for layer in found["layers"].values()) > 1 - 1e-6
-    )  # parts may cancel, so more than 1
-    assert sentence(found) == ""
+    measured = missed_gradient(
+        config("sparse", lift__name=lift, network__norm=norm), real, synthetic
+    )
+    assert measured["gradients_without_graph"] == [] and measured["missed"] == 0
+    assert measured["cosine"] == pytest.approx(1, abs=1e-6)
+    assert {layer["missed"] for layer in measured["layers"].values()} == {0}
+    # parts may cancel, so the sum can exceed 1
+    assert sum(layer["share"] for layer in measured["layers"].values()) > 1 - 1e-6
+    assert sentence(measured) == ""
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_where_nothing_is_missed_the_record_says_just_that(real, synthetic, backend):
-    found = second_derivatives(config(backend), real, synthetic)
-    assert found == {"gradients_without_graph": []}
-    assert sentence(found) == ""
+    measured = second_derivatives(config(backend), real, synthetic)
+    assert measured == {"gradients_without_graph": []}
+    assert sentence(measured) == ""
 
 
-# --- something missed ---------------------------------------------------------------------------------------------
+# --- something missed -----------------------------------------------------------------------------
 
 
-def parts_by_finite_differences(settings, network, theirs, ours, iteration):
-    """The gradient of the sum of squares with respect to the coordinates, by layer, from first derivatives only."""
+def parts_by_finite_differences(settings, network, real_batch, synthetic_cloud, iteration):
+    """Return the coordinate gradient of the sum of squares by layer, from first derivatives."""
     lift = lift_at(settings, iteration)
 
     def gradients(coordinates):
-        return parameter_gradients(network, lift(ours.with_coordinates(coordinates)), ours.labels)
+        return parameter_gradients(
+            network, lift(synthetic_cloud.with_coordinates(coordinates)), synthetic_cloud.labels
+        )
 
     differences = zip(
-        gradients(ours.coordinates),
-        parameter_gradients(network, lift(theirs), theirs.labels),
+        gradients(synthetic_cloud.coordinates),
+        parameter_gradients(network, lift(real_batch), real_batch.labels),
         strict=True,
     )
     names, directions = (
         [name for name, _ in network.named_parameters()],
         [2 * (s - r) for s, r in differences],
     )
-    parts = {layer_of(name): torch.zeros_like(ours.coordinates) for name in names}
-    for point in range(len(ours.coordinates)):
+    parts = {layer_of(name): torch.zeros_like(synthetic_cloud.coordinates) for name in names}
+    for point in range(len(synthetic_cloud.coordinates)):
         for axis in range(3):
-            move = torch.zeros_like(ours.coordinates)
+            move = torch.zeros_like(synthetic_cloud.coordinates)
             move[point, axis] = 1e-6
-            ahead, behind = gradients(ours.coordinates + move), gradients(ours.coordinates - move)
+            ahead, behind = (
+                gradients(synthetic_cloud.coordinates + move),
+                gradients(synthetic_cloud.coordinates - move),
+            )
             for name, direction, a, b in zip(names, directions, ahead, behind, strict=True):
                 parts[layer_of(name)][point, axis] += ((a - b) * direction).sum() / 2e-6
     return parts
@@ -268,11 +287,10 @@ def flat(parts):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
     settings, iteration = config("minkowski", network__norm=norm, network__pooling=pooling), 1
-    found = missed_gradient(settings, real, synthetic, iteration=iteration)
+    measured = missed_gradient(settings, real, synthetic, iteration=iteration)
 
-    network = draw_network(
-        settings, real, 0
-    ).double()  # differences of first derivatives, which this backend has
+    # finite differences use first derivatives, which this backend has
+    network = draw_network(settings, real, 0).double()
     members = [torch.tensor([label, label + 3, label + 6]) for label in range(3)]
     batch = batch_at(settings, real, members, iteration).split(2)
     pairs = [
@@ -281,37 +299,46 @@ def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, 
     ]
     true = [parts_by_finite_differences(settings, network, *pair, iteration) for pair in pairs]
     moving = []
-    for theirs, ours in pairs:
-        coordinates, lift = ours.coordinates.clone().requires_grad_(), lift_at(settings, iteration)
-        lifted = lift(theirs), theirs.labels, lift(ours.with_coordinates(coordinates)), ours.labels
+    for real_batch, synthetic_cloud in pairs:
+        coordinates, lift = (
+            synthetic_cloud.coordinates.clone().requires_grad_(),
+            lift_at(settings, iteration),
+        )
+        lifted = (
+            lift(real_batch),
+            real_batch.labels,
+            lift(synthetic_cloud.with_coordinates(coordinates)),
+            synthetic_cloud.labels,
+        )
         gradient_matching(network, *lifted, DISTANCES["sum_of_squares"]).backward(
             inputs=[coordinates]
         )
         moving.append(coordinates.grad)
 
     whole, moving = flat(sum(parts.values()) for parts in true), flat(moving)
-    assert found["missed"] == pytest.approx(float((whole - moving).norm() / whole.norm()), rel=1e-5)
-    assert found["cosine"] == pytest.approx(
+    assert measured["missed"] == pytest.approx(
+        float((whole - moving).norm() / whole.norm()), rel=1e-5
+    )
+    assert measured["cosine"] == pytest.approx(
         float(torch.cosine_similarity(whole, moving, dim=0)), abs=1e-5
     )
-    assert found["missed"] > 0.01 and -1 <= found["cosine"] < 0.9999
-    assert found["layers"].keys() == true[0].keys()
-    for layer, numbers in found["layers"].items():
+    assert measured["missed"] > 0.01 and -1 <= measured["cosine"] < 0.9999
+    assert measured["layers"].keys() == true[0].keys()
+    for layer, numbers in measured["layers"].items():
         part = flat(parts[layer] for parts in true)
         assert numbers["share"] == pytest.approx(float(part.norm() / whole.norm()), rel=1e-5)
 
 
 def test_convolutions_lose_all_of_their_part_and_the_head_nothing(engine, real, synthetic):
-    found = missed_gradient(config("minkowski"), real, synthetic)
-    assert found["gradients_without_graph"] == CONVOLUTIONS
-    assert list(found["layers"]) == ["convolution 1", "convolution 2", "head"]
-    for layer, numbers in found["layers"].items():
+    measured = missed_gradient(config("minkowski"), real, synthetic)
+    assert measured["gradients_without_graph"] == CONVOLUTIONS
+    assert list(measured["layers"]) == ["convolution 1", "convolution 2", "head"]
+    for layer, numbers in measured["layers"].items():
         assert numbers["missed"] == pytest.approx(0 if layer == "head" else 1, abs=1e-12)
         assert numbers["share"] > 0
-    shares = [numbers["share"] for numbers in found["layers"].values()]
-    assert (
-        sum(shares[:2]) >= found["missed"] >= abs(shares[0] - shares[1])
-    )  # it is the norm of what both lose
+    shares = [numbers["share"] for numbers in measured["layers"].values()]
+    # the missed part is the norm of the sum of what both lose
+    assert sum(shares[:2]) >= measured["missed"] >= abs(shares[0] - shares[1])
     assert sum(shares) >= 1
 
 
@@ -319,11 +346,11 @@ def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_muc
     engine, real, synthetic
 ):
     settings = config("minkowski")
-    found = second_derivatives(settings, real, synthetic)
-    assert found == missed_gradient(settings, real, synthetic)
-    words = sentence(found)
+    measured = second_derivatives(settings, real, synthetic)
+    assert measured == missed_gradient(settings, real, synthetic)
+    words = sentence(measured)
     assert ", ".join(CONVOLUTIONS) in words and "head" not in words
-    assert f"{100 * found['missed']:.1f}%" in words and f"{found['cosine']:.4f}" in words
+    assert f"{100 * measured['missed']:.1f}%" in words and f"{measured['cosine']:.4f}" in words
 
 
 def test_the_sentence_names_parameters_and_numbers():
@@ -340,27 +367,29 @@ def test_the_sentence_names_parameters_and_numbers():
 
 def test_a_lossless_imitation_misses_nothing(losing, real, synthetic):
     losing()
-    found = missed_gradient(config("minkowski", network__norm="instance"), real, synthetic)
-    assert found["gradients_without_graph"] == [] and found["missed"] == 0
+    measured = missed_gradient(config("minkowski", network__norm="instance"), real, synthetic)
+    assert measured["gradients_without_graph"] == [] and measured["missed"] == 0
 
 
 def test_a_norm_that_loses_its_second_derivative_is_found(losing, real, synthetic):
     losing("batch_norm")
-    found = missed_gradient(config("minkowski", network__norm="batch"), real, synthetic)
-    assert set(found["gradients_without_graph"]) >= {"norm_weights.0", "norm_weights.1"}
-    assert found["layers"]["norm 1"]["missed"] > 0.1 and found["layers"]["norm 2"]["missed"] > 0.1
-    assert found["layers"]["head"]["missed"] == pytest.approx(0, abs=1e-12)
+    measured = missed_gradient(config("minkowski", network__norm="batch"), real, synthetic)
+    assert set(measured["gradients_without_graph"]) >= {"norm_weights.0", "norm_weights.1"}
+    assert (
+        measured["layers"]["norm 1"]["missed"] > 0.1
+        and measured["layers"]["norm 2"]["missed"] > 0.1
+    )
+    assert measured["layers"]["head"]["missed"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_loss_that_leaves_every_gradient_a_graph_is_measured_all_the_same(
     losing, real, synthetic
 ):
-    losing(
-        "pool"
-    )  # of a weight's gradient one factor is a constant now, the other one still depends on the points
-    found = missed_gradient(config("minkowski", network__pooling="average"), real, synthetic)
-    assert found["gradients_without_graph"] == []
-    assert found["missed"] > 0.01 and found["cosine"] < 0.9999
+    # one factor of a weight's gradient is now a constant; the other still depends on the points
+    losing("pool")
+    measured = missed_gradient(config("minkowski", network__pooling="average"), real, synthetic)
+    assert measured["gradients_without_graph"] == []
+    assert measured["missed"] > 0.01 and measured["cosine"] < 0.9999
 
 
 def test_measuring_leaves_the_clouds_as_they_were(real, synthetic):
@@ -370,7 +399,7 @@ def test_measuring_leaves_the_clouds_as_they_were(real, synthetic):
     assert not synthetic.coordinates.requires_grad and synthetic.coordinates.grad is None
 
 
-# --- parameters without a graph -----------------------------------------------------------------------------------
+# --- parameters without a graph -------------------------------------------------------------------
 
 
 def test_gradients_without_graph_are_named_in_the_order_of_the_parameters(losing, real):

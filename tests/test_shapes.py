@@ -1,4 +1,4 @@
-"""Shapes from files: every format and layout by small files made here, what is damaged, and simple solids."""
+"""Shapes from files: every format and layout, damaged files, and simple solids."""
 
 import json
 import warnings
@@ -31,7 +31,7 @@ def assert_well_formed(points, count):
 
 
 def write(path, points=None, mesh=BOX):
-    """A file of the format its ending names."""
+    """Write a file in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     points = DRAWS.normal(size=(30, 3)) if points is None else points
     if path.suffix in (".off", ".ply"):
@@ -45,7 +45,7 @@ def write(path, points=None, mesh=BOX):
     return path
 
 
-# --- one file -----------------------------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", shapes.MESHES + shapes.LISTS + shapes.ARRAYS)
@@ -59,22 +59,22 @@ def test_every_format_gives_as_many_points_as_asked_for(suffix, tmp_path):
 @pytest.mark.parametrize("suffix", [".xyz", ".txt", ".npy", ".npz"])
 def test_lists_of_points_keep_their_points_and_ignore_further_columns(suffix, tmp_path):
     points = DRAWS.normal(size=(40, 6))
-    found = shapes.read_shape(write(tmp_path / f"shape{suffix}", points), 40, draws())
+    loaded = shapes.read_shape(write(tmp_path / f"shape{suffix}", points), 40, draws())
     expected = shapes.normalised(points[:, :3], "")
-    assert np.abs(found[np.lexsort(found.T)] - expected[np.lexsort(expected.T)]).max() < 1e-5
+    assert np.abs(loaded[np.lexsort(loaded.T)] - expected[np.lexsort(expected.T)]).max() < 1e-5
 
 
 def test_points_of_a_mesh_lie_on_its_surface_in_proportion_to_area(tmp_path):
-    found = shapes.read_shape(write(tmp_path / "box.off"), 6000, draws())
+    points = shapes.read_shape(write(tmp_path / "box.off"), 6000, draws())
     sides = np.array([0.5, 1, 1.5]) / np.linalg.norm([0.5, 1, 1.5])
-    on_side = np.abs(np.abs(found) - sides).argmin(1)
+    on_side = np.abs(np.abs(points) - sides).argmin(1)
     assert (
-        np.abs(np.take_along_axis(np.abs(found), on_side[:, None], 1)[:, 0] - sides[on_side]).max()
+        np.abs(np.take_along_axis(np.abs(points), on_side[:, None], 1)[:, 0] - sides[on_side]).max()
         < 0.05
     )
-    # each pair of sides has the area of the other two lengths' product
+    # the area of each pair of sides is the product of the two other lengths
     np.testing.assert_allclose(
-        np.bincount(on_side) / len(found), np.array([6, 3, 2]) / 11, atol=0.03
+        np.bincount(on_side) / len(points), np.array([6, 3, 2]) / 11, atol=0.03
     )
 
 
@@ -166,7 +166,7 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
         shapes.read_shape(write(tmp_path / "box.off"), 10, draws())
 
 
-# --- folders ------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["{split}/{name}/{number}.off", "{name}/{split}/{number}.off"])
@@ -238,7 +238,7 @@ def test_a_folder_without_shapes_is_an_error(files, said, tmp_path):
         shapes.read_folder(tmp_path, 8)
 
 
-# --- published layouts --------------------------------------------------------------------------------------------
+# --- published layouts ----------------------------------------------------------------------------
 
 
 def hdf5(path, labels, points=20, **changed):
@@ -416,18 +416,18 @@ def test_shapes_of_an_hdf5_file_that_cannot_be_used_are_left_out(tmp_path):
     with pytest.warns(
         UserWarning, match="1 shapes are left out; the first: .*some.h5, shape 1: all points are at"
     ):
-        found = shapes.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
-    assert found.labels.tolist() == [0, 1]
+        loaded = shapes.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
+    assert loaded.labels.tolist() == [0, 1]
     (tmp_path / "cut.h5").write_bytes((tmp_path / "some.h5").read_bytes()[:100])
     with pytest.raises(InputError, match="cut.h5: not a readable HDF5 file"):
         shapes.read_hdf5([tmp_path / "cut.h5"], 16, ("a",))
 
 
-# --- solids -------------------------------------------------------------------------------------------------------
+# --- solids ---------------------------------------------------------------------------------------
 
 
 def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
-    """Eight kinds that a plain classifier learns from how far apart points are: so they differ, and can be learnt."""
+    """A plain classifier learns the eight kinds from distances, so they differ."""
     from sklearn.ensemble import RandomForestClassifier
 
     train, test, names = shapes.solids(128, train=30, test=15)
@@ -437,11 +437,13 @@ def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
         and len(np.unique(train.points[:, 0], axis=0)) == 240
     )
 
-    def seen(points):
+    def sorted_distances(points):
         return np.sort(np.linalg.norm(points, axis=2), axis=1)
 
-    forest = RandomForestClassifier(random_state=0).fit(seen(train.points), train.labels)
-    assert forest.score(seen(test.points), test.labels) > 0.7
+    forest = RandomForestClassifier(random_state=0).fit(
+        sorted_distances(train.points), train.labels
+    )
+    assert forest.score(sorted_distances(test.points), test.labels) > 0.7
     assert np.array_equal(
         shapes.solids(128, train=1, test=1)[0].points[3],
         shapes.solids(128, train=2, test=1)[0].points[6],

@@ -1,4 +1,4 @@
-"""Sparse layers against loops over cells, and against torch's dense layers where both are defined alike."""
+"""Sparse layers against loops over cells, and against torch's dense layers where both agree."""
 
 import itertools
 import math
@@ -16,7 +16,10 @@ FLAT, SOLID = (1, 8, 8), (6, 6, 6)
 
 
 def random_cells(seed, flat, stride=1, clouds=3, most=20, low=-3, high=4):
-    """Sorted distinct cells, negative ones too, at multiples of the stride; some clouds may be empty."""
+    """Return sorted distinct cells at multiples of the stride, negative ones included.
+
+    Some clouds may be empty.
+    """
     draws = torch.Generator().manual_seed(seed)
     counts = torch.randint(0, most, (clouds,), generator=draws).tolist()
     if sum(counts) == 0:
@@ -29,7 +32,7 @@ def random_cells(seed, flat, stride=1, clouds=3, most=20, low=-3, high=4):
 
 
 def integers(shape, seed, low=-5, high=6):
-    """Small integers as float64: sums and products of them are exact, so comparisons can be."""
+    """Return small integers as float64: their sums and products are exact."""
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
@@ -42,18 +45,21 @@ def tensor_of(cells, features, stride=1, grid=SOLID, clouds=3):
 
 
 def full_grid(grid, channels, seed, clouds=2):
-    """A random dense grid, and which of its cells are kept: (clouds, channels, *grid) and bool (clouds, *grid)."""
+    """Return a random dense grid (clouds, channels, *grid) and a mask of the kept cells.
+
+    The mask is bool (clouds, *grid).
+    """
     draws = torch.Generator().manual_seed(seed)
     dense = torch.rand(clouds, channels, *grid, generator=draws, dtype=torch.float64) + 0.01
     kept = torch.rand(clouds, *grid, generator=draws) < 0.4
     return dense * kept[:, None], kept
 
 
-# --- references: plain loops --------------------------------------------------------------------------------------
+# --- references: plain loops ----------------------------------------------------------------------
 
 
 def loop_offsets(kernel_size, centred):
-    """Kernel offsets with depth running fastest."""
+    """Return kernel offsets with depth as the fastest axis."""
     start = -(kernel_size // 2) if centred and kernel_size % 2 == 1 else 0
     line = range(start, start + kernel_size)
     return [(depth, height, width) for width in line for height in line for depth in line]
@@ -66,13 +72,15 @@ def loop_strided(cells, step):
 
 
 def loop_neighbours(cells, outputs, offsets, spacing):
-    """For every output cell: [(index of the kernel offset, row of the input cell there)]."""
+    """Return for every output cell [(index of the kernel offset, row of the input cell there)]."""
     row_of = {cell: row for row, cell in enumerate(cells)}
-    found = []
+    neighbours = []
     for cloud, *place in outputs:
         wanted = [(cloud, *(c + o * spacing for c, o in zip(place, offset))) for offset in offsets]
-        found.append([(index, row_of[cell]) for index, cell in enumerate(wanted) if cell in row_of])
-    return found
+        neighbours.append(
+            [(index, row_of[cell]) for index, cell in enumerate(wanted) if cell in row_of]
+        )
+    return neighbours
 
 
 POOLING = {
@@ -82,12 +90,12 @@ POOLING = {
 }
 
 
-# --- convolution --------------------------------------------------------------------------------------------------
+# --- convolution ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def missing(request, monkeypatch):
-    """Up to which share of missing neighbours a convolution is one product: all of them, or none."""
+    """Set the share of missing neighbours up to which a convolution is one product."""
     monkeypatch.setattr(sparse, "MISSING_SHARE", request.param)
     monkeypatch.setattr(sparse, "MISSING_PRODUCTS", -1)
 
@@ -115,10 +123,10 @@ def test_convolution_equals_a_loop_over_cells(
     weight = integers((kernel_size**3, 2, 3), seed + 1)
     outputs = loop_strided(cells, tensor_stride * stride) if stride > 1 else cells
     expected = []
-    for found in loop_neighbours(
+    for neighbours in loop_neighbours(
         cells, outputs, loop_offsets(kernel_size, True), tensor_stride * dilation
     ):
-        expected.append(sum((features[row] @ weight[index] for index, row in found), bias))
+        expected.append(sum((features[row] @ weight[index] for index, row in neighbours), bias))
     result = sparse.convolution(
         tensor_of(cells, features, tensor_stride), weight, bias, kernel_size, stride, dilation
     )
@@ -159,10 +167,9 @@ def test_two_strided_convolutions_multiply_their_strides():
 
 @both_ways
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weights_no_gradient(
-    missing, with_bias
-):
-    # a kernel of 2 at stride 3: the output cell (0, 0, 0) sees coordinates 0 and 1, the only input cell lies at 2
+def test_a_convolution_that_reaches_no_cell_gives_its_bias_and_no_gradient(missing, with_bias):
+    # a kernel of 2 at stride 3: the output cell (0, 0, 0) reaches the coordinates 0 and 1, and the
+    # only input cell is at 2
     features, weight = normal(1, 2).requires_grad_(), normal(8, 2, 3, seed=1).requires_grad_()
     bias = normal(3, seed=2) if with_bias else None
     result = sparse.convolution(
@@ -179,7 +186,7 @@ def test_where_no_cell_is_within_reach_a_convolution_gives_its_bias_and_its_weig
 
 
 def test_cost_follows_the_neighbours_that_are_there(monkeypatch):
-    """Cells far from each other: each is its own only neighbour, so the products see no more rows than cells."""
+    """Cells that are far apart have no neighbours but themselves: one row per cell."""
     cells = [(0, 4 * depth, 4 * height, 0) for depth in range(5) for height in range(5)] + [
         (0, 17, 16, 0)
     ]
@@ -192,10 +199,10 @@ def test_cost_follows_the_neighbours_that_are_there(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "index_select", index_select)
     sparse.convolution(tensor_of(cells, normal(len(cells), 2)), normal(27, 2, 3))
-    assert max(rows) == len(cells) + 2  # the last two see each other too
+    assert max(rows) == len(cells) + 2  # the last two are neighbours of each other
 
 
-# --- pooling ------------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", POOLING)
@@ -207,15 +214,15 @@ def test_cost_follows_the_neighbours_that_are_there(monkeypatch):
     seed=st.integers(0, 10_000),
 )
 def test_pooling_equals_a_loop_over_cells(mode, kernel_size, stride, tensor_stride, flat, seed):
-    assume(kernel_size >= stride)  # else a kernel may miss every cell of its block
+    assume(kernel_size >= stride)  # a smaller kernel may miss every cell of its block
     cells = random_cells(seed, flat, tensor_stride)
     features = integers((len(cells), 3), seed)
     outputs = loop_strided(cells, tensor_stride * stride)
     expected = []
-    for found in loop_neighbours(
+    for neighbours in loop_neighbours(
         cells, outputs, loop_offsets(kernel_size, kernel_size != stride), tensor_stride
     ):
-        expected.append(POOLING[mode](torch.stack([features[row] for _, row in found])))
+        expected.append(POOLING[mode](torch.stack([features[row] for _, row in neighbours])))
     result = sparse.pool(tensor_of(cells, features, tensor_stride), mode, kernel_size, stride)
     assert result.cells.tolist() == [list(cell) for cell in outputs]
     assert torch.equal(result.features, torch.stack(expected))
@@ -228,7 +235,7 @@ def test_block_max_pooling_of_non_negative_features_equals_max_pool3d(grid):
     assert torch.equal(sparse.pool(sparse.from_dense(dense), "max").dense(), F.max_pool3d(dense, 2))
 
 
-def test_centred_max_pooling_of_non_negative_features_equals_max_pool3d_at_the_output_cells():
+def test_centred_max_pooling_equals_max_pool3d_at_the_output_cells():
     dense, _ = full_grid(SOLID, 3, seed=5)
     result = sparse.pool(sparse.from_dense(dense), "max", kernel_size=3, stride=2)
     cloud, *place = (result.cells // torch.tensor([1, 2, 2, 2])).unbind(1)
@@ -246,7 +253,7 @@ def test_average_pooling_divides_by_the_occupied_cells_of_the_block():
     "cells, winner",
     [
         (list(itertools.product([0], [0, 1], [0, 1], [0, 1])), 0),
-        # depth runs fastest among kernel offsets, so the cell that is later in the list of cells comes first there
+        # depth is the fastest axis of kernel offsets, so a later cell has an earlier offset
         ([(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0)], 2),
         ([(0, 0, 1, 1), (0, 1, 0, 1), (0, 1, 1, 0)], 2),
     ],
@@ -269,8 +276,8 @@ def test_with_all_features_equal_every_output_gives_its_gradient_to_one_cell(
     sparse.pool(tensor_of(cells, features), "max", kernel_size, stride).features.sum().backward()
     expected = torch.zeros(len(cells), 2)
     offsets = loop_offsets(kernel_size, kernel_size != stride)
-    for found in loop_neighbours(cells, loop_strided(cells, stride), offsets, 1):
-        expected[min(found)[1]] += 1  # kernels may overlap, so a cell may win several times
+    for neighbours in loop_neighbours(cells, loop_strided(cells, stride), offsets, 1):
+        expected[min(neighbours)[1]] += 1  # kernels may overlap, so a cell may win several times
     assert torch.equal(features.grad, expected)
 
 
@@ -287,7 +294,7 @@ def test_an_unknown_pooling_mode_is_refused():
 
 
 def leaves_gaps(kernel_size, stride):
-    """Some coordinate is in the reach of no output cell."""
+    """Tell whether some coordinate is out of reach of every output cell."""
     offsets = {width for _, _, width in loop_offsets(kernel_size, kernel_size != stride)}
     return not set(range(stride)) <= offsets
 
@@ -304,7 +311,7 @@ def test_kernels_that_leave_gaps_are_refused_and_no_others(kernel_size, stride):
         sparse.pool(tensor_of([(0, 0, 0, 0)], torch.ones(1, 1)), "sum", kernel_size, stride)
 
 
-# --- global pooling -----------------------------------------------------------------------------------------------
+# --- global pooling -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", POOLING)
@@ -346,7 +353,7 @@ def test_an_unknown_mode_of_global_pooling_is_refused():
         sparse.global_pool(tensor_of([(0, 0, 0, 0)], torch.ones(1, 1), clouds=1), "mean")
 
 
-# --- points to cells ----------------------------------------------------------------------------------------------
+# --- points to cells ------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 10_000), points=st.integers(1, 40))
@@ -408,7 +415,7 @@ def test_nothing_at_all_is_refused(make):
         make()
 
 
-# --- sparse and dense grids ---------------------------------------------------------------------------------------
+# --- sparse and dense grids -----------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 10_000), stride=st.sampled_from([1, 2, 4]), corner=st.booleans())
@@ -438,7 +445,7 @@ def test_from_dense_keeps_a_cell_where_any_channel_is_not_zero():
     assert sparse.from_dense(dense).cells.tolist() == [[0, 0, 2, 1]]
 
 
-# --- instance norm ------------------------------------------------------------------------------------------------
+# --- instance norm --------------------------------------------------------------------------------
 
 
 def test_instance_norm_equals_a_loop_over_clouds():
@@ -464,7 +471,7 @@ def test_instance_norm_of_a_cloud_with_one_cell_is_the_bias():
     assert features.grad.tolist() == [[0.0, 0.0]]
 
 
-# --- layers that act cell by cell, and batch norm -----------------------------------------------------------------
+# --- layers that act cell by cell, and batch norm -------------------------------------------------
 
 
 def test_relu_and_linear_equal_a_loop_over_cells():
@@ -517,7 +524,7 @@ def test_batch_norm_refuses_a_batch_of_a_single_cell():
         )
 
 
-# --- clouds with few cells ----------------------------------------------------------------------------------------
+# --- clouds with few cells ------------------------------------------------------------------------
 
 LAYERS = {
     "convolution": lambda tensor: sparse.convolution(
@@ -555,7 +562,7 @@ def test_an_empty_cloud_stays_empty_and_changes_no_other(layer):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_clouds_never_see_each_other(layer):
-    # the same or neighbouring cells, but of different clouds: each must be treated as if it were alone
+    # the same or neighbouring cells of different clouds: the result of each must be as if alone
     cells, features = [(0, 0, 1, 1), (1, 0, 1, 1), (2, 0, 1, 2)], integers((3, 2), seed=10)
     batch = LAYERS[layer](tensor_of(cells, features, grid=FLAT)).dense()
     for cloud, (_, *place) in enumerate(cells):
@@ -563,18 +570,18 @@ def test_clouds_never_see_each_other(layer):
         assert torch.equal(batch[cloud], LAYERS[layer](alone).dense()[0])
 
 
-# --- kernel maps --------------------------------------------------------------------------------------------------
+# --- kernel maps ----------------------------------------------------------------------------------
 
 
 def both_kernel_maps(*arguments):
-    """The kernel map by the table of the bounding box, and by binary search."""
-    found = []
+    """Return the kernel map by the table of the bounding box, and by binary search."""
+    maps = []
     for limit in (1 << 62, 0):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sparse, "TABLE_CELLS", limit)
             patch.setattr(sparse, "TABLE_SHARE", 0)
-            found.append(sparse.kernel_map(*arguments))
-    return found
+            maps.append(sparse.kernel_map(*arguments))
+    return maps
 
 
 @given(
@@ -593,10 +600,10 @@ def test_the_kernel_map_equals_a_loop_by_table_and_by_search(
     outputs = loop_strided(cells, tensor_stride * stride)
     expected = torch.full((len(outputs), kernel_size**3), len(cells))
     offsets = loop_offsets(kernel_size, centred)
-    for output, found in enumerate(
+    for output, pairs in enumerate(
         loop_neighbours(cells, outputs, offsets, tensor_stride * dilation)
     ):
-        for index, row in found:
+        for index, row in pairs:
             expected[output, index] = row
     tensor = tensor_of(cells, torch.zeros(len(cells), 1), tensor_stride)
     by_table, by_search = both_kernel_maps(
@@ -652,7 +659,7 @@ def test_cells_very_far_apart_need_no_table_of_the_space_between_them():
 
 
 def at_corners(*extent):
-    """Two cells that span a box of this many cells along depth, height and width."""
+    """Return two cells that span a box of this many cells along depth, height and width."""
     return tensor_of(
         [(0, 0, 0, 0), (0, *(size - 1 for size in extent))], torch.ones(2, 1), clouds=1
     )
@@ -690,15 +697,15 @@ def test_cells_too_far_apart_are_refused_in_words(layer, size):
 
 
 @pytest.mark.parametrize("far", [2.0**62, 1e19])
-def test_points_so_far_apart_that_their_distance_does_not_fit_64_bits_are_refused_in_words(far):
+def test_points_whose_distance_does_not_fit_64_bits_are_refused_in_words(far):
     coordinates = torch.tensor([[0, -far, 0], [0, far, 0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="too far apart"):
         sparse.from_points(coordinates, coordinates, torch.zeros(2).long(), 1, FLAT)
 
 
-# --- derivatives --------------------------------------------------------------------------------------------------
+# --- derivatives ----------------------------------------------------------------------------------
 
-# Several cells in a block, neighbours, an empty cloud, and a cloud with a single cell.
+# several cells in a block, neighbours, an empty cloud, and a cloud with a single cell
 SMALL = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 2, 1), (0, 1, 1, 1), (2, 0, 3, 3)]
 
 
@@ -718,7 +725,7 @@ SMALL = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 2, 1), (0, 1, 1, 1), (2, 0, 3, 3)]
 def test_both_derivatives_of_convolution(
     missing, check_two_derivatives, kernel_size, stride, dilation, tensor_stride
 ):
-    spread = dilation * tensor_stride  # so that cells stay neighbours in the eyes of the kernel
+    spread = dilation * tensor_stride  # keeps the cells within reach of the kernel
     cells = [(cloud, *(spread * coordinate for coordinate in place)) for cloud, *place in SMALL]
 
     def convolve(features, weight, bias):

@@ -1,4 +1,4 @@
-"""Small data and small settings that several test files share."""
+"""Small data and small settings that several test modules share."""
 
 import importlib.util
 import json
@@ -15,8 +15,10 @@ from pcdd_core.clouds import PointClouds, from_occupancy
 from pcdd_core.config import Config, DataConfig, override
 from pcdd_core.presets import preset
 
-# With PCDD_TEST_MINKOWSKI=yes, as `make test` sets it, these tests fail without MinkowskiEngine instead of being skipped.
-needs_minkowski = pytest.mark.skipif(
+needs_minkowski = pytest.mark.minkowski
+# conftest.py adds this mark to all tests that have the mark `minkowski`. `make test` sets
+# PCDD_TEST_MINKOWSKI=yes: these tests then fail without MinkowskiEngine instead of being skipped.
+without_minkowski = pytest.mark.skipif(
     importlib.util.find_spec("MinkowskiEngine") is None
     and os.environ.get("PCDD_TEST_MINKOWSKI") != "yes",
     reason="MinkowskiEngine is not installed: make minkowski",
@@ -34,25 +36,25 @@ EVALUATION = {"evaluation.networks": 2, "evaluation.epochs": 2, "evaluation.widt
 
 
 def config(**changes) -> Config:
-    """The `quickstart` preset made tiny; `network__layers=3` changes network.layers."""
+    """Return a tiny `quickstart` preset; `network__layers=3` changes network.layers."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return override(preset("quickstart").config, {**DISTILLATION, **EVALUATION, **changes})
 
 
 def arguments(settings: dict) -> list[str]:
-    """Settings as the command line takes them."""
+    """Return settings in the form of the command line."""
     return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
 
 @cache
 def digits() -> datasets.Splits:
-    """scikit-learn's digits as clouds."""
+    """Return scikit-learn's digits as clouds."""
     return datasets.load(DataConfig(name="digits"))
 
 
 @cache
 def three_digits() -> PointClouds:
-    """The first 8 training clouds of the digits 0, 1 and 2: all that most tests of the loop need."""
+    """Return the first 8 training clouds of each of the digits 0, 1 and 2."""
     train = digits().train
     chosen = torch.cat([(train.labels == label).nonzero().flatten()[:8] for label in range(3)])
     few = train.select(chosen)
@@ -61,7 +63,10 @@ def three_digits() -> PointClouds:
 
 @cache
 def three_solids() -> PointClouds:
-    """Three classes of clouds in a 6 x 6 x 6 grid: noise in the lower, the upper, or either half."""
+    """Return three classes of clouds in a grid of 6 x 6 x 6 cells.
+
+    The clouds are noise in the lower half, in the upper half, or in both.
+    """
     occupied = torch.rand(24, 6, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.3
     labels = torch.arange(24) % 3
     occupied[labels == 0, 3:] = False
@@ -70,7 +75,10 @@ def three_solids() -> PointClouds:
 
 
 def pcdd(*words: str, **changes) -> int:
-    """`pcdd words...` in this process, on the CPU, with tiny settings of a run on the digits; returns the exit code."""
+    """Run `pcdd words...` in this process, on the CPU, with tiny settings on the digits.
+
+    Returns the exit code.
+    """
     settings = {
         **DISTILLATION,
         **EVALUATION,
@@ -80,7 +88,7 @@ def pcdd(*words: str, **changes) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file and folder below `folder`, with its content."""
+    """Return the paths of all files and folders below `folder`, with their contents."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in folder.rglob("*")
