@@ -122,8 +122,7 @@ def install(options: argparse.Namespace) -> None:
     say(f"installed MinkowskiEngine {target.version}")
     if not self_test():
         raise CannotBuild(
-            "it is installed, but its self-test failed (see above); "
-            f"remove {wheels} and try again"
+            f"it is installed, but its self-test failed (see above); remove {wheels} and try again"
         )
 
 

@@ -379,7 +379,7 @@ pd.DataFrame(lines).T if lines else print("no record")
 if len(means) and "gaussian" in scores:
     gap = scores["gaussian"] - means.max()
     say(
-        f"Coordinates: our setting, from the same kind of scatter, scores {gap:+.1f} points against "
+        f"Coordinates: our setting, from the same kind of scatter, has {gap:+.1f} points against "
         f"the best of Table 1 ({means.max():.1f} %)."
     )
 if comparable and scores:

@@ -576,12 +576,12 @@ BAD_SETS = {
     ),
     "too few points": (
         with_field("coordinates", lambda a: a[:-1]),
-        ["offsets", "200", "199 points"],
+        ["offsets", "200", "199"],
     ),
     "too few offsets": (with_field("offsets", lambda a: a[:-1]), ["offsets", "(10,)", "(11,)"]),
     "too few labels": (with_field("labels", lambda a: a[:-1]), ["offsets", "(11,)", "(10,)"]),
-    "offsets that fall": (with_field("offsets", put(90, 2)), ["offsets", "rising"]),
-    "empty cloud": (with_field("offsets", put(40, 3)), ["offsets", "cloud 2", "empty cloud"]),
+    "offsets that fall": (with_field("offsets", put(90, 2)), ["offsets", "non-decreasing"]),
+    "empty cloud": (with_field("offsets", put(40, 3)), ["offsets", "cloud 2", "empty"]),
     "label of no class": (with_field("labels", put(10, 4)), ["labels", "10 at cloud 4", "0 to 9"]),
     "grid of two axes": (
         with_field("grid", lambda a: a[1:]),

@@ -54,7 +54,7 @@ def cells(seeds=2, **more):
 )
 def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
     planned = experiment(name, scale, seeds=3)
-    # random and whole have a cell for every seed, herding has one
+    # one of our settings and random have a cell for every seed, herding has one cell
     beside = 0 if name in ("initialisation", "why", "pool") else 3 * 2 + 1
     assert len({cell.identity for cell in planned}) == len(planned) == 3 * kinds + beside
     distilled = [cell for cell in planned if cell.preset.startswith("paper-")]
