@@ -113,8 +113,7 @@ UNTIL_TABLE = {
     "evaluation.iteration": None,
     "evaluation.curve": [],
 }
-# By then points have moved most of the way. An iteration with fresh gradients costs as much as
-# twenty with the pool.
+# By then points have moved most of the way, and fresh gradients take many times as long.
 POOL_ITERATIONS = 250
 
 
