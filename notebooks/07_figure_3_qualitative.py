@@ -90,13 +90,15 @@ for cell in pcdd.experiment("table1", scale, seeds, changed):
 chosen["why"] = [c for c in pcdd.experiment("why", scale, seeds, changed) if control(c.config)]
 
 records = []
+options = f"--seeds {seeds} --runs {Path(runs_folder).resolve()}"
+options += "" if scale == "paper" else f" --scale {scale}"
+options += "" if dataset == "mnist" else f" data.name={dataset}"
 for name, cells in chosen.items():
     if run_missing:
         found = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
     else:
         found = pcdd.finished(cells, runs_folder)
-    command = f"`pcdd sweep {name} --seeds {seeds} --runs {Path(runs_folder).resolve()}`"
-    missing = f"; {command} makes the others" if len(found) < len(cells) else ""
+    missing = f"; `pcdd sweep {name} {options}` makes them" if len(found) < len(cells) else ""
     print(f"{name}: {len(found)} of {len(cells)} records{missing}")
     records += found
 

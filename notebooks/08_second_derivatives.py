@@ -148,6 +148,8 @@ else:
 print(f"{len(records)} of {len(cells)} runs have a record")
 if len(records) < len(cells):
     options = f"--seeds {seeds} --runs {Path(runs_folder).resolve()}"
+    options += "" if scale == "paper" else f" --scale {scale}"
+    options += "" if dataset == "mnist" else f" data.name={dataset}"
     print(f"`pcdd sweep table1 {options}`, then the same with table2, makes those of the tables")
 
 # %%

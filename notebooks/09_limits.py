@@ -68,8 +68,10 @@ def runs_of(name, count, **options):
         records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
     else:
         records = pcdd.finished(cells, runs_folder)
-    command = f"`pcdd sweep {name} --seeds {count} --runs {Path(runs_folder).resolve()}`"
-    missing = f"; {command} makes the others" if len(records) < len(cells) else ""
+    options = f"--seeds {count} --runs {Path(runs_folder).resolve()}"
+    options += "" if scale == "paper" else f" --scale {scale}"
+    options += "" if dataset == "mnist" else f" data.name={dataset}"
+    missing = f"; `pcdd sweep {name} {options}` makes them" if len(records) < len(cells) else ""
     print(f"{name}: {len(records)} of {len(cells)} records{missing}")
     rows = []
     for record in records:

@@ -170,10 +170,12 @@ several.pivot_table(index="per class", columns="objective", values="accuracy").r
 # ## 5. The best, on the test set
 #
 # What was chosen so, scored on the 10,000 test images by classifiers of full size, and real clouds scored alike. Standard
-# deviations (sd) are over seeds, where there are several. `pcdd sweep best --scale paper` makes the records.
+# deviations (sd) are over seeds, where there are several. `pcdd sweep best` makes the records. Until then the README has
+# the scores that were made with the fast augmentation.
 
 # %%
-best = pd.DataFrame(pcdd.table(pcdd.finished(pcdd.experiment("best", "paper", 5), runs_folder)))
+rows = pcdd.table(pcdd.finished(pcdd.experiment("best", "paper", 5), runs_folder))
+best = pd.DataFrame(rows) if rows else pd.DataFrame({"name": []})
 best.set_index("name")[[column for column in ("standard", "standard sd", "paper", "paper sd", "seeds") if column in best]]
 
 # %% [markdown]

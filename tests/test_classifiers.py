@@ -381,9 +381,9 @@ def test_every_classifier_is_trained_and_scored(name):
         ("mlp", 60),
         ("lenet", 120),
         ("sparse", 60),
-        ("pointnet", 120),
-        ("pointnet++", 40),
-        ("dgcnn", 20),
+        pytest.param("pointnet", 120, marks=pytest.mark.slow),
+        pytest.param("pointnet++", 40, marks=pytest.mark.slow),
+        pytest.param("dgcnn", 20, marks=pytest.mark.slow),
     ],
 )
 def test_a_classifier_learns_what_it_is_trained_on(name, epochs):

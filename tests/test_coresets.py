@@ -179,6 +179,7 @@ def told_apart(real: PointClouds, seed: int = 0) -> float:
     return torch.cat(right).double().mean().item()
 
 
+@pytest.mark.slow
 def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
     monkeypatch.setattr(coresets, "BATCH_OF_SHAPES", 8)
     solids = load(DataConfig(name="solids", points=48)).train
