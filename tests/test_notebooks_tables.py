@@ -30,6 +30,7 @@ TABLE_1, TABLE_2, POOLING = (
 )
 EXPERIMENTS = {TABLE_1: ("table1", "why"), TABLE_2: ("table2", "step-size"), POOLING: ("ablation",)}
 ALWAYS = {TABLE_1: 2, TABLE_2: 0, POOLING: 4}  # pictures that need no record
+WITH_RECORDS = {TABLE_1: 4, TABLE_2: 2, POOLING: 4}
 NOTEBOOKS = pytest.mark.parametrize("name", EXPERIMENTS)
 NAMES = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 PROTOCOLS = ("standard", "paper")
@@ -115,9 +116,11 @@ def test_notebook_runs_from_end_to_end(name, tiny_run, runs):
     assert {network["backend"] for network in networks} == set(NAMES)
     for table in EXPERIMENTS[name]:
         records = tiny_records(runs, table)
+        if table == "step-size":  # without the rows beside it
+            records = [record for record in records if record["name"].startswith("paper-")]
         assert f"{table}: {len(records)} of {len(records)} records\n" in executed.printed
         assert f"scored on: {records[0]['scored_on']}" in executed.printed
-    assert executed.pictures > ALWAYS[name] + 1
+    assert executed.pictures >= WITH_RECORDS[name]
     assert results(executed)
 
 
@@ -257,7 +260,7 @@ def test_without_minkowskiengine_its_rows_are_left_out(name, curved, tmp_path, m
     changed = {"runs_folder": str(tmp_path / "runs"), "settings": settings}
     executed = Executed(name, tmp_path, SMOKE | changed)
     assert "left out: MinkowskiEngine is not installed" in executed.printed
-    assert executed.pictures > ALWAYS[name] + 1
+    assert executed.pictures >= WITH_RECORDS[name]
 
     if name == TABLE_1:
         shown = {tuple(row[-2:]) for row in body(executed.table("<th>iteration</th>"))}
@@ -271,7 +274,7 @@ def test_without_minkowskiengine_its_rows_are_left_out(name, curved, tmp_path, m
     counts, command = re.fullmatch(r"\S+ (.*) records; the others: pcdd (.*)", line).groups()
     assert main([*shlex.split(command), "--list"]) == 0  # it names just these runs
     found, total = map(int, counts.split(" of "))
-    summary = f"{total} cells: "
+    summary = f"{total} runs: "
     (listed,) = [line for line in capsys.readouterr().out.splitlines() if summary in line]
     assert sorted(listed.removeprefix(summary).split(", ")) == [
         f"{found} found",
