@@ -304,6 +304,10 @@ if not curve.empty:
 # Points that imitate the *moved* digit lie higher and further to the left than the digit itself.
 # The classifiers learn from that position and are tested on unmoved digits.
 #
+# PyTorch's network shifts by single cells. MinkowskiEngine's shifts after its last pooling, in
+# steps of $2^L$ cells with $L$ layers, so some classes are not shifted at all. Notebook 07
+# measures it.
+#
 # </details>
 #
 # The picture applies the formula to a digit and to a scattered cloud, each as a batch of its own.

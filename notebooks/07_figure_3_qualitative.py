@@ -220,7 +220,7 @@ else:
     say(
         f"Origin shift: real batches begin at rows and columns {first.mean(1).min():.1f} to "
         f"{first.mean(1).max():.1f} (class means); MinkowskiEngine's network with 2 layers moves "
-        f"{moved} of {len(table)} classes."
+        f"{moved} of {len(table)} classes in at least one of 8 batches."
     )
 table.round(1).T if real is not None else None
 
@@ -434,7 +434,8 @@ if comparable and None not in ours:
     same = (ours[0] < ours[1]) == (figures[0] < figures[1])
     say(
         f"Scores: PyTorch {ours[0]:.1f} %, MinkowskiEngine {ours[1]:.1f} %; the paper's "
-        f"{figures[0]} and {figures[1]}. The order is {'the same' if same else 'the opposite'}."
+        f"{figures[0]} and {figures[1]}. The order is {'the same' if same else 'the opposite'} "
+        f"(seeds: {lines[torch_row]['seeds']} and {lines[minkowski_row]['seeds']})."
     )
 
 # %% [markdown]

@@ -384,7 +384,7 @@ if len(means) and "gaussian" in scores:
         f"Coordinates: our setting, from the same kind of scatter, has {gap:+.1f} points against "
         f"the best of Table 1 ({means.max():.1f} %)."
     )
-if comparable and scores:
+if comparable and len(scores) > 1:
     best = max(scores, key=scores.get)
     say(f"Best of this table: {shown[best]}, {scores[best]:.1f} %; Zhao et al. 91.7 %.")
 

@@ -51,6 +51,7 @@ def distilled(command, folder, *more):
     return done, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["gradient_matching", "maximum_mean_discrepancy"])
 def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
     name = f"objective.name={objective}"
@@ -71,6 +72,7 @@ def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
     assert scores == other_scores
 
 
+@pytest.mark.slow
 def test_processes_part_for_good(tmp_path):
     """No object may hold the process group at the end: its threads can abort the process."""
     script = tmp_path / "part.py"
@@ -93,6 +95,7 @@ def test_processes_part_for_good(tmp_path):
     assert done.stdout.split() == ["gone", "gone"]
 
 
+@pytest.mark.slow
 def test_all_processes_refuse_a_folder_that_holds_a_run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -549,6 +549,7 @@ def stop_after_the_first_checkpoint(
     return said
 
 
+@pytest.mark.slow
 def test_run_killed_in_mid_run_and_resumed_equals_the_unbroken_one(tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     process = start(killed)
@@ -562,6 +563,7 @@ def test_run_killed_in_mid_run_and_resumed_equals_the_unbroken_one(tmp_path):
     assert read_record(killed)["scores"] == read_record(unbroken)["scores"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
     folder = tmp_path / "run"
     process = start(folder)

@@ -613,6 +613,7 @@ def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
         cluster.shutdown()
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:99999999"])
 def test_no_cluster_at_the_address_is_an_input_error(tmp_path, address):
     with pytest.raises(InputError, match=f"{address}: no Ray cluster"):
