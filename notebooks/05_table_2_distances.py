@@ -255,10 +255,10 @@ else:
 #
 # <details><summary>Answer</summary>
 #
-# $D_{\text{squares}}(10g, 10h) = 100\, D_{\text{squares}}(g, h)$, but $D_{\text{cosine}}(10g, 10h)
-# = D_{\text{cosine}}(g, h)$: lengths cancel in the fraction. So the pull of the sum of squares
-# depends on the units of the features. Here these are raw coordinates up to 27, which make large
-# gradients. The pull of the cosine does not depend on them.
+# $D_{\text{squares}}(10g, 10h) = 100\, D_{\text{squares}}(g, h)$, but
+# $D_{\text{cosine}}(10g, 10h) = D_{\text{cosine}}(g, h)$: lengths cancel in the fraction. So the
+# pull of the sum of squares depends on the units of the features. Here these are raw coordinates up
+# to 27, which make large gradients. The pull of the cosine does not depend on them.
 #
 # </details>
 
@@ -287,8 +287,8 @@ pd.DataFrame(lines).T.style.format("{:.6g}")
 #
 # $$r = \frac{n\,\eta\,\gamma}{1 - \mu} \quad\text{cells.}$$
 #
-# > **Predict, then run.** The paper's cosine gradient is $\gamma = 4 \cdot 10^{-4}$, with $\eta =
-# > 0.1$, $\mu = 0.5$ and $n = 1250$. How many cells is that?
+# > **Predict, then run.** The paper's cosine gradient is $\gamma = 4 \cdot 10^{-4}$, with
+# > $\eta = 0.1$, $\mu = 0.5$ and $n = 1250$. How many cells is that?
 #
 # <details><summary>Answer</summary>
 #
@@ -309,9 +309,7 @@ kept = {
 }
 lines, ways = {}, {}
 for cell, config in ((cell, starts[cell]) for cell in stated):
-    n = (
-        config.evaluation.iteration or config.schedule.iterations
-    )  # updates before the set is scored
+    n = config.evaluation.iteration or config.schedule.iterations  # updates before scoring
     per_gradient = n * config.optimiser.step_size / (1 - config.optimiser.momentum)
     lines[cell] = {"reach": per_gradient * means[cell]}
     lines[cell]["reach, the paper's"] = per_gradient * stated_gradients.get(cell, np.nan)
