@@ -33,14 +33,16 @@ import torch.nn.functional as F
 from limits import seconds_of
 
 import pcdd_core as pcdd
-from pcdd_core import machine, sparse
-from pcdd_core.clouds import PointClouds, members_per_class, scatter
-from pcdd_core.config import Config, DataConfig, EvaluationConfig, NetworkConfig
-from pcdd_core.evaluation import evaluate, project
+from pcdd_core.engine.evaluate import evaluate, project
+from pcdd_core.engine.seeds import generator
+from pcdd_core.experiments import machine
+from pcdd_core.experiments.config import Config, DataConfig, EvaluationConfig, NetworkConfig
+from pcdd_core.experiments.runs import Progress
 from pcdd_core.files import atomic_write_text
-from pcdd_core.networks import build_network
-from pcdd_core.randomness import generator
-from pcdd_core.runs import Progress
+from pcdd_core.geometry.clouds import PointClouds, members_per_class
+from pcdd_core.geometry.grid import scatter
+from pcdd_core.nn import sparse
+from pcdd_core.nn.grid import build_network
 
 HERE = Path(__file__).parent
 # Gradient matching with one cloud of 250 points per class: the field's setting, the same in float32

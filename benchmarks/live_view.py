@@ -23,8 +23,8 @@ from statistics import median
 import nbformat
 
 import pcdd_core as pcdd
-from pcdd_core import machine
-from pcdd_core.config import to_dict
+from pcdd_core.experiments import machine
+from pcdd_core.experiments.config import to_dict
 from pcdd_core.files import atomic_write_text
 
 HERE = Path(__file__).parent

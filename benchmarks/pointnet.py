@@ -17,9 +17,9 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from pcdd_core import machine
+from pcdd_core.experiments import machine
 from pcdd_core.files import atomic_write_text
-from pcdd_core.point_networks import PointNet
+from pcdd_core.nn.points import PointNet
 
 CLOUDS, CLASSES = 8, 10
 

@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 
 import pcdd_core as pcdd
-from pcdd_core import machine, sparse
-from pcdd_core.clouds import from_occupancy
-from pcdd_core.config import DataConfig, NetworkConfig
+from pcdd_core.engine.seeds import generator
+from pcdd_core.experiments import machine
+from pcdd_core.experiments.config import DataConfig, NetworkConfig
 from pcdd_core.files import atomic_write_text
-from pcdd_core.networks import build_network
-from pcdd_core.randomness import generator
+from pcdd_core.geometry.clouds import from_occupancy
+from pcdd_core.nn import sparse
+from pcdd_core.nn.grid import build_network
 
 WAYS = {
     "minkowski": {"backend": "minkowski"},

@@ -32,13 +32,16 @@ import torch
 import torch.nn.functional as F
 
 import pcdd_core as pcdd
-from pcdd_core import distillation, lifts, machine, sparse
-from pcdd_core.clouds import PointClouds, members_per_class, sample
-from pcdd_core.config import DataConfig, NetworkConfig, override
+from pcdd_core.engine import distill as distillation
+from pcdd_core.engine import lifts
+from pcdd_core.engine.seeds import generator
+from pcdd_core.experiments import machine
+from pcdd_core.experiments.config import DataConfig, NetworkConfig, override
+from pcdd_core.experiments.presets import PRESETS
 from pcdd_core.files import atomic_write_text
-from pcdd_core.networks import build_network
-from pcdd_core.presets import PRESETS
-from pcdd_core.randomness import generator
+from pcdd_core.geometry.clouds import PointClouds, members_per_class, sample
+from pcdd_core.nn import sparse
+from pcdd_core.nn.grid import build_network
 
 TRAINED = {  # (backend, factor of the width)
     "dense": ("torch", 1),

@@ -20,13 +20,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import pcdd_core as pcdd
-from pcdd_core import machine
-from pcdd_core.config import Config, override, to_dict
-from pcdd_core.distillation import initial_clouds
-from pcdd_core.figures import save
+from pcdd_core.engine.distill import initial_clouds
+from pcdd_core.engine.second_order import missed_gradient
+from pcdd_core.experiments import machine
+from pcdd_core.experiments.config import Config, override, to_dict
+from pcdd_core.experiments.figures import save
+from pcdd_core.experiments.runs import folder_name, scored_iteration
 from pcdd_core.files import atomic_write_text
-from pcdd_core.runs import folder_name, scored_iteration
-from pcdd_core.second_order import missed_gradient
 
 HERE = Path(__file__).parent
 DEPTHS = (2, 3, 4)

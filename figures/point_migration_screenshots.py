@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import pcdd_core as pcdd
-from pcdd_core import machine
-from pcdd_core.config import override, to_dict
+from pcdd_core.experiments import machine
+from pcdd_core.experiments.config import override, to_dict
 from pcdd_core.files import atomic_write, atomic_write_text
 
 HERE = Path(__file__).parent

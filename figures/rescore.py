@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pcdd_core as pcdd
-from pcdd_core import machine, runs
-from pcdd_core.clouds import RELEASED
-from pcdd_core.config import from_dict, to_dict
+from pcdd_core.experiments import machine, runs
+from pcdd_core.experiments.config import from_dict, to_dict
+from pcdd_core.experiments.records import COMMITTED, as_json, label, read_record
 from pcdd_core.files import atomic_write_text
-from pcdd_core.records import COMMITTED, as_json, label, read_record
+from pcdd_core.geometry.storage import RELEASED
 
 
 def rescored(path: Path, data: str | None) -> dict | None:

@@ -1,6 +1,6 @@
 """Run `pcdd` as `python -m pcdd_core`."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

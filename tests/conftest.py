@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from pcdd_core.clouds import from_list
+from pcdd_core.geometry.clouds import clouds_from_list
 
 hypothesis.settings.register_profile("pcdd", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("pcdd")
@@ -60,9 +60,9 @@ def random_clouds():
         cells = (torch.rand(shape, generator=draws) * torch.tensor(grid)).floor().double()
         coordinates = cells + 0.1 + 0.8 * torch.rand(shape, generator=draws, dtype=torch.float64)
         labels = [cloud % 3 for cloud in range(len(sizes))]
-        return from_list(coordinates.split(list(sizes)), labels, grid, "abc").with_coordinates(
-            coordinates
-        )
+        return clouds_from_list(
+            coordinates.split(list(sizes)), labels, grid, "abc"
+        ).with_coordinates(coordinates)
 
     return make
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcdd_core.augmentation import ROTATION, SCALE, SHIFT, draw_moves, turned
-from pcdd_core.clouds import from_list
-from pcdd_core.randomness import generator
+from pcdd_core.engine.seeds import generator
+from pcdd_core.geometry.clouds import clouds_from_list
+from pcdd_core.geometry.moves import ROTATION, SCALE, SHIFT, draw_moves, turned
 
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
 GRIDS = st.sampled_from([FLAT, SOLID])
@@ -90,7 +90,7 @@ def test_same_draws_same_moves(seed):
 
 def test_clouds_are_turned_about_the_middle_of_the_grid_by_their_own_angles():
     point = torch.tensor([[4.0, 6.0, 4.0]])  # two cells along the second axis from the middle
-    clouds = from_list([point, point, point, point], [0] * 4, (8, 8, 8), "a")
+    clouds = clouds_from_list([point, point, point, point], [0] * 4, (8, 8, 8), "a")
     quarter = torch.pi / 2
     angles = torch.tensor([[0, 0, 0], [quarter, 0, 0], [0, quarter, 0], [0, 0, quarter]])
     expected = torch.tensor([[4.0, 6, 4], [4, 4, 6], [4, 6, 4], [2, 4, 4]])

@@ -8,13 +8,14 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcdd_core import classifiers
-from pcdd_core.clouds import cell_centres, members_per_class
-from pcdd_core.config import override, to_dict
-from pcdd_core.distillation import batch_at, draw_network, initial_clouds, matching_losses
-from pcdd_core.evaluation import augment
-from pcdd_core.presets import preset
-from pcdd_core.randomness import generator
+from pcdd_core.engine.distill import batch_at, draw_network, initial_clouds, matching_losses
+from pcdd_core.engine.evaluate import augment
+from pcdd_core.engine.seeds import generator
+from pcdd_core.experiments.config import override, to_dict
+from pcdd_core.experiments.presets import preset
+from pcdd_core.geometry.clouds import members_per_class
+from pcdd_core.geometry.grid import cell_centres
+from pcdd_core.nn import classifiers
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -12,9 +12,15 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
-from pcdd_core import evaluation
-from pcdd_core.augmentation import draw_moves
-from pcdd_core.classifiers import (
+from pcdd_core.engine import evaluate as evaluation
+from pcdd_core.engine.evaluate import augment_points, evaluate, project
+from pcdd_core.engine.lifts import centred_points, padded_coordinates
+from pcdd_core.engine.seeds import generator
+from pcdd_core.errors import InputError
+from pcdd_core.experiments.config import EvaluationConfig
+from pcdd_core.geometry.clouds import clouds_from_list
+from pcdd_core.geometry.moves import draw_moves
+from pcdd_core.nn.classifiers import (
     CLASSIFIERS,
     OF_POINTS,
     SMALLEST,
@@ -22,14 +28,8 @@ from pcdd_core.classifiers import (
     Ensemble,
     build_classifier,
 )
-from pcdd_core.clouds import from_list
-from pcdd_core.config import EvaluationConfig
-from pcdd_core.errors import InputError
-from pcdd_core.evaluation import augment_points, evaluate, project
-from pcdd_core.lifts import centred_points, padded_coordinates
-from pcdd_core.networks import build_network
-from pcdd_core.point_networks import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest
-from pcdd_core.randomness import generator
+from pcdd_core.nn.grid import build_network
+from pcdd_core.nn.points import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest
 
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
@@ -324,7 +324,7 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
 
 def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
     points = [[[0.0, 0.0, 10.0], [0.0, 28.0, 20.0]], [[0.0, 14.0, 10.0]]]
-    clouds = from_list(list(map(torch.tensor, points)), [0, 0], FLAT, ["only"])
+    clouds = clouds_from_list(list(map(torch.tensor, points)), [0, 0], FLAT, ["only"])
     expected = [[[0, -1, 0, 1], [0, 1, 10 / 14, 1]], [[0, 0, 0, 1], [0, 0, 0, 0]]]
     torch.testing.assert_close(centred_points(clouds), torch.tensor(expected))
 
@@ -341,10 +341,10 @@ def test_augmented_points_are_those_of_the_moved_clouds_with_a_move_for_each(ran
 
 def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(monkeypatch):
     given, trained_on = (
-        from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]),
+        clouds_from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]),
         [],
     )
-    real = from_list([torch.tensor([[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]])], [0], FLAT, ["only"])
+    real = clouds_from_list([torch.tensor([[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]])], [0], FLAT, ["only"])
     monkeypatch.setattr(
         evaluation, "_train", lambda ensemble, points, *rest: trained_on.append(points)
     )
@@ -388,7 +388,7 @@ def test_every_classifier_is_trained_and_scored(name):
 )
 def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
     real = tiny.three_digits()
-    clouds = from_list(
+    clouds = clouds_from_list(
         [cloud[::5] for cloud in real] if name in OF_POINTS else list(real),
         real.labels,
         real.grid,
@@ -423,10 +423,10 @@ def test_pointnet_takes_points_others_take_projections_each_with_its_augmentatio
 
 @pytest.mark.parametrize(("name", "count"), [("pointnet", 60), ("pointnet++", 20), ("dgcnn", 20)])
 def test_neighbourhood_classifiers_test_on_clouds_as_dense_as_in_training(name, count, monkeypatch):
-    real = from_list(
+    real = clouds_from_list(
         [torch.rand(size, 3) * 7 for size in (60, 50, 12)], [0, 1, 2], (8, 8, 8), "abc"
     )
-    given = from_list(
+    given = clouds_from_list(
         [torch.rand(size, 3) * 7 for size in (20, 15, 20)], [0, 1, 2], (8, 8, 8), "abc"
     )
     converted, convert = [], evaluation.lifts.centred_points

@@ -15,12 +15,12 @@ import torch
 import torchvision
 from tiny import files, pcdd
 
-from pcdd_core import clouds
-from pcdd_core.cli import main
-from pcdd_core.config import described_settings
-from pcdd_core.coresets import BASELINES, herding, random
-from pcdd_core.presets import PRESETS
-from pcdd_core.records import read_record, read_trajectory
+from pcdd_core.cli.main import main
+from pcdd_core.engine.baselines import BASELINES, herding, random
+from pcdd_core.experiments.config import described_settings
+from pcdd_core.experiments.presets import PRESETS
+from pcdd_core.experiments.records import read_record, read_trajectory
+from pcdd_core.geometry.storage import load_clouds, save_clouds
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCORING = tiny.arguments({"data.name": "digits", **tiny.EVALUATION})
@@ -171,7 +171,7 @@ def test_run_of_a_set_starts_from_its_clouds(run, here):
     options = ["--preset", "quickstart", "--output", "second", "--quiet"]
     assert pcdd("distill", *options, **settings) == 0
     before, after = (
-        clouds.load(here / name / "clouds.npz").coordinates for name in ("run", "second")
+        load_clouds(here / name / "clouds.npz").coordinates for name in ("run", "second")
     )
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
 
@@ -217,7 +217,7 @@ def test_evaluate_keeps_set_and_record_where_asked(run, here, capsys):
     assert sorted(path.name for path in kept.iterdir()) == ["clouds.npz", "record.json"]
     assert read_record(kept)["scores"] == read_record(run)["scores"]
     assert torch.equal(
-        clouds.load(kept / "clouds.npz").coordinates, clouds.load(run / "clouds.npz").coordinates
+        load_clouds(kept / "clouds.npz").coordinates, load_clouds(run / "clouds.npz").coordinates
     )
 
 
@@ -236,7 +236,7 @@ def test_baseline_scores_the_clouds_it_chooses(name, choose, here, json_of):
         and printed["clouds"] == 20
         and printed["config"]["seed"] == 3
     )
-    kept, expected = clouds.load(here / "chosen" / "clouds.npz"), choose(tiny.digits().train, 2, 3)
+    kept, expected = load_clouds(here / "chosen" / "clouds.npz"), choose(tiny.digits().train, 2, 3)
     assert torch.equal(kept.coordinates, expected.coordinates) and torch.equal(
         kept.labels, expected.labels
     )
@@ -284,7 +284,7 @@ def test_show_draws_a_set_that_has_no_record(run, here, json_of):
 
 
 def test_show_draws_solid_clouds(here):
-    clouds.save(tiny.three_solids(), here / "solids.npz")
+    save_clouds(tiny.three_solids(), here / "solids.npz")
     assert main(["show", "solids.npz", "--picture", "deep/picture.png"]) == 0
     assert (here / "deep" / "picture.png").read_bytes().startswith(PNG)
 
@@ -638,7 +638,7 @@ def test_file_that_is_no_set_is_refused(name, command, run, here, assert_refused
 
 
 def test_set_of_other_data_is_refused(here, assert_refused):
-    clouds.save(tiny.three_solids(), here / "solids.npz")
+    save_clouds(tiny.three_solids(), here / "solids.npz")
     assert_refused(
         lambda: main(["evaluate", "solids.npz", *SCORING]), "solids", "(6, 6, 6)", "(1, 28, 28)"
     )

@@ -11,24 +11,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcdd_core import clouds as module
-from pcdd_core.clouds import (
+from pcdd_core.errors import InputError
+from pcdd_core.geometry import storage
+from pcdd_core.geometry.clouds import (
     PointClouds,
-    boundary_check,
-    cell_centres,
-    from_list,
+    clouds_from_list,
     from_occupancy,
-    from_unit_ball,
-    into_grid,
-    known_positions,
-    load,
     members_per_class,
     resampled,
     sample,
-    save,
+)
+from pcdd_core.geometry.grid import (
+    boundary_check,
+    cell_centres,
+    clouds_from_unit_ball,
+    into_grid,
+    known_positions,
     scatter,
 )
-from pcdd_core.errors import InputError
+from pcdd_core.geometry.storage import load_clouds, save_clouds
 
 RAGGED = st.lists(st.integers(0, 6), min_size=1, max_size=6)
 GRIDS = st.tuples(*[st.integers(1, 40)] * 3)
@@ -40,7 +41,7 @@ GRIDS = st.tuples(*[st.integers(1, 40)] * 3)
 @given(sizes=RAGGED)
 def test_sizes_and_items_are_those_of_the_listed_clouds(sizes):
     pieces = torch.rand(sum(sizes), 3).split(sizes)
-    clouds = from_list(pieces, [0] * len(sizes), (1, 8, 8), "a")
+    clouds = clouds_from_list(pieces, [0] * len(sizes), (1, 8, 8), "a")
     assert len(clouds) == len(sizes)
     assert clouds.sizes.tolist() == sizes
     for cloud, piece in enumerate(pieces):
@@ -57,7 +58,9 @@ def test_an_item_past_the_end_is_an_index_error(random_clouds):
 
 @given(sizes=RAGGED)
 def test_cloud_index_names_the_owner_of_every_point(sizes):
-    clouds = from_list(torch.rand(sum(sizes), 3).split(sizes), [0] * len(sizes), (1, 8, 8), "a")
+    clouds = clouds_from_list(
+        torch.rand(sum(sizes), 3).split(sizes), [0] * len(sizes), (1, 8, 8), "a"
+    )
     assert clouds.cloud_index.tolist() == [
         cloud for cloud, size in enumerate(sizes) for _ in range(size)
     ]
@@ -179,7 +182,7 @@ def test_cell_centres_are_the_middle_of_the_same_cell(random_clouds, seed, grid)
 
 
 def test_members_per_class_lists_the_indices_of_every_class():
-    clouds = from_list([torch.zeros(1, 3)] * 5, [2, 0, 2, 0, 2], (1, 8, 8), "abc")
+    clouds = clouds_from_list([torch.zeros(1, 3)] * 5, [2, 0, 2, 0, 2], (1, 8, 8), "abc")
     assert [members.tolist() for members in members_per_class(clouds)] == [[1, 3], [], [0, 2, 4]]
 
 
@@ -214,8 +217,8 @@ def test_a_saved_set_is_loaded_exactly(tmp_path_factory, random_clouds, sizes, g
         made.coordinates.float().requires_grad_(), made.offsets, made.labels, grid, tuple(names)
     )
     path = tmp_path_factory.mktemp("sets") / "set.npz"
-    save(saved, path)
-    loaded = load(path)
+    save_clouds(saved, path)
+    loaded = load_clouds(path)
     for field in ("coordinates", "offsets", "labels"):
         assert getattr(loaded, field).dtype == getattr(saved, field).dtype
         assert torch.equal(getattr(loaded, field), getattr(saved, field))
@@ -233,8 +236,8 @@ def with_learned_labels(random_clouds) -> PointClouds:
 
 def test_learned_labels_are_saved_loaded_and_chosen_with_their_clouds(tmp_path, random_clouds):
     clouds = with_learned_labels(random_clouds)
-    save(clouds, tmp_path / "set.npz")
-    loaded = load(tmp_path / "set.npz")
+    save_clouds(clouds, tmp_path / "set.npz")
+    loaded = load_clouds(tmp_path / "set.npz")
     assert torch.equal(loaded.label_probabilities, clouds.label_probabilities)
     assert loaded.targets is loaded.label_probabilities
     chosen = loaded.select(torch.tensor([3, 1, 1]))
@@ -248,16 +251,16 @@ def test_a_set_without_learned_labels_is_written_as_earlier_versions_read_it(
     tmp_path, random_clouds
 ):
     clouds = random_clouds([2, 3])
-    save(clouds, tmp_path / "set.npz")
+    save_clouds(clouds, tmp_path / "set.npz")
     with np.load(tmp_path / "set.npz") as arrays:
         assert int(arrays["format_version"]) == 1 and "label_probabilities" not in arrays.files
-    assert load(tmp_path / "set.npz").label_probabilities is None
+    assert load_clouds(tmp_path / "set.npz").label_probabilities is None
     assert torch.equal(clouds.targets, clouds.labels)
 
 
 def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_clouds, monkeypatch):
     path = tmp_path / "set.npz"
-    save(random_clouds([2]), path)
+    save_clouds(random_clouds([2]), path)
     before = path.read_bytes()
 
     def disk_full(file, **arrays):
@@ -266,9 +269,9 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_cl
         assert len(list(tmp_path.iterdir())) == 2
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(module.np, "savez_compressed", disk_full)
+    monkeypatch.setattr(storage.np, "savez_compressed", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        save(random_clouds([3]), path)
+        save_clouds(random_clouds([3]), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -276,7 +279,7 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path, random_cl
 def test_save_where_no_folder_can_be_made_is_an_input_error(tmp_path, random_clouds):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/set.npz"):
-        save(random_clouds([2]), tmp_path / "file" / "set.npz")
+        save_clouds(random_clouds([2]), tmp_path / "file" / "set.npz")
 
 
 GOOD = dict(
@@ -297,7 +300,7 @@ def with_coordinate(value, dtype=np.float32):
 
 def test_the_set_that_the_broken_ones_are_made_of_is_good(tmp_path):
     np.savez(tmp_path / "set.npz", **GOOD)
-    assert torch.equal(load(tmp_path / "set.npz")[1], torch.tensor([[0.0, 7, 7]]))
+    assert torch.equal(load_clouds(tmp_path / "set.npz")[1], torch.tensor([[0.0, 7, 7]]))
 
 
 @pytest.mark.parametrize("field", GOOD)
@@ -305,7 +308,7 @@ def test_a_missing_field_is_named(tmp_path, field):
     path = tmp_path / "set.npz"
     np.savez(path, **{name: array for name, array in GOOD.items() if name != field})
     with pytest.raises(InputError) as error:
-        load(path)
+        load_clouds(path)
     assert str(path) in str(error.value) and f"'{field}' is missing" in str(error.value)
 
 
@@ -368,7 +371,7 @@ def test_a_wrong_value_is_an_input_error_with_file_field_and_value(tmp_path, cha
     path = tmp_path / "set.npz"
     np.savez(path, **{**GOOD, **changed})
     with pytest.raises(InputError) as error:
-        load(path)
+        load_clouds(path)
     for part in (str(path), f"'{field}'", value):
         assert part in str(error.value)
 
@@ -385,7 +388,7 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
         allow_pickle=True,
     )
     with pytest.raises(InputError, match="object array"):
-        load(path)
+        load_clouds(path)
     assert list(tmp_path.iterdir()) == [path]
     np.load(path, allow_pickle=True)["labels"]  # shows that the file does run code when unpickled
     assert (tmp_path / "code ran").is_dir()
@@ -394,7 +397,7 @@ def test_an_object_array_is_refused_and_never_unpickled(tmp_path):
 def test_a_missing_file_and_a_folder_are_input_errors(tmp_path):
     for path in (tmp_path / "none.npz", tmp_path):
         with pytest.raises(InputError, match="no such file") as error:
-            load(path)
+            load_clouds(path)
         assert str(path) in str(error.value)
 
 
@@ -405,7 +408,7 @@ def test_a_file_that_is_no_zip_is_an_input_error(tmp_path, content):
     path = tmp_path / "set.npz"
     path.write_bytes(content)
     with pytest.raises(InputError, match="set.npz"):
-        load(path)
+        load_clouds(path)
 
 
 def test_a_single_array_is_an_input_error(tmp_path):
@@ -413,7 +416,7 @@ def test_a_single_array_is_an_input_error(tmp_path):
     with open(path, "wb") as file:
         np.save(file, GOOD["coordinates"])
     with pytest.raises(InputError, match="set.npz"):
-        load(path)
+        load_clouds(path)
 
 
 def test_a_member_that_is_no_array_is_an_input_error(tmp_path):
@@ -422,7 +425,7 @@ def test_a_member_that_is_no_array_is_an_input_error(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("grid", "1 8 8")
     with pytest.raises(InputError, match="'grid'"):
-        load(path)
+        load_clouds(path)
 
 
 def test_a_file_truncated_anywhere_is_an_input_error(tmp_path):
@@ -432,7 +435,7 @@ def test_a_file_truncated_anywhere_is_an_input_error(tmp_path):
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match="set.npz"):
-            load(path)
+            load_clouds(path)
 
 
 def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
@@ -444,7 +447,7 @@ def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
         try:
-            loaded = load(path)  # bytes that nothing reads, such as time stamps
+            loaded = load_clouds(path)  # bytes that nothing reads, such as time stamps
         except InputError:
             continue
         assert np.array_equal(loaded.coordinates, GOOD["coordinates"])
@@ -494,7 +497,7 @@ def test_what_is_no_cloud_is_not_put_on_a_grid(points):
 
 def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
     up, right, origin = [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]
-    clouds = from_unit_ball(
+    clouds = clouds_from_unit_ball(
         torch.tensor([[up, right], [origin, up]]), torch.tensor([1, 0]), "ab", cells=24
     )
     assert (
@@ -504,7 +507,9 @@ def test_shapes_of_the_unit_ball_stand_upright_in_the_middle_of_a_cubic_grid():
     )
     # height points down, width is x; a radius of 11 leaves one cell free on either side
     assert clouds.coordinates.tolist() == [[12, 1, 12], [12, 12, 23], [12, 12, 12], [12, 1, 12]]
-    behind = from_unit_ball(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0]), "a", cells=24)
+    behind = clouds_from_unit_ball(
+        torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0]), "a", cells=24
+    )
     assert behind.coordinates.tolist() == [[23, 12, 12]]
 
 
@@ -525,8 +530,8 @@ def test_resampled_clouds_repeat_no_point_before_all_of_them_are_used(random_clo
 
 
 def test_points_are_known_as_well_as_the_data_says():
-    cells = from_list([torch.tensor([[0.0, 3, 5]])], [0], (1, 8, 8), "a")
+    cells = clouds_from_list([torch.tensor([[0.0, 3, 5]])], [0], (1, 8, 8), "a")
     # occupied cells are known to the cell: their centre stands for them
     assert known_positions(cells).coordinates.tolist() == [[0.0, 3.5, 5.5]]
-    exact = from_list([torch.tensor([[1.0, 3, 5.25]])], [0], (8, 8, 8), "a")
+    exact = clouds_from_list([torch.tensor([[1.0, 3, 5.25]])], [0], (8, 8, 8), "a")
     assert known_positions(exact) is exact

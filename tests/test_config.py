@@ -7,11 +7,18 @@ import pytest
 import torch
 from tiny import needs_minkowski
 
-from pcdd_core import runs
-from pcdd_core.config import Config, described_settings, from_dict, identity, override, to_dict
 from pcdd_core.errors import InputError
-from pcdd_core.networks import build_network
-from pcdd_core.presets import PRESETS, preset
+from pcdd_core.experiments import runs
+from pcdd_core.experiments.config import (
+    Config,
+    described_settings,
+    from_dict,
+    identity,
+    override,
+    to_dict,
+)
+from pcdd_core.experiments.presets import PRESETS, preset
+from pcdd_core.nn.grid import build_network
 
 # another valid value of every setting that is not a number
 OTHER = {

@@ -11,10 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdd_core import coresets
-from pcdd_core.clouds import PointClouds, from_list, from_occupancy
-from pcdd_core.config import DataConfig
-from pcdd_core.coresets import (
+from pcdd_core.data.datasets import load_data
+from pcdd_core.engine import baselines as coresets
+from pcdd_core.engine.baselines import (
     BASELINES,
     class_mean,
     craig,
@@ -23,9 +22,10 @@ from pcdd_core.coresets import (
     k_center,
     whole,
 )
-from pcdd_core.datasets import load
+from pcdd_core.engine.evaluate import project
 from pcdd_core.errors import InputError
-from pcdd_core.evaluation import project
+from pcdd_core.experiments.config import DataConfig
+from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, from_occupancy
 
 CHOOSING = ["random", "herding", "k_center", "forgetting", "craig"]
 REAL = pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
@@ -48,7 +48,7 @@ def random_clouds(
         for _ in range(clouds)
     ]
     points[clouds // 2 :: 4] = [points[0]] * len(points[clouds // 2 :: 4])
-    return from_list(points, labels, grid, ["a", "b", "c"])
+    return clouds_from_list(points, labels, grid, ["a", "b", "c"])
 
 
 def members(real: PointClouds, label: int) -> list[int]:
@@ -91,7 +91,7 @@ def test_chosen_clouds_are_real_ones_of_their_class_and_none_is_chosen_twice(nam
 @pytest.mark.parametrize("name", CHOOSING)
 def test_all_clouds_of_a_class_can_be_chosen_even_if_some_are_equal(name):
     clouds = [torch.tensor([[0.0, 1.0, column]]) for column in (0.0, 1.0, 1.0, 1.0, 3.0)]
-    real = from_list([*clouds, *clouds], [0] * 5 + [1] * 5, (1, 5, 4), ["a", "b"])
+    real = clouds_from_list([*clouds, *clouds], [0] * 5 + [1] * 5, (1, 5, 4), ["a", "b"])
     columns = BASELINES[name](real, 5, 0).coordinates[:, 2].view(2, 5)
     assert columns.sort(1).values.tolist() == [[0, 1, 1, 1, 3]] * 2
 
@@ -182,7 +182,7 @@ def told_apart(real: PointClouds, seed: int = 0) -> float:
 @pytest.mark.slow
 def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
     monkeypatch.setattr(coresets, "BATCH_OF_SHAPES", 8)
-    solids = load(DataConfig(name="solids", points=48)).train
+    solids = load_data(DataConfig(name="solids", points=48)).train
     solids = solids.select(
         torch.cat([(solids.labels == label).nonzero().flatten()[:30] for label in range(8)])
     )
@@ -229,7 +229,7 @@ def test_class_mean_equals_a_loop_over_points(seed, grid):
 def test_class_mean_of_equal_clouds_is_that_cloud():
     cloud = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 2.0, 2.0]])
     assert torch.equal(
-        class_mean(from_list([cloud, cloud], [0, 0], (3, 4, 4), ["only"]), 1, 0)[0], cloud
+        class_mean(clouds_from_list([cloud, cloud], [0, 0], (3, 4, 4), ["only"]), 1, 0)[0], cloud
     )
 
 
@@ -341,7 +341,7 @@ def test_craig_equals_naive_facility_location(seed, monkeypatch):
 def test_craig_tells_well_learnt_clouds_apart(monkeypatch):
     """Choose one cloud of each of two groups that a float32 matrix product cannot separate."""
     logits = torch.tensor([[12.0, 0.0]] * 30 + [[15.0, 0.0]] * 30)
-    real = from_list(
+    real = clouds_from_list(
         [torch.full((1, 3), n / 100) for n in range(60)], [0] * 60, (1, 4, 4), ["only"]
     )
     taught(monkeypatch, logits[None])

@@ -10,10 +10,10 @@ import tiny
 import torch
 import torchvision
 
-from pcdd_core import datasets
-from pcdd_core.config import DataConfig
-from pcdd_core.datasets import MNIST_FILES
+from pcdd_core.data import datasets
+from pcdd_core.data.datasets import MNIST_FILES
 from pcdd_core.errors import InputError
+from pcdd_core.experiments.config import DataConfig
 
 MNIST = DataConfig(name="mnist")
 REAL_MNIST = os.environ.get("PCDD_DATA", "")
@@ -55,7 +55,7 @@ def mnist(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(mnist):
-    return datasets.load(MNIST, mnist)
+    return datasets.load_data(MNIST, mnist)
 
 
 @pytest.fixture
@@ -91,13 +91,13 @@ def test_mnist_is_found_in_the_folder_given(loaded):
 
 def test_mnist_is_found_through_the_environment(mnist, monkeypatch):
     monkeypatch.setenv("PCDD_DATA", str(mnist))
-    assert len(datasets.load(MNIST).test) == 10000
+    assert len(datasets.load_data(MNIST).test) == 10000
 
 
 def test_folder_given_wins_over_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PCDD_DATA", str(tmp_path / "environment"))
     with pytest.raises(InputError, match="given: no such folder"):
-        datasets.load(MNIST, tmp_path / "given")
+        datasets.load_data(MNIST, tmp_path / "given")
 
 
 def test_an_axis_of_one_cell_is_added(loaded):
@@ -111,7 +111,7 @@ def test_pixels_above_the_threshold_become_points_and_those_at_it_do_not(loaded)
 
 
 def test_threshold_is_a_setting(mnist):
-    clouds = datasets.load(DataConfig(threshold=80 / 255), mnist).test
+    clouds = datasets.load_data(DataConfig(threshold=80 / 255), mnist).test
     assert [tuple(point) for point in clouds[0].tolist()] == [(0, 27, 27)]
 
 
@@ -121,8 +121,8 @@ def test_clouds_keep_different_numbers_of_points(loaded):
 
 
 def test_max_points_keeps_the_first_in_raster_order(mnist):
-    splits = datasets.load(DataConfig(max_points=3), mnist)
-    whole = datasets.load(DataConfig(), mnist)
+    splits = datasets.load_data(DataConfig(max_points=3), mnist)
+    whole = datasets.load_data(DataConfig(), mnist)
     assert splits.train.sizes.max() == 3 and splits.test.sizes.max() > 3
     for cut, uncut in zip(
         splits.train.coordinates.split(splits.train.sizes.tolist())[:50],
@@ -156,19 +156,19 @@ def test_splits_are_stratified(loaded):
 
 def test_image_without_a_bright_pixel_is_refused_by_threshold():
     with pytest.raises(InputError, match=r"data\.threshold = 0\.99.*image 0 of digits"):
-        datasets.load(DataConfig(name="digits", threshold=0.99))
+        datasets.load_data(DataConfig(name="digits", threshold=0.99))
 
 
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder.*MNIST/raw"):
-        datasets.load(MNIST, tmp_path / "nowhere")
+        datasets.load_data(MNIST, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", MNIST_FILES)
 def test_missing_file_is_named(linked, name):
     (linked / name).unlink()
     with pytest.raises(InputError, match=f"{name}: missing"):
-        datasets.load(MNIST, linked.parents[1])
+        datasets.load_data(MNIST, linked.parents[1])
 
 
 @pytest.mark.parametrize("name", MNIST_FILES)
@@ -182,7 +182,7 @@ def test_file_of_a_wrong_length_is_named_with_both_lengths(linked, name, change)
         InputError,
         match=f"{name}: damaged or cut short \\({right + change} bytes, expected {right}\\)",
     ):
-        datasets.load(MNIST, linked.parents[1])
+        datasets.load_data(MNIST, linked.parents[1])
 
 
 @pytest.mark.parametrize("name", MNIST_FILES)
@@ -193,7 +193,7 @@ def test_file_that_is_no_idx_is_named(linked, name, content):
     (linked / name).unlink()
     (linked / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: not an IDX file"):
-        datasets.load(MNIST, linked.parents[1])
+        datasets.load_data(MNIST, linked.parents[1])
 
 
 def test_labels_in_place_of_images_are_refused(linked):
@@ -201,7 +201,7 @@ def test_labels_in_place_of_images_are_refused(linked):
     (linked / images).unlink()
     (linked / images).symlink_to((linked / labels).resolve())
     with pytest.raises(InputError, match=f"{images}: not an IDX file"):
-        datasets.load(MNIST, linked.parents[1])
+        datasets.load_data(MNIST, linked.parents[1])
 
 
 def test_images_of_another_shape_are_refused(linked):
@@ -211,12 +211,12 @@ def test_images_of_another_shape_are_refused(linked):
     header = np.array([2051, 10000, 14, 56], dtype=">u4").tobytes()
     (linked / name).write_bytes(header + content[16:])  # the same length
     with pytest.raises(InputError, match=name):
-        datasets.load(MNIST, linked.parents[1])
+        datasets.load_data(MNIST, linked.parents[1])
 
 
 def test_neither_data_nor_network_names_the_three_ways_out(no_network, tmp_path):
     with pytest.raises(InputError) as error:
-        datasets.load(MNIST, tmp_path)
+        datasets.load_data(MNIST, tmp_path)
     message = str(error.value)
     assert "--data" in message and "PCDD_DATA" in message and "network" in message
     assert str(tmp_path / "MNIST" / "raw") in message and "Error downloading" in message
@@ -227,14 +227,14 @@ def test_without_a_folder_the_download_goes_to_the_cache(no_network, monkeypatch
     monkeypatch.delenv("PCDD_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"\.cache/pcdd/MNIST/raw"):
-        datasets.load(MNIST)
+        datasets.load_data(MNIST)
 
 
 @pytest.mark.skipif(
     not (Path(REAL_MNIST) / "MNIST").is_dir(), reason="PCDD_DATA names no folder with MNIST"
 )
 def test_real_mnist():
-    real = datasets.load(MNIST, REAL_MNIST)
+    real = datasets.load_data(MNIST, REAL_MNIST)
     assert (len(real.train) + len(real.validation), len(real.test)) == (60000, 10000)
     assert torch.bincount(real.test.labels).tolist() == [
         980,
@@ -269,7 +269,7 @@ def test_digits_lie_within_the_frame_of_mnist_s():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_every_class_gives_the_validation_fraction(fraction):
-    real = datasets.load(DataConfig(name="digits", validation_fraction=fraction))
+    real = datasets.load_data(DataConfig(name="digits", validation_fraction=fraction))
     kept, held_out = (
         torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation)
     )
@@ -282,7 +282,9 @@ def test_every_class_gives_the_validation_fraction(fraction):
 
 
 def test_solids_are_clouds_inside_a_grid_split_in_three():
-    splits = datasets.load(DataConfig(name="solids", points=16, cells=12, validation_fraction=0.25))
+    splits = datasets.load_data(
+        DataConfig(name="solids", points=16, cells=12, validation_fraction=0.25)
+    )
     assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [
         600,
         200,
@@ -305,7 +307,7 @@ def test_a_folder_of_one_s_own_shapes_is_a_data_set(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(6):
             np.save(tmp_path / name / f"{number}.npy", draws.normal(size=(30, 3)))
-    splits = datasets.load(
+    splits = datasets.load_data(
         DataConfig(name="folder", folder=str(tmp_path), points=20, validation_fraction=0.25)
     )
     assert splits.train.class_names == ("chair", "lamp")
@@ -325,7 +327,7 @@ def test_a_folder_is_given_for_one_s_own_shapes_and_for_nothing_else(wrong):
         InputError,
         match="setting data.folder = .* with data.name=.*: data.name=folder needs the folder",
     ):
-        datasets.load(DataConfig(**wrong))
+        datasets.load_data(DataConfig(**wrong))
 
 
 def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
@@ -339,9 +341,9 @@ def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
                     np.random.default_rng(number).normal(size=(30, 3)),
                 )
     config = DataConfig(name="modelnet10", points=20, validation_fraction=0.25)
-    given = datasets.load(config, tmp_path)
+    given = datasets.load_data(config, tmp_path)
     monkeypatch.setenv("PCDD_DATA", str(tmp_path))
-    assert torch.equal(datasets.load(config).train.coordinates, given.train.coordinates)
+    assert torch.equal(datasets.load_data(config).train.coordinates, given.train.coordinates)
     monkeypatch.setenv("PCDD_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match="elsewhere: no such folder"):
-        datasets.load(config)
+        datasets.load_data(config)

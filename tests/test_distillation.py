@@ -8,16 +8,18 @@ import pytest
 import tiny
 import torch
 
-from pcdd_core import clouds as cloud_files
-from pcdd_core import distillation, lifts
-from pcdd_core.clouds import PointClouds
-from pcdd_core.config import override
-from pcdd_core.distillation import distill, initial_clouds, lift_at
+from pcdd_core.engine import distill as distillation
+from pcdd_core.engine import lifts
+from pcdd_core.engine.distill import distill, initial_clouds, lift_at
+from pcdd_core.engine.health import STUCK_BELOW, WINDOW, Health
+from pcdd_core.engine.objectives import DISTANCES, gradient_matching
+from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import DistillationFailed, InputError
-from pcdd_core.health import STUCK_BELOW, WINDOW, Health
-from pcdd_core.networks import build_network
-from pcdd_core.objectives import DISTANCES, gradient_matching
-from pcdd_core.randomness import generator
+from pcdd_core.experiments.config import override
+from pcdd_core.geometry.clouds import PointClouds
+from pcdd_core.geometry.grid import boundary_check, cell_centres
+from pcdd_core.geometry.storage import save_clouds
+from pcdd_core.nn.grid import build_network
 
 
 def run(config, real=None, state=None) -> list:
@@ -196,7 +198,7 @@ def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, back
 def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path):
     """Take all 24 real clouds as synthetic clouds and as batch, augmented by the same move."""
     real = tiny.three_digits()
-    cloud_files.save(cloud_files.cell_centres(real), tmp_path / "real.npz")
+    save_clouds(cell_centres(real), tmp_path / "real.npz")
     settings = {
         "objective__name": objective,
         "objective__real_batch": 8,
@@ -350,7 +352,7 @@ def test_labels_stay_certain_where_they_are_not_to_be_learned():
 
 def test_learned_labels_of_a_set_are_where_further_learning_begins(tmp_path):
     first = run(learning_labels())[-1].clouds
-    cloud_files.save(first, tmp_path / "first.npz")
+    save_clouds(first, tmp_path / "first.npz")
     further = learning_labels(
         clouds__initialisation="file", clouds__file=str(tmp_path / "first.npz")
     )
@@ -385,7 +387,7 @@ def test_training_on_real_clouds_teaches_the_network_the_real_classes():
     network = build_network(config.network, 1, real.grid, 3, generator(0))
     network.load_state_dict(run(config)[-1].state()["network"])
     inputs = lifts.gaussian_occupancy(
-        cloud_files.cell_centres(real), config.lift.bandwidth_end, config.lift.saturation
+        cell_centres(real), config.lift.bandwidth_end, config.lift.saturation
     )
     assert (network(inputs).argmax(1) == real.labels).float().mean() > 0.9
 
@@ -402,7 +404,7 @@ def test_cells_are_shown_hard_from_the_moment_asked_for():
 
 def test_saturation_goes_from_its_start_to_its_end():
     config = tiny.config(lift__saturation_start=1.0, lift__saturation=4.0, schedule__iterations=5)
-    clouds = cloud_files.cell_centres(tiny.three_digits())
+    clouds = cell_centres(tiny.three_digits())
     bandwidths = config.lift.bandwidth_start, config.lift.bandwidth_end
     for iteration, progress, saturation in ((0, 0.0, 1.0), (2, 0.5, 2.0), (4, 1.0, 4.0)):
         expected = lifts.gaussian_occupancy(
@@ -413,7 +415,7 @@ def test_saturation_goes_from_its_start_to_its_end():
 
 def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
     config = tiny.config(lift__closed=True, lift__bandwidth_start=3.0)
-    clouds = cloud_files.cell_centres(tiny.three_digits())
+    clouds = cell_centres(tiny.three_digits())
     expected = lifts.gaussian_occupancy(clouds, 3.0, config.lift.saturation, closed=True)
     assert not torch.allclose(lift_at(tiny.config(lift__bandwidth_start=3.0), 0)(clouds), expected)
     for real in (False, True):
@@ -422,7 +424,7 @@ def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
 
 def test_real_clouds_may_end_sharper_than_synthetic_ones():
     config = tiny.config(lift__real_bandwidth_end=0.3, schedule__iterations=5)
-    clouds = cloud_files.cell_centres(tiny.three_digits())
+    clouds = cell_centres(tiny.three_digits())
     saturation, start, end = (
         config.lift.saturation,
         config.lift.bandwidth_start,
@@ -475,7 +477,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
 
     start = initial_clouds(config, real)
     coordinates = start.coordinates.requires_grad_()
-    real_clouds = cloud_files.cell_centres(real) if lift == "gaussian" else real
+    real_clouds = cell_centres(real) if lift == "gaussian" else real
     losses = []
     for label in range(3):
         synthetic = start.with_coordinates(coordinates).select(torch.tensor([label]))
@@ -493,7 +495,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     assert step.mean_absolute_displacement == pytest.approx(
         1e-3 * gradient.abs().mean().item(), rel=1e-2
     )
-    expected = cloud_files.boundary_check(start.coordinates.detach() - 1e-3 * gradient, real.grid)
+    expected = boundary_check(start.coordinates.detach() - 1e-3 * gradient, real.grid)
     torch.testing.assert_close(step.clouds.coordinates, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -647,19 +649,19 @@ def test_file_initialisation_starts_where_the_set_is(tmp_path):
 
 def last_coordinates_as_set(path) -> PointClouds:
     clouds = run(tiny.config(clouds__points_per_cloud=[4, 5, 6]))[-1].clouds
-    cloud_files.save(clouds, path)
+    save_clouds(clouds, path)
     return clouds
 
 
 def test_file_of_another_grid_is_refused(tmp_path):
-    cloud_files.save(tiny.three_solids(), tmp_path / "solids.npz")
+    save_clouds(tiny.three_solids(), tmp_path / "solids.npz")
     config = tiny.config(clouds__initialisation="file", clouds__file=str(tmp_path / "solids.npz"))
     with pytest.raises(InputError, match=r"solids\.npz.*\(6, 6, 6\).*\(1, 28, 28\)"):
         distill(config, tiny.three_digits())
 
 
 def test_file_that_lacks_a_class_is_refused(tmp_path):
-    cloud_files.save(tiny.three_digits().select(torch.arange(16)), tmp_path / "two.npz")
+    save_clouds(tiny.three_digits().select(torch.arange(16)), tmp_path / "two.npz")
     config = tiny.config(clouds__initialisation="file", clouds__file=str(tmp_path / "two.npz"))
     with pytest.raises(InputError, match=r"two\.npz.*'2'"):
         distill(config, tiny.three_digits())

@@ -12,12 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pcdd_core import evaluation
-from pcdd_core.clouds import PointClouds, cell_centres, from_list
-from pcdd_core.config import EvaluationConfig
-from pcdd_core.coresets import BASELINES, herding, random
-from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.evaluation import (
+from pcdd_core.engine import evaluate as evaluation
+from pcdd_core.engine.baselines import BASELINES, herding, random
+from pcdd_core.engine.evaluate import (
     CROP,
     PROTOCOLS,
     ROTATION,
@@ -32,7 +29,11 @@ from pcdd_core.evaluation import (
     project,
     soft_project,
 )
-from pcdd_core.randomness import generator
+from pcdd_core.engine.seeds import generator
+from pcdd_core.errors import EvaluationFailed, InputError
+from pcdd_core.experiments.config import EvaluationConfig
+from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
+from pcdd_core.geometry.grid import cell_centres
 
 DRAWS = 1200
 SELECTIONS = [name for name in BASELINES if name not in ("class_mean", "whole")]
@@ -54,7 +55,7 @@ def test_projection_equals_a_loop_over_points(real):
 
 def test_projection_cuts_coordinates_to_integers_and_looks_along_the_depth():
     points = torch.tensor([[0.9, 1.999, 2.0], [3.2, 1.0, 2.999], [0.0, 0.0, 3.0]])
-    image = project(from_list([points], [0], (4, 3, 4), ["only"]))
+    image = project(clouds_from_list([points], [0], (4, 3, 4), ["only"]))
     assert image.nonzero().tolist() == [[0, 0, 0, 3], [0, 0, 1, 2]]
 
 
@@ -730,7 +731,7 @@ def test_herding_picks_no_cloud_twice_even_where_that_would_be_nearest():
     # this cloud taken twice would be nearer to the mean than any pair
     core = torch.tensor([[0.0, 0.0, column] for column in range(9)])
     clouds = [core] + [torch.cat([core, torch.tensor([[0.0, row, 0.0]])]) for row in range(1, 8)]
-    picks = herding(from_list(clouds, [0] * 8, (1, 9, 9), ["only"]), 8, 0)
+    picks = herding(clouds_from_list(clouds, [0] * 8, (1, 9, 9), ["only"]), 8, 0)
     assert picks.sizes[0] == 9 and len({tuple(picks[n].flatten().tolist()) for n in range(8)}) == 8
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tiny
 
-from pcdd_core import datasets
-from pcdd_core.config import override
-from pcdd_core.distillation import distill
-from pcdd_core.evaluation import evaluate
-from pcdd_core.presets import PRESETS, preset
+from pcdd_core.data import datasets
+from pcdd_core.engine.distill import distill
+from pcdd_core.engine.evaluate import evaluate
+from pcdd_core.experiments.config import override
+from pcdd_core.experiments.presets import PRESETS, preset
 
 GOLDEN = Path(__file__).parent / "golden" / "runs.npz"
 ITERATIONS = 4
@@ -70,7 +70,7 @@ KINDS = {  # preset: settings that make its run short
 def short_run(name: str) -> dict[str, np.ndarray]:
     """Return coordinates and losses of a short run, and accuracies of its clouds in percent."""
     config = override(preset(name).config, KINDS[name])
-    splits = tiny.digits() if config.data.name == "digits" else datasets.load(config.data)
+    splits = tiny.digits() if config.data.name == "digits" else datasets.load_data(config.data)
     steps = list(distill(config, splits.train))
     scores = evaluate(steps[-1].clouds, splits.validation, config.evaluation, seed=0)
     return {

@@ -4,10 +4,11 @@ import pytest
 import tiny
 import torch
 
-from pcdd_core import distillation, objectives
-from pcdd_core.clouds import members_per_class
-from pcdd_core.distillation import GradientPool, batch_at, distill, draw_network, lift_at
+from pcdd_core.engine import distill as distillation
+from pcdd_core.engine import objectives
+from pcdd_core.engine.distill import GradientPool, batch_at, distill, draw_network, lift_at
 from pcdd_core.errors import InputError
+from pcdd_core.geometry.clouds import members_per_class
 
 
 def pooled(**changes):

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcdd_core.clouds import from_list
-from pcdd_core.lifts import (
+from pcdd_core.engine.lifts import (
     annealed,
     coordinates_as_features,
     gaussian_occupancy,
     occupancy,
     straight_through_occupancy,
 )
+from pcdd_core.geometry.clouds import clouds_from_list
 
 FLAT, SOLID = (1, 6, 5), (4, 3, 5)
 GRIDS = st.sampled_from([FLAT, SOLID])
@@ -22,7 +22,7 @@ GRIDS = st.sampled_from([FLAT, SOLID])
 
 def one_cloud(points, grid, dtype=torch.float64):
     coordinates = torch.tensor(points, dtype=dtype)
-    return from_list([coordinates], [0], grid, "a").with_coordinates(coordinates)
+    return clouds_from_list([coordinates], [0], grid, "a").with_coordinates(coordinates)
 
 
 # --- hard occupancy -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from headless import NOTEBOOK, PATIENCE
 from test_player import recording
 
-from pcdd_core.player import STEPS, save_player, still
+from pcdd_core.view.recording import STEPS, save_player, still
 
 pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"

@@ -17,17 +17,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import needs_minkowski
 
-from pcdd_core import minkowski, sparse
-from pcdd_core.clouds import from_list
-from pcdd_core.config import NetworkConfig
-from pcdd_core.distillation import distill, lift_at
+from pcdd_core.engine.distill import distill, lift_at
+from pcdd_core.engine.lifts import coordinates_as_features
+from pcdd_core.engine.objectives import gradients_without_graph, parameter_gradients
+from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
-from pcdd_core.lifts import coordinates_as_features
-from pcdd_core.minkowski import MinkowskiTensor
-from pcdd_core.networks import build_network
-from pcdd_core.objectives import gradients_without_graph, parameter_gradients
-from pcdd_core.randomness import generator
-from pcdd_core.sparse import SparseTensor
+from pcdd_core.experiments.config import NetworkConfig
+from pcdd_core.geometry.clouds import clouds_from_list
+from pcdd_core.nn import minkowski, sparse
+from pcdd_core.nn.grid import build_network
+from pcdd_core.nn.minkowski import MinkowskiTensor
+from pcdd_core.nn.sparse import SparseTensor
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -615,7 +615,7 @@ def scattered(sizes, grid=FLAT, seed=0, crowded=False):
     cells = torch.stack(torch.unravel_index(torch.cat(cells) // (4 if crowded else 1), grid), dim=1)
     coordinates = cells + 0.1 + 0.8 * torch.rand(cells.shape, dtype=torch.float64, generator=draws)
     labels = [cloud % 5 for cloud in range(len(sizes))]
-    return from_list(coordinates.split(list(sizes)), labels, grid, "abcde").with_coordinates(
+    return clouds_from_list(coordinates.split(list(sizes)), labels, grid, "abcde").with_coordinates(
         coordinates
     )
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from tiny import needs_minkowski
 from torch import nn
 
-from pcdd_core.config import NetworkConfig
+from pcdd_core.engine.lifts import coordinates_as_features
+from pcdd_core.engine.objectives import gradients_without_graph
+from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
-from pcdd_core.lifts import coordinates_as_features
-from pcdd_core.minkowski import from_points as minkowski_points
-from pcdd_core.networks import average_pool, build_network
-from pcdd_core.objectives import gradients_without_graph
-from pcdd_core.randomness import generator
-from pcdd_core.sparse import from_dense
+from pcdd_core.experiments.config import NetworkConfig
+from pcdd_core.nn.grid import average_pool, build_network
+from pcdd_core.nn.minkowski import from_points as minkowski_points
+from pcdd_core.nn.sparse import from_dense
 
 FLAT, SOLID = (1, 8, 8), (4, 4, 4)
 BACKENDS = ["torch", "sparse"]

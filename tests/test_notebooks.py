@@ -9,8 +9,8 @@ import papermill
 import pytest
 
 import pcdd_core
-from pcdd_core.records import read_record
-from pcdd_core.runs import RUN_FILES
+from pcdd_core.experiments.records import read_record
+from pcdd_core.experiments.runs import RUN_FILES
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))

@@ -3,9 +3,9 @@
 import pytest
 from executed import SMOKE, Executed
 
-from pcdd_core.clouds import released_names
-from pcdd_core.experiments import INGREDIENTS, experiment
-from pcdd_core.records import COMMITTED, find_records
+from pcdd_core.experiments.records import COMMITTED, find_records
+from pcdd_core.experiments.tables import INGREDIENTS, experiment
+from pcdd_core.geometry.storage import released_names
 
 NAME = "10_from_33_9_to_the_best"
 SEEDS = 1  # with its default parameters

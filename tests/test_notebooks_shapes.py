@@ -3,8 +3,8 @@
 import pytest
 from executed import SMOKE, Executed
 
-from pcdd_core.experiments import experiment
-from pcdd_core.records import COMMITTED, find_records
+from pcdd_core.experiments.records import COMMITTED, find_records
+from pcdd_core.experiments.tables import experiment
 
 NAME = "11_shapes_in_three_dimensions"
 pytestmark = pytest.mark.slow

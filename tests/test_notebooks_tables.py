@@ -16,15 +16,16 @@ from executed import SMOKE, Executed
 from matplotlib.figure import Figure
 from tiny import needs_minkowski
 
-from pcdd_core import figures
-from pcdd_core.cli import main
-from pcdd_core.clouds import boundary_check, released, save
-from pcdd_core.config import override, to_dict
-from pcdd_core.distillation import initial_clouds
-from pcdd_core.experiments import UNTIL_TABLE, Cell, experiment
-from pcdd_core.presets import PRESETS
-from pcdd_core.records import COMMITTED, find_records, identity, read_record
-from pcdd_core.sweeps import obtain
+from pcdd_core.cli.main import main
+from pcdd_core.engine.distill import initial_clouds
+from pcdd_core.experiments import figures
+from pcdd_core.experiments.config import override, to_dict
+from pcdd_core.experiments.presets import PRESETS
+from pcdd_core.experiments.records import COMMITTED, find_records, identity, read_record
+from pcdd_core.experiments.sweeps import obtain
+from pcdd_core.experiments.tables import UNTIL_TABLE, Cell, experiment
+from pcdd_core.geometry.grid import boundary_check
+from pcdd_core.geometry.storage import released, save_clouds
 
 TABLE_1, TABLE_2, POOLING = (
     "04_table_1_backends_and_layers",
@@ -312,7 +313,7 @@ def make_up(folder, preset: str, seed: int, score: float, cell_settings=None, **
     place.mkdir()
     (place / "record.json").write_text(json.dumps(record | more))
     start = initial_clouds(settings, released("mnist-1"))
-    save(
+    save_clouds(
         start.with_coordinates(boundary_check(start.coordinates, start.grid)), place / "clouds.npz"
     )
 

@@ -10,8 +10,8 @@ import pytest
 from executed import SMOKE, Executed
 from tiny import needs_minkowski
 
-from pcdd_core.experiments import experiment
-from pcdd_core.records import COMMITTED, find_records, read_record
+from pcdd_core.experiments.records import COMMITTED, find_records, read_record
+from pcdd_core.experiments.tables import experiment
 
 DATA, FIGURE_3, DERIVATIVES, LIMITS = (
     "02_data_preparation",

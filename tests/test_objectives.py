@@ -13,10 +13,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 from torch import nn
 
-from pcdd_core.config import NetworkConfig
-from pcdd_core.lifts import coordinates_as_features, gaussian_occupancy, occupancy
-from pcdd_core.networks import build_network
-from pcdd_core.objectives import (
+from pcdd_core.engine.lifts import coordinates_as_features, gaussian_occupancy, occupancy
+from pcdd_core.engine.objectives import (
     DISTANCES,
     KERNEL_WIDTHS,
     as_rows,
@@ -29,7 +27,9 @@ from pcdd_core.objectives import (
     parameter_gradients,
     unrolled_training,
 )
-from pcdd_core.randomness import generator
+from pcdd_core.engine.seeds import generator
+from pcdd_core.experiments.config import NetworkConfig
+from pcdd_core.nn.grid import build_network
 
 SHAPES = [(3, 4), (3,), (1, 5)]  # a weight, a bias, a weight with one row
 

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from tiny import digits, needs_minkowski
 
-from pcdd_core import datasets, minkowski, sparse
-from pcdd_core.clouds import PointClouds, boundary_check, from_list, members_per_class
-from pcdd_core.config import Config, override
-from pcdd_core.distillation import distill, draw_network
+from pcdd_core.data import datasets
+from pcdd_core.engine.distill import distill, draw_network
+from pcdd_core.engine.lifts import coordinates_as_features
+from pcdd_core.engine.objectives import DISTANCES, gradient_matching
+from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
-from pcdd_core.lifts import coordinates_as_features
-from pcdd_core.objectives import DISTANCES, gradient_matching
-from pcdd_core.presets import preset
-from pcdd_core.randomness import generator
+from pcdd_core.experiments.config import Config, override
+from pcdd_core.experiments.presets import preset
+from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, members_per_class
+from pcdd_core.geometry.grid import boundary_check
+from pcdd_core.nn import minkowski, sparse
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -39,7 +41,7 @@ def inner_clouds(
     coordinates[0, 0, 1] = row + 0.5
     coordinates[0, 1, 2] = column + 0.5
     labels = [cloud % 10 for cloud in range(clouds)]
-    made = from_list(list(coordinates), labels, GRID, "0123456789")
+    made = clouds_from_list(list(coordinates), labels, GRID, "0123456789")
     return made.with_coordinates(coordinates.flatten(0, 1))
 
 
@@ -154,8 +156,8 @@ def test_origin_shift_changes_logits_and_follows_the_whole_batch(backend):
     clouds = inner_clouds(2)
     assert (network(lift(clouds)) - still(lift(clouds))).abs().max() > 1e-3
     # with another cloud of the batch at the origin of the grid the shift is 0
-    origin = from_list([torch.tensor([[0.0, 0.5, 0.5]])], [0], GRID, clouds.class_names)
-    both = from_list([*clouds, *origin], [*clouds.labels, 0], GRID, clouds.class_names)
+    origin = clouds_from_list([torch.tensor([[0.0, 0.5, 0.5]])], [0], GRID, clouds.class_names)
+    both = clouds_from_list([*clouds, *origin], [*clouds.labels, 0], GRID, clouds.class_names)
     both = both.with_coordinates(torch.cat([clouds.coordinates, origin.coordinates.double()]))
     torch.testing.assert_close(network(lift(both)), still(lift(both)))
 
@@ -241,9 +243,9 @@ def test_first_update_of_the_full_width_equals_minkowski_layers_called_literally
         results = []
         for logits in (None, literal_minkowski):
             coordinates = boundary_check(start, GRID).requires_grad_()
-            synthetic = from_list([start], [label], GRID, train.class_names).with_coordinates(
-                coordinates
-            )
+            synthetic = clouds_from_list(
+                [start], [label], GRID, train.class_names
+            ).with_coordinates(coordinates)
             if logits is None:
                 lifted = [
                     coordinates_as_features(clouds, minkowski.from_points)
@@ -278,7 +280,7 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
     They were recorded from the paper's code of 2023-09-04.
     """
     config = paper_config("torch", 3)
-    train = datasets.load(config.data).train
+    train = datasets.load_data(config.data).train
     assert len(train) == 60_000
     network = draw_network(config, train, 0)
     with np.load(oracle_path()) as oracle:
@@ -302,9 +304,9 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
         real = train.select(chosen[label])
         assert (real.labels == label).all()
         coordinates = boundary_check(start[label], GRID).requires_grad_()
-        synthetic = from_list([start[label]], [label], GRID, train.class_names).with_coordinates(
-            coordinates
-        )
+        synthetic = clouds_from_list(
+            [start[label]], [label], GRID, train.class_names
+        ).with_coordinates(coordinates)
         lifted = [coordinates_as_features(clouds) for clouds in (real, synthetic)]
         parts = lifted[0], real.labels, lifted[1], synthetic.labels
         loss = gradient_matching(network, *parts, DISTANCES["sum_of_squares"])
@@ -331,7 +333,7 @@ def test_origin_shift_without_cells_is_refused():
 
 def test_max_points_cuts_training_clouds_only():
     config = override(Config(), {"data.name": "digits", "data.max_points": 30}).data
-    cut, whole = datasets.load(config), digits()
+    cut, whole = datasets.load_data(config), digits()
     assert cut.train.sizes.max() == 30 < whole.train.sizes.max()
     for split in ("validation", "test"):
         assert torch.equal(getattr(cut, split).coordinates, getattr(whole, split).coordinates)

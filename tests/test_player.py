@@ -18,12 +18,20 @@ import tiny
 import torch
 from PIL import Image
 
-from pcdd_core import live as live_view
-from pcdd_core import player
-from pcdd_core.clouds import PointClouds, from_list
-from pcdd_core.distillation import Step, distill
+from pcdd_core.engine.distill import Step, distill
 from pcdd_core.errors import DistillationFailed, InputError
-from pcdd_core.player import Recorder, Recording, read_recording, save_animation, save_player, still
+from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
+from pcdd_core.geometry.storage import save_clouds
+from pcdd_core.view import live as live_view
+from pcdd_core.view import recording as player
+from pcdd_core.view.recording import (
+    Recorder,
+    Recording,
+    read_recording,
+    save_animation,
+    save_player,
+    still,
+)
 
 
 def recording(
@@ -34,7 +42,7 @@ def recording(
     start = draws.uniform(0, 1, (points * len(names), 3)) * (np.array(grid) - 1)
     moves = draws.normal(0, 0.5, (frames, len(start), 3)).cumsum(0) * (np.array(grid) > 1)
     coordinates = np.clip(start + moves, 0, np.array(grid) - 1).astype(np.float32)
-    clouds = from_list(
+    clouds = clouds_from_list(
         torch.from_numpy(coordinates[-1]).split(points), range(len(names)), grid, names
     )
     curves = draws.uniform(1, 2, (2, frames - 1)).astype(np.float32)
@@ -145,9 +153,9 @@ def test_recording_of_a_run_folder_is_what_the_run_kept(tmp_path):
 def test_run_folder_that_is_not_whole_is_refused_by_the_file_that_is_wrong(
     tmp_path, name, content, said
 ):
-    clouds = from_list([torch.rand(6, 3)], [0], (1, 8, 8), ("only",))
+    clouds = clouds_from_list([torch.rand(6, 3)], [0], (1, 8, 8), ("only",))
     clouds = clouds.with_coordinates(clouds.coordinates * torch.tensor([0.0, 7, 7]))
-    player.cloud_files.save(clouds, tmp_path / "clouds.npz")
+    save_clouds(clouds, tmp_path / "clouds.npz")
     np.savez(
         tmp_path / "trajectory.npz",
         updates=[0, 1],

@@ -8,22 +8,23 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from pcdd_core import distillation, point_networks
-from pcdd_core.config import NetworkConfig, ObjectiveConfig
-from pcdd_core.datasets import load
-from pcdd_core.distillation import distill
-from pcdd_core.errors import InputError
-from pcdd_core.lifts import centred_points
-from pcdd_core.networks import build_network
-from pcdd_core.objectives import (
+from pcdd_core.data.datasets import load_data
+from pcdd_core.engine import distill as distillation
+from pcdd_core.engine.distill import distill
+from pcdd_core.engine.lifts import centred_points
+from pcdd_core.engine.objectives import (
     DISTANCES,
     gradient_matching,
     gradients_without_graph,
     maximum_mean_discrepancy,
     sorted_feature_matching,
 )
-from pcdd_core.point_networks import PointNet, PointNorm
-from pcdd_core.randomness import generator
+from pcdd_core.engine.seeds import generator
+from pcdd_core.errors import InputError
+from pcdd_core.experiments.config import NetworkConfig, ObjectiveConfig
+from pcdd_core.nn import points as point_networks
+from pcdd_core.nn.grid import build_network
+from pcdd_core.nn.points import PointNet, PointNorm
 
 SOLID = (6, 6, 6)
 LABELS = torch.tensor([0, 1, 2])
@@ -173,7 +174,7 @@ def test_sorted_features_move_every_point_where_their_maximum_moves_few():
 
 @pytest.mark.parametrize("count", [1, 4, 6, 9])
 def test_clouds_of_other_sizes_are_compared_at_quantiles(count, monkeypatch):
-    from pcdd_core import objectives
+    from pcdd_core.engine import objectives
 
     features = torch.rand(2, 6, 3, dtype=torch.float64, generator=generator(3))
     expected = np.quantile(
@@ -217,7 +218,7 @@ OBJECTIVES = [
 
 @pytest.fixture(scope="module")
 def solids():
-    return load(tiny.config(**SHAPES).data).train
+    return load_data(tiny.config(**SHAPES).data).train
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -9,10 +9,10 @@ import pytest
 import tiny
 import torch
 
-from pcdd_core import ranks
-from pcdd_core.clouds import load
-from pcdd_core.distillation import distill
+from pcdd_core.engine import ranks
+from pcdd_core.engine.distill import distill
 from pcdd_core.errors import InputError
+from pcdd_core.geometry.storage import load_clouds
 
 SETTINGS = {
     **tiny.DISTILLATION,
@@ -62,7 +62,7 @@ def test_two_processes_give_bit_for_bit_what_one_gives(objective, tmp_path):
     for done, _ in runs:
         assert done.returncode == 0, done.stderr
     assert runs[1][0].stdout.count("standard:") == 1  # one process reports
-    alone, together = (load(folder / "clouds.npz") for _, folder in runs)
+    alone, together = (load_clouds(folder / "clouds.npz") for _, folder in runs)
     assert torch.equal(alone.coordinates, together.coordinates)
     lines, other_lines = ((folder / "steps.jsonl").read_text() for _, folder in runs)
     assert lines == other_lines and len(lines.splitlines()) == SETTINGS["schedule.iterations"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pcdd_core import records
-from pcdd_core.cli import main
-from pcdd_core.experiments import EXPERIMENTS
+from pcdd_core.cli.main import main
+from pcdd_core.experiments import records
+from pcdd_core.experiments.tables import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -5,13 +5,13 @@ import json
 import pytest
 from tiny import EVALUATION, arguments
 
-from pcdd_core import clouds
-from pcdd_core.cli import main
+from pcdd_core.cli.main import main
+from pcdd_core.data.shape_files import SOLIDS
 from pcdd_core.errors import InputError
-from pcdd_core.records import read_record
-from pcdd_core.shapes import SOLIDS
+from pcdd_core.experiments.records import read_record
+from pcdd_core.geometry.storage import RELEASED, released, released_names
 
-NAMES = clouds.released_names()
+NAMES = released_names()
 
 
 def test_there_are_some():
@@ -20,7 +20,7 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_released_set_is_the_one_of_its_record(name):
-    released_set, record = clouds.released(name), read_record(clouds.RELEASED / f"{name}.json")
+    released_set, record = released(name), read_record(RELEASED / f"{name}.json")
     assert (
         len(released_set) == record["clouds"] and len(released_set.coordinates) == record["points"]
     )
@@ -36,7 +36,7 @@ def test_released_set_is_the_one_of_its_record(name):
 
 def test_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(InputError, match=f"no released set is called 'mnsit-1'.*{NAMES[0]}"):
-        clouds.released("mnsit-1")
+        released("mnsit-1")
 
 
 def test_released_set_is_scored_with_the_settings_of_its_record(capsys):
@@ -51,16 +51,13 @@ def test_released_set_is_scored_with_the_settings_of_its_record(capsys):
         ]
     )
     scored = json.loads(capsys.readouterr().out)
-    assert (
-        scored["config"]["seed"]
-        == read_record(clouds.RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
-    )
+    assert scored["config"]["seed"] == read_record(RELEASED / f"{NAMES[0]}.json")["config"]["seed"]
 
 
 def test_picture_of_a_released_set_is_drawn_here_not_in_the_installation(
     capsys, monkeypatch, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
-    before = sorted(clouds.RELEASED.iterdir())
+    before = sorted(RELEASED.iterdir())
     assert main(["show", f"released:{NAMES[0]}"]) == 0
-    assert (tmp_path / f"{NAMES[0]}.png").is_file() and sorted(clouds.RELEASED.iterdir()) == before
+    assert (tmp_path / f"{NAMES[0]}.png").is_file() and sorted(RELEASED.iterdir()) == before

@@ -17,14 +17,22 @@ import tiny
 import torch
 from tiny import files, pcdd
 
-from pcdd_core import clouds, runs
-from pcdd_core.config import from_dict, identity, to_dict
-from pcdd_core.distillation import initial_clouds
+from pcdd_core.engine.distill import initial_clouds
+from pcdd_core.engine.objectives import DISTANCES
+from pcdd_core.engine.second_order import sentence
 from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.objectives import DISTANCES
-from pcdd_core.records import LOGGED, averages, curve_table, read_record, read_trajectory, table
-from pcdd_core.runs import RUN_FILES
-from pcdd_core.second_order import sentence
+from pcdd_core.experiments import runs
+from pcdd_core.experiments.config import from_dict, identity, to_dict
+from pcdd_core.experiments.records import (
+    LOGGED,
+    averages,
+    curve_table,
+    read_record,
+    read_trajectory,
+    table,
+)
+from pcdd_core.experiments.runs import RUN_FILES
+from pcdd_core.geometry.storage import load_clouds
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCHEDULE = {  # much state: momentum, and a network that is trained and drawn again during the run
@@ -67,8 +75,8 @@ def interrupt_at(iteration: int, monkeypatch) -> None:
 def assert_same_result(folder: Path, other: Path) -> None:
     """Assert that distilled set, steps and trajectory are equal to the last bit."""
     assert torch.equal(
-        clouds.load(folder / "clouds.npz").coordinates,
-        clouds.load(other / "clouds.npz").coordinates,
+        load_clouds(folder / "clouds.npz").coordinates,
+        load_clouds(other / "clouds.npz").coordinates,
     )
     assert (folder / "steps.jsonl").read_text() == (other / "steps.jsonl").read_text()
     one, two = read_trajectory(folder), read_trajectory(other)
@@ -136,7 +144,7 @@ def test_trajectory_goes_from_the_initial_to_the_distilled_clouds(finished):
     start = initial_clouds(tiny.config(**SCHEDULE), tiny.digits().train)
     assert np.array_equal(trajectory["coordinates"][0], start.coordinates.numpy())
     assert np.array_equal(
-        trajectory["coordinates"][-1], clouds.load(finished / "clouds.npz").coordinates.numpy()
+        trajectory["coordinates"][-1], load_clouds(finished / "clouds.npz").coordinates.numpy()
     )
 
 
@@ -146,7 +154,7 @@ def test_more_snapshots_than_iterations_keep_every_iteration(tmp_path):
 
 
 def test_distilled_set_has_the_clouds_asked_for(finished):
-    distilled = clouds.load(finished / "clouds.npz")
+    distilled = load_clouds(finished / "clouds.npz")
     assert distilled.labels.tolist() == list(range(10)) and distilled.sizes.tolist() == [20] * 10
     assert distilled.grid == (1, 28, 28) and distilled.class_names == tuple("0123456789")
 
@@ -373,7 +381,7 @@ def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(
         assert distill(tmp_path / "run", **learning) == 130
     assert distill(tmp_path / "run", "--resume", **learning) == 0
     one, two = (
-        clouds.load(tmp_path / name / "clouds.npz").label_probabilities
+        load_clouds(tmp_path / name / "clouds.npz").label_probabilities
         for name in ("unbroken", "run")
     )
     assert torch.equal(one, two) and (one.max(1).values < 1).all()
@@ -421,7 +429,7 @@ def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
     steps = read_trajectory(along)
     place = {update: number for number, update in enumerate(steps["updates"])}
     assert {0, 3, 5, 7, 8} <= set(place)
-    result = clouds.load(along / "clouds.npz")
+    result = load_clouds(along / "clouds.npz")
     assert np.array_equal(result.coordinates, steps["coordinates"][place[5]])
     assert not np.array_equal(result.coordinates, steps["coordinates"][place[8]])
     whole = read_trajectory(finished)
@@ -663,7 +671,7 @@ def test_a_run_whose_classifiers_diverge_keeps_its_clouds_and_has_no_score(
         record["health"].startswith("failed at epoch 3 of training classifiers")
         and record["scores"] == {}
     )
-    assert len(clouds.load(tmp_path / "run" / "clouds.npz")) == 10
+    assert len(load_clouds(tmp_path / "run" / "clouds.npz")) == 10
 
 
 def test_run_that_fails_is_recorded_as_failed(failed):

@@ -7,21 +7,24 @@ import tiny
 import torch
 from tiny import needs_minkowski
 
-from pcdd_core import distillation, networks, second_order, sparse
-from pcdd_core.distillation import batch_at, draw_network, lift_at
-from pcdd_core.objectives import (
+from pcdd_core.engine import distill as distillation
+from pcdd_core.engine import second_order
+from pcdd_core.engine.distill import batch_at, draw_network, lift_at
+from pcdd_core.engine.objectives import (
     DISTANCES,
     gradient_matching,
     gradients_without_graph,
     parameter_gradients,
 )
-from pcdd_core.second_order import (
+from pcdd_core.engine.second_order import (
     coordinate_gradients,
     layer_of,
     missed_gradient,
     second_derivatives,
     sentence,
 )
+from pcdd_core.nn import grid as networks
+from pcdd_core.nn import sparse
 
 CONVOLUTIONS = ["convolution_weights.0", "convolution_weights.1"]
 GRID = (1, 8, 8)

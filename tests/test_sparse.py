@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pcdd_core import sparse
-from pcdd_core.sparse import SparseTensor
+from pcdd_core.nn import sparse
+from pcdd_core.nn.sparse import SparseTensor
 
 FLAT, SOLID = (1, 8, 8), (6, 6, 6)
 

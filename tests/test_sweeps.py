@@ -14,16 +14,16 @@ import pytest
 import tiny
 import torch
 
-from pcdd_core import records, runs, sweeps
-from pcdd_core.classifiers import CLASSIFIERS, OF_POINTS
-from pcdd_core.clouds import load, released
-from pcdd_core.config import override, to_dict
-from pcdd_core.coresets import BASELINES
+from pcdd_core.engine.baselines import BASELINES
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
-from pcdd_core.experiments import COLUMNS, INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
+from pcdd_core.experiments import records, runs, sweeps
+from pcdd_core.experiments.config import override, to_dict
+from pcdd_core.experiments.presets import PRESETS, preset
+from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
+from pcdd_core.experiments.tables import COLUMNS, INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
 from pcdd_core.files import sole_user
-from pcdd_core.presets import PRESETS, preset
-from pcdd_core.sweeps import Sweep, obtain, run_cell
+from pcdd_core.geometry.storage import load_clouds, released
+from pcdd_core.nn.classifiers import CLASSIFIERS, OF_POINTS
 
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
 OF_DIGITS = [kind for kind in CLASSIFIERS if kind not in OF_POINTS or kind == "pointnet"]
@@ -194,7 +194,7 @@ def test_a_baseline_may_be_of_fewer_points(tmp_path):
     )
     run_cell(Cell("solids", config, "random:40"), tmp_path / "fewer")
     run_cell(Cell("solids", config, "random"), tmp_path / "all")
-    fewer, whole = (load(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
+    fewer, whole = (load_clouds(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
     assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [256] * 16
     for cloud in range(16):
         all_points = {tuple(point) for point in whole[cloud].tolist()}
@@ -382,7 +382,8 @@ def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
     kept = records.keep(path, tmp_path / "kept", with_clouds=True)
     assert records.read_record(kept) | {"clouds_file": None} == whole | {"clouds_file": None}
     assert torch.equal(
-        load(kept.with_suffix(".npz")).coordinates, load(path.with_name("clouds.npz")).coordinates
+        load_clouds(kept.with_suffix(".npz")).coordinates,
+        load_clouds(path.with_name("clouds.npz")).coordinates,
     )
     assert kept.name.endswith("-seed0.json") and "network.width-4" in kept.name
     assert records.find_records([tmp_path / "kept"]) == {cell.identity: kept}
@@ -489,7 +490,8 @@ def assert_as_run_alone(states, tmp_path):
         alone = tmp_path / "alone" / state.cell.folder
         sweeps.run_cell(state.cell, alone)
         assert torch.equal(
-            load(alone / "clouds.npz").coordinates, load(state.folder / "clouds.npz").coordinates
+            load_clouds(alone / "clouds.npz").coordinates,
+            load_clouds(state.folder / "clouds.npz").coordinates,
         )
 
 

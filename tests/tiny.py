@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcdd_core import datasets
-from pcdd_core.cli import main
-from pcdd_core.clouds import PointClouds, from_occupancy
-from pcdd_core.config import Config, DataConfig, override
-from pcdd_core.presets import preset
+from pcdd_core.cli.main import main
+from pcdd_core.data import datasets
+from pcdd_core.experiments.config import Config, DataConfig, override
+from pcdd_core.experiments.presets import preset
+from pcdd_core.geometry.clouds import PointClouds, from_occupancy
 
 needs_minkowski = pytest.mark.minkowski
 # conftest.py adds this mark to all tests that have the mark `minkowski`. `make test` sets
@@ -49,7 +49,7 @@ def arguments(settings: dict) -> list[str]:
 @cache
 def digits() -> datasets.Splits:
     """Return scikit-learn's digits as clouds."""
-    return datasets.load(DataConfig(name="digits"))
+    return datasets.load_data(DataConfig(name="digits"))
 
 
 @cache

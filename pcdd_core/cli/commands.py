@@ -1,0 +1,367 @@
+"""The commands of `pcdd`: functions from parsed options to a result.
+
+A result is {"text": the text to print, "json": the same as plain data}. Commands import large
+packages only when they need them, so that help is instant.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..experiments.config import Config, from_dict, override
+
+
+def distill(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd distill`: make a run."""
+    from ..experiments.presets import preset
+
+    config = override(preset(options.preset).config, _settings(options))
+    from ..engine import ranks
+    from ..experiments import records, runs
+
+    folder = runs.run(
+        config,
+        options.preset,
+        folder=options.output,
+        data=options.data,
+        device=options.device,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        checkpoint_every=options.checkpoint_every,
+        progress=runs.Progress(options.quiet),
+    )
+    if not ranks.first_of_torchrun():
+        return {"text": "pcdd: this process is finished", "json": {}}
+    record = records.read_record(folder)
+    text = (
+        f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
+    )
+    return {"text": text, "json": {"folder": str(folder), **record}}
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd evaluate`: score a set."""
+    from ..geometry.storage import load_clouds
+
+    path = _place_of_set(options.set)
+    config = _base(options, _config_of(path))
+    scored = load_clouds(path / "clouds.npz" if path.is_dir() else path)
+    return _score(options, scored, path.stem, config)
+
+
+def baseline(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd baseline`: score real clouds."""
+    from ..engine.baselines import BASELINES
+
+    config = _base(options, Config())
+
+    def choose(real):
+        return BASELINES[options.name](real, options.clouds_per_class, config.seed)
+
+    return _score(options, choose, f"{options.name}-{options.clouds_per_class}", config)
+
+
+def presets(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd presets`: list the presets."""
+    from ..experiments.config import to_dict
+    from ..experiments.presets import PRESETS
+
+    lines = [f"{'preset':42} {'paper %':>7}  what"]
+    for name, entry in PRESETS.items():
+        lines.append(f"{name:42} {entry.paper_accuracy or '-':>7}  {entry.text}")
+    listed = [
+        {
+            "name": name,
+            "text": entry.text,
+            "paper_accuracy": entry.paper_accuracy,
+            "config": to_dict(entry.config),
+        }
+        for name, entry in PRESETS.items()
+    ]
+    return {"text": "\n".join(lines), "json": listed}
+
+
+def show(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd show`: describe and draw a run or a set."""
+    from ..engine import second_order
+    from ..experiments import figures, records
+    from ..geometry.storage import RELEASED, load_clouds
+
+    path = _place_of_set(options.path)
+    loaded = load_clouds(path / "clouds.npz" if path.is_dir() else path)
+    beside = path / "clouds.png" if path.is_dir() else path.with_suffix(".png")
+    if path.parent == RELEASED:  # write no picture into the installed package
+        beside = Path(beside.name)
+    picture = Path(options.picture) if options.picture else beside
+    record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
+    record = records.read_record(record_path) if record_path.exists() else None
+    figures.save(figures.gallery(loaded), picture)
+    sizes = loaded.sizes.tolist()
+    about = {
+        "clouds": len(loaded),
+        "classes": list(loaded.class_names),
+        "grid": list(loaded.grid),
+        "points_per_cloud": [min(sizes), max(sizes)],
+        "picture": str(picture),
+        "record": record,
+    }
+    lines = [
+        f"{path}: {len(loaded)} clouds of {len(loaded.class_names)} classes "
+        f"on a grid of {loaded.grid} cells, {min(sizes)} to {max(sizes)} points each",
+        f"picture: {picture}",
+    ]
+    if record:
+        lines += [
+            f"{record['name']}, seed {record['config']['seed']}: {record.get('health', '')}",
+            _scores(record),
+        ]
+        derivatives = record.get("second_derivatives")
+        if derivatives and derivatives["gradients_without_graph"]:
+            lines.append(second_order.sentence(derivatives))
+    return {"text": "\n".join(lines), "json": about}
+
+
+def animate(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd animate`: export the recording of a run."""
+    from ..view.recording import read_recording, save_animation, save_player
+
+    recording = read_recording(options.run)
+    for path in options.files:
+        save = save_player if Path(path).suffix.lower() in (".html", ".htm") else save_animation
+        save(recording, path)
+    return {
+        "text": "\n".join(options.files),
+        "json": {"frames": len(recording), "files": options.files},
+    }
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd table`: tabulate records."""
+    from ..experiments import records
+    from ..files import atomic_write_text
+
+    rows = records.table(records.read_record(path) for path in options.records)
+    if options.csv:
+        atomic_write_text(options.csv, records.comma_separated(rows))
+    return {"text": records.markdown(rows), "json": rows}
+
+
+def sweep(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd sweep`: make the runs of a table or preset."""
+    cells = _cells(options)
+    from ..experiments import sweeps
+
+    def result(states: list) -> dict[str, Any]:
+        listed = [
+            {
+                "number": number,
+                "name": state.cell.label,
+                "seed": state.cell.config.seed,
+                "status": state.status,
+                "attempts": state.attempts,
+                "note": state.note,
+                "folder": str(state.folder),
+            }
+            for number, state in enumerate(states)
+        ]
+        lines = [
+            f"{row['number']:>4}  {row['status']:8}  "
+            f"{row['name']}, seed {row['seed']}  {row['note']}"
+            for row in listed
+        ]
+        counts = {
+            status: sum(row["status"] == status for row in listed)
+            for status in dict.fromkeys(row["status"] for row in listed)
+        }
+        lines.append(
+            f"{len(listed)} runs: "
+            + ", ".join(f"{count} {status}" for status, count in counts.items())
+        )
+        return {"text": "\n".join(lines), "json": listed}
+
+    planned = sweeps.Sweep(
+        cells,
+        options.runs,
+        options.data,
+        options.address,
+        options.cpus_per_run,
+        options.gpus_per_run,
+        options.retries,
+        options.checkpoint_every,
+    )
+    if options.list:
+        return result(planned.states)
+    if options.cell is not None:
+        if not 0 <= options.cell < len(cells):
+            raise InputError(
+                f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` numbers the runs"
+            )
+        sweeps.obtain([cells[options.cell]], options.runs, options.data)
+        return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
+    from .sweep_view import SweepView
+
+    with SweepView(options.quiet) as view:
+        for states in planned:
+            view.show(states)
+            if options.minutes is not None and view.minutes > options.minutes:
+                break
+    ended = result(planned.states)
+    left = sum(state.status in ("waiting", "running") for state in planned.states)
+    if left:
+        ended["text"] += (
+            f"\nstopped after {options.minutes:g} minutes with {left} runs left; "
+            "the same command continues"
+        )
+    return ended
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd report`: print and save the table of a sweep."""
+    cells = _cells(options)
+    from ..data.datasets import PASSED_ON
+    from ..experiments import records, sweeps
+    from ..experiments.tables import COLUMNS, EXPERIMENTS, scale_of
+    from ..files import atomic_write_text
+
+    places = sweeps.default_places(options.runs)
+    # --keep copies records from the run folders, so these come first then
+    by_identity = records.find_records(places[::-1] if options.keep else places)
+    finished = [cell for cell in cells if cell.identity in by_identity]
+    paths = [by_identity[cell.identity] for cell in finished]
+    if not paths:
+        raise InputError(
+            f"{options.name}: none of its {len(cells)} runs is finished; "
+            "make them with `pcdd sweep`"
+        )
+    if options.keep:
+        for cell, path in zip(finished, paths, strict=True):
+            records.keep(
+                path,
+                options.keep,
+                with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON,
+            )
+    finished_records = [records.read_record(path) for path in paths]
+    rows = records.table(finished_records, COLUMNS.get(options.name))
+    title = options.name
+    if title in EXPERIMENTS:
+        title += f"-{options.scale or scale_of(title)}"
+    folder = Path(options.output or options.runs)
+    tables = {title: rows, f"{title}-curve": records.curve_table(finished_records)}
+    for name, made in tables.items():
+        if made:
+            atomic_write_text(folder / f"{name}.md", records.markdown(made) + "\n")
+            atomic_write_text(folder / f"{name}.csv", records.comma_separated(made))
+            atomic_write_text(folder / f"{name}.tex", records.latex(made) + "\n")
+    missing = len(cells) - len(paths)
+    text = records.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
+    if missing:
+        text += f"\n{missing} of {len(cells)} runs are missing; make them with `pcdd sweep`"
+    return {"text": text, "json": {"rows": rows, "missing": missing}}
+
+
+def _cells(options: argparse.Namespace) -> list:
+    """Return the runs that the options of `sweep` and `report` name."""
+    from ..experiments.tables import experiment
+
+    vary = {}
+    for name, *values in options.vary or []:
+        if not values:
+            raise InputError(f"--vary {name}: expected a setting, followed by its values")
+        vary[name] = [_value(value) for value in values]
+    options.seed = None
+    return experiment(options.name, options.scale, options.seeds, _settings(options), vary)
+
+
+def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:
+    from ..experiments import runs
+    from ..files import refuse_file_in_the_way
+
+    refuse_file_in_the_way(options.output or ".")
+    progress = runs.Progress(options.quiet)
+    clouds, record = runs.score(clouds, name, config, options.data, options.device, progress)
+    text = f"{name}: {_scores(record)}"
+    if options.output:
+        runs.keep_score(clouds, record, options.output)
+        text += f"\n{options.output}: clouds.npz, record.json"
+    return {"text": text, "json": record}
+
+
+def _base(options: argparse.Namespace, otherwise: Config) -> Config:
+    from ..experiments.presets import preset
+
+    return override(
+        preset(options.preset).config if options.preset else otherwise, _settings(options)
+    )
+
+
+def _scores(record: dict[str, Any]) -> str:
+    parts = [
+        f"{protocol}: {score['mean']:.2f} +- {score['standard_deviation']:.2f} % "
+        f"({score['networks']} classifiers)"
+        for protocol, score in record["scores"].items()
+    ]
+    return ", ".join(parts) + f" on {record['scored_on']}" if parts else "no scores"
+
+
+def _place_of_set(text: str) -> Path:
+    """Return the path of a file or folder. `released:NAME` is a set that comes with pcdd."""
+    from ..geometry.storage import released_path
+
+    kind, colon, name = text.partition(":")
+    return released_path(name) if colon and kind == "released" else Path(text)
+
+
+def _config_of(path: Path) -> Config:
+    """Return the settings that a set was scored with.
+
+    They come from its run, from the record beside it, or from the defaults.
+    """
+    from ..experiments.records import read_record
+
+    if path.is_dir():
+        return _config_of_run(path)
+    record = path.with_suffix(".json")
+    if not record.is_file():
+        return Config()
+    config = from_dict(read_record(record)["config"])
+    if config.evaluation.split == "validation":
+        return config
+    # Older records were scored on test images with the fast augmentation, which is not valid today.
+    return override(config, {"evaluation.augmentation": "published"})
+
+
+def _config_of_run(folder: Path) -> Config:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a run folder")
+    try:
+        settings = json.loads(path.read_text())
+        settings.pop("name", None)
+        return from_dict(settings)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not the settings of a run ({error})") from None
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Parse `name=value` arguments. Values are JSON, or else plain text."""
+    settings = {}
+    for argument in options.settings:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise InputError(
+                f"argument {argument!r}: expected setting=value, for instance network.layers=2"
+            )
+        settings[name] = _value(value)
+    if options.seed is not None:
+        settings["seed"] = options.seed
+    return settings
+
+
+def _value(text: str) -> Any:
+    """Parse JSON, or return the text if it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,304 @@
+"""The command line. It has the functions and settings of the notebooks.
+
+The commands are in `commands`.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+from ..errors import InputError, RunFailed
+from ..experiments.config import described_settings
+from . import commands
+
+DESCRIPTION = """\
+Distil a labelled set of point clouds into a few synthetic clouds by moving their points.
+
+  pcdd presets                          list the presets and the paper's accuracies
+  pcdd distill --preset gaussian        scatter points, move them into digits, score the result
+  pcdd show runs/gaussian-0-1a2b3c4d    describe the result and draw a picture
+  pcdd sweep table1 --seeds 5           make all runs of the paper's Table 1
+  pcdd report table1                    print this table
+
+Real data: MNIST is read from the folder that contains MNIST/raw, given by --data DIR or by the
+environment variable PCDD_DATA. It is downloaded if neither is given. The setting data.name=digits
+needs no files.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns the exit code: 0, 1 (the run failed), 2 (invalid input) or 130 (stopped by Ctrl-C).
+    """
+    # threads that spin while they wait slow shared CPUs down several times
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    parser = _parser()
+    # argparse accepts settings in one place only, but here they can be anywhere
+    options, late = parser.parse_known_args(arguments)
+    if unknown := [
+        argument for argument in late if argument.startswith("-") or "settings" not in options
+    ]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if late:
+        options.settings += late
+    try:
+        result = options.command(options)
+        sys.stdout.write(
+            json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n"
+        )
+        return 0
+    except InputError as error:
+        print(f"pcdd: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"pcdd: the run failed at {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        hints = {
+            commands.distill: "; the same command with --resume continues from the last checkpoint",
+            commands.sweep: "; the same command continues, and finished runs are kept",
+        }
+        hint = hints.get(options.command, "")
+        print(f"\npcdd: stopped{hint}", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("pcdd", description=DESCRIPTION, formatter_class=layout)
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(function, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            function.__name__,
+            help=text,
+            description=text[0].upper() + text[1:],
+            epilog=epilog,
+            formatter_class=layout,
+        )
+        sub.set_defaults(command=function)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        return sub
+
+    def working(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "settings",
+            nargs="*",
+            metavar="setting=value",
+            help="settings to change, see the list below",
+        )
+        sub.add_argument("--seed", type=int, help="seed of all randomness (the setting `seed`)")
+        sub.add_argument(
+            "--data",
+            metavar="DIR",
+            help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
+        )
+        sub.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
+        sub.add_argument("--quiet", action="store_true", help="print no progress bars")
+
+    def scoring(sub: argparse.ArgumentParser) -> None:
+        working(sub)
+        sub.add_argument(
+            "--preset", metavar="NAME", help="preset with data and evaluation settings"
+        )
+        sub.add_argument("--output", metavar="DIR", help="folder for the set and its record")
+
+    sub = command(
+        commands.distill, "distil a data set, score and record the result", _settings_help("")
+    )
+    sub.add_argument(
+        "--preset", required=True, metavar="NAME", help="preset to start from, see `pcdd presets`"
+    )
+    working(sub)
+    sub.add_argument(
+        "--output",
+        metavar="DIR",
+        help="run folder (default: runs/<preset>-<seed>-<hash of the settings>)",
+    )
+    there = sub.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="continue a stopped run")
+    there.add_argument(
+        "--overwrite", action="store_true", help="delete an existing run and start again"
+    )
+    sub.add_argument(
+        "--checkpoint-every",
+        type=_positive,
+        default=25,
+        metavar="N",
+        help="iterations between checkpoints (25)",
+    )
+
+    sub = command(
+        commands.evaluate,
+        "score a distilled set (.npz) or the set in a run folder",
+        _settings_help("data", "evaluation"),
+    )
+    sub.add_argument(
+        "set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME"
+    )
+    scoring(sub)
+
+    sub = command(
+        commands.baseline,
+        "score real clouds chosen from the training set, or their means",
+        _settings_help("data", "evaluation"),
+    )
+    # the keys of coresets.BASELINES, without importing coresets
+    names = ("random", "herding", "k_center", "class_mean", "forgetting", "craig", "whole")
+    sub.add_argument("name", choices=names, help="kind of baseline, see pcdd_core/engine/baselines.py")
+    sub.add_argument(
+        "--clouds-per-class",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="number of clouds per class (1)",
+    )
+    scoring(sub)
+
+    def choosing(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "name",
+            metavar="NAME",
+            help="table1, table2, ablation, why, pool, step-size, initialisation, ingredients, "
+            "best, architectures, shapes, or a preset",
+        )
+        sub.add_argument(
+            "settings", nargs="*", metavar="setting=value", help="settings to change in every run"
+        )
+        sub.add_argument(
+            "--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1 (5)"
+        )
+        sub.add_argument(
+            "--scale",
+            choices=("small", "paper"),
+            help="scale of a table: paper: as in the paper; small: for smoke runs (default: paper; "
+            "small for ingredients and architectures)",
+        )
+        sub.add_argument(
+            "--vary",
+            nargs="+",
+            action="append",
+            metavar=("SETTING", "VALUE"),
+            help="make a run for each value; can be repeated",
+        )
+        sub.add_argument(
+            "--runs",
+            default="runs",
+            metavar="DIR",
+            help="folder that contains the run folders (runs)",
+        )
+
+    epilog = """\
+Finished runs are not repeated. They are looked for in the folder of the runs and in the records of
+the repository. A killed run is started again and continues from its checkpoint. On a cluster from
+`ray start`, give --address HOST:PORT; DIR must be on a file system that all nodes share. Without
+Ray, for instance with Slurm:
+
+  pcdd sweep table1 --list                               number and list the runs
+  sbatch --array=0-55 --wrap 'pcdd sweep table1 --cell $SLURM_ARRAY_TASK_ID'
+"""
+    sub = command(
+        commands.sweep, "make all runs of a table or of a preset, many at a time on Ray", epilog
+    )
+    choosing(sub)
+    sub.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
+    )
+    sub.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="address of a Ray cluster (default: start one on this machine)",
+    )
+    sub.add_argument(
+        "--cpus-per-run",
+        type=float,
+        default=1,
+        metavar="N",
+        help="cores and threads of a run (1)",
+    )
+    sub.add_argument(
+        "--gpus-per-run",
+        type=float,
+        metavar="X",
+        help="part of a GPU for each run (0.25 if there is a GPU)",
+    )
+    sub.add_argument(
+        "--retries",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often to restart a run that was killed (3)",
+    )
+    sub.add_argument(
+        "--checkpoint-every",
+        type=_positive,
+        default=25,
+        metavar="N",
+        help="iterations between checkpoints (25)",
+    )
+    sub.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="stop after M minutes; the same command continues",
+    )
+    sub.add_argument("--list", action="store_true", help="only list the runs and their status")
+    sub.add_argument(
+        "--cell", type=int, metavar="N", help="make only run N of the list, here and without Ray"
+    )
+    sub.add_argument("--quiet", action="store_true", help="print no progress")
+
+    sub = command(commands.report, "print and save the table of a sweep: Markdown, CSV, LaTeX")
+    choosing(sub)
+    sub.add_argument(
+        "--output", metavar="DIR", help="folder for the table (default: the folder of the runs)"
+    )
+    sub.add_argument(
+        "--keep",
+        metavar="DIR",
+        help="copy the records to DIR, with the clouds of seed 0 if they may be passed on",
+    )
+
+    command(commands.presets, "list the presets with the paper's accuracies")
+
+    sub = command(commands.show, "describe and draw a run or a distilled set")
+    sub.add_argument(
+        "path", metavar="PATH", help="a run folder, a distilled set (.npz), or released:NAME"
+    )
+    sub.add_argument("--picture", metavar="FILE", help="picture file (default: beside PATH)")
+
+    sub = command(
+        commands.animate,
+        "export the moving points of a run: an HTML page (needs no network), a GIF or an MP4",
+    )
+    sub.add_argument("run", metavar="RUN", help="the folder of a finished run")
+    sub.add_argument("files", nargs="+", metavar="FILE", help="file to write: .html, .gif or .mp4")
+
+    sub = command(commands.table, "print a Markdown table of records, with one row per experiment")
+    sub.add_argument(
+        "records", nargs="+", metavar="RECORD", help="run folders or record.json files"
+    )
+    sub.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
+    return parser
+
+
+def _settings_help(*sections: str) -> str:
+    lines = [
+        "settings with their defaults, which presets can change (values are JSON or plain words):"
+    ]
+    for name, (default, text) in described_settings().items():
+        if not any(sections) or name.split(".")[0] in sections:
+            default = json.dumps(default)
+            lines.append(f"  {name}={default}\n      {text}")
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value

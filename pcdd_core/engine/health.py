@@ -1,0 +1,59 @@
+"""Detect runs that stop moving or diverge.
+
+The paper's two signs of health (section 4.3) are the mean absolute gradient and the mean absolute
+displacement of the coordinates. A run has stopped if the displacement stays small. It has diverged
+if most coordinates lie on the border of the grid.
+"""
+
+from dataclasses import dataclass
+
+from .distill import Step
+
+WINDOW = 50  # iterations
+STUCK_BELOW = 1e-3  # cells per iteration; at this speed a point needs 1,000 iterations per cell
+PILED_UP = 0.9  # share of coordinates on the border of the grid
+
+
+@dataclass
+class Health:
+    """Monitor the steps of one run.
+
+    finding: None for a healthy run, else the problem, its iteration and its likely cause
+    still:   number of consecutive iterations with a mean displacement below `STUCK_BELOW`
+    """
+
+    finding: str | None = None
+    still: int = 0
+
+    def watch(self, step: Step) -> None:
+        """Update the finding with one step."""
+        self.still = self.still + 1 if step.mean_absolute_displacement < STUCK_BELOW else 0
+        border = _share_on_border(step)
+        if border > PILED_UP:
+            self.finding = (
+                f"diverged at iteration {step.iteration}: {border:.0%} of the coordinates are on "
+                "the border of the grid; likely cause: the step size is too large for these "
+                "gradients (lower optimiser.step_size)"
+            )
+        elif self.still >= WINDOW:
+            self.finding = (
+                f"stopped moving at iteration {step.iteration - self.still + 1}: the mean "
+                f"displacement is {step.mean_absolute_displacement:.1e} cells per iteration, the "
+                f"mean gradient {step.mean_absolute_gradient:.1e}; likely cause: the gradients of "
+                "this distance are too small for the step size, so points stay in their cells "
+                "(raise optimiser.step_size, or use optimiser.name=adam)"
+            )
+        else:
+            self.finding = None
+
+
+def _share_on_border(step: Step) -> float:
+    """Return the share of the coordinates that lie on the border of the grid.
+
+    `clouds.boundary_check` defines the border. Axes of one cell do not count.
+    """
+    clouds = step.clouds
+    free = [axis for axis, cells in enumerate(clouds.grid) if cells > 1]
+    upper = clouds.coordinates.new_tensor(clouds.grid)[free] - 1
+    position = clouds.coordinates[:, free]
+    return ((position <= 0) | (position >= upper)).float().mean().item()

@@ -1,0 +1,168 @@
+"""Measure the gradient that a backend without second derivatives loses.
+
+Gradient matching differentiates a distance between gradients, so it needs the second derivatives of
+every layer. A layer that returns gradients without a graph raises no error, but its terms are
+missing from the gradient of the coordinates. This module differentiates the same network, with
+equal weights, clouds and batch, in such a backend and in `sparse`. It compares the results for each
+parameter.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..experiments.config import Config
+from ..geometry.clouds import PointClouds, members_per_class
+from .distill import batch_at, draw_network, lift_at
+from .objectives import DISTANCES, gradients_without_graph, parameter_gradients
+
+
+def second_derivatives(
+    config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Return the entry for a record: which second derivatives the backend of `config` lacks.
+
+    Returns `gradients_without_graph` only, if no gradient lacks its graph; else the result of
+    `missed_gradient`. The list is empty for objectives that need first derivatives only.
+    real, synthetic: training clouds and synthetic clouds before the first iteration, on any device
+    """
+    if config.objective.name != "gradient_matching":
+        return {"gradients_without_graph": []}
+    network, lift = draw_network(config, real.to(device), 0), lift_at(config, 0)
+    own = synthetic.select(members_per_class(synthetic)[0]).to(device)
+    without = gradients_without_graph(network, lift(own), own.labels)
+    return (
+        missed_gradient(config, real, synthetic, device)
+        if without
+        else {"gradients_without_graph": without}
+    )
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """Describe the result of `second_derivatives`; return "" if nothing is missing."""
+    names = found["gradients_without_graph"]
+    if not names:
+        return ""
+    parts = [
+        f"{layer} {part['missed']:.1%}"
+        for layer, part in found["layers"].items()
+        if part["missed"] > 1e-3
+    ]
+    return (
+        f"no second derivatives for the gradients of {', '.join(names)}: at the start the "
+        f"coordinates lose {found['missed']:.1%} of their true gradient (cosine "
+        f"{found['cosine']:.4f}; by layer: {', '.join(parts)}); network.backend=sparse has the "
+        "full gradient"
+    )
+
+
+def missed_gradient(
+    config: Config,
+    real: PointClouds,
+    synthetic: PointClouds,
+    device: torch.device | str = "cpu",
+    iteration: int = 0,
+) -> dict[str, Any]:
+    """Compare the backend of `config` with the twice differentiable backend `sparse`.
+
+    Uses the first network of the run and the batch of `iteration`. Raises ValueError for
+    network.backend=torch. Returns a dictionary; |.| is the Euclidean norm over all coordinates of
+    all classes:
+
+    gradients_without_graph: names of the parameters whose gradient the backend returns without a
+                             graph
+    missed:                  |true gradient - gradient of the backend| / |true gradient|
+    cosine:                  cosine between the two gradients
+    layers:                  for each layer: `share`, |true part| / |true gradient|, and `missed`,
+                             as above for the part of this layer
+    """
+    if config.network.backend == "torch":
+        raise ValueError(
+            "network.backend = 'torch': backend sparse has no equal network to compare with; "
+            "expected network.backend=minkowski or sparse"
+        )
+    twin = replace(config, network=replace(config.network, backend="sparse"))
+    real = real.to(device)
+    network, true_network = draw_network(config, real, 0), draw_network(twin, real, 0)
+    true_network.load_state_dict(network.state_dict())
+    batch = batch_at(config, real, members_per_class(real), iteration).to(device)
+    computed, true = [], []
+    for chosen, own in zip(batch.split(config.objective.real_batch), members_per_class(synthetic)):
+        targets, clouds = real.select(chosen), synthetic.select(own).to(device)
+        computed.append(coordinate_gradients(config, network, targets, clouds, iteration))
+        true.append(coordinate_gradients(twin, true_network, targets, clouds, iteration))
+    without = gradients_without_graph(network, lift_at(config, iteration)(clouds), clouds.labels)
+
+    def stacked(parts: list[dict[str, Tensor]], layer: str | None = None) -> Tensor:
+        """Return the gradient through one layer, or all, for all classes as one vector."""
+        names = [name for name in parts[0] if layer in (None, layer_of(name))]
+        return torch.cat([sum(part[name] for name in names).flatten() for part in parts])
+
+    whole, whole_computed = stacked(true), stacked(computed)
+    layers = {}
+    for layer in dict.fromkeys(map(layer_of, true[0])):
+        part = stacked(true, layer)
+        layers[layer] = {
+            "share": _ratio(part.norm(), whole.norm()),
+            "missed": _ratio((part - stacked(computed, layer)).norm(), part.norm()),
+        }
+    return {
+        "gradients_without_graph": without,
+        "missed": _ratio((whole - whole_computed).norm(), whole.norm()),
+        "cosine": max(
+            -1.0, min(1.0, _ratio(whole @ whole_computed, whole.norm() * whole_computed.norm()))
+        ),
+        "layers": layers,
+    }
+
+
+def coordinate_gradients(
+    config: Config, network: nn.Module, real: PointClouds, synthetic: PointClouds, iteration: int
+) -> dict[str, Tensor]:
+    """Return the gradient of one class's matching loss, as one term per network parameter.
+
+    real, synthetic: clouds of that class
+    Returns {parameter: (points, 3)}. The sum of the terms is the gradient with respect to the
+    coordinates, which moves the points.
+    """
+    lift = lift_at(config, iteration)
+    coordinates = synthetic.coordinates.detach().clone().requires_grad_()
+    target = [
+        gradient.detach()
+        for gradient in parameter_gradients(
+            network, lift_at(config, iteration, real=True)(real), real.labels
+        )
+    ]
+    lifted = lift(synthetic.with_coordinates(coordinates))
+    gradients = parameter_gradients(network, lifted, synthetic.labels, create_graph=True)
+    leaves = [gradient.detach().requires_grad_() for gradient in gradients]
+    directions = torch.autograd.grad(
+        DISTANCES[config.objective.distance](target, leaves), leaves, allow_unused=True
+    )
+    parts = {}
+    for (name, _), gradient, direction in zip(
+        network.named_parameters(), gradients, directions, strict=True
+    ):
+        part = None
+        if direction is not None and gradient.grad_fn is not None:
+            part = torch.autograd.grad(
+                gradient, coordinates, direction, retain_graph=True, allow_unused=True
+            )[0]
+        parts[name] = torch.zeros_like(coordinates) if part is None else part
+    return parts
+
+
+def layer_of(parameter: str) -> str:
+    """Return the layer of a parameter.
+
+    For instance "convolution 1" for `convolution_weights.0`, "norm 2" for `norm_biases.1`, and
+    "head" for `head.weight`.
+    """
+    kind, _, place = parameter.partition(".")
+    return f"{kind.split('_')[0]} {int(place) + 1}" if place.isdigit() else kind
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if whole > 0 else 0.0

@@ -1,0 +1,365 @@
+"""Make many runs, on this machine or on a cluster.
+
+`obtain` reads the records of finished runs and makes the missing runs here, one after another.
+`Sweep` makes them on Ray, many at a time. Neither repeats a finished run.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..engine.baselines import BASELINES
+from ..engine.seeds import generator
+from ..errors import EngineMissing, FolderInUse, InputError, RunFailed, extra_missing
+from ..geometry.clouds import resampled
+from ..geometry.storage import released
+from . import records, runs
+from .tables import Cell
+
+
+def default_places(runs_folder: Path | str = "runs") -> list[Path]:
+    """Return the folders to search for finished runs: the committed records and `runs_folder`."""
+    return [records.COMMITTED, Path(runs_folder)]
+
+
+def run_cell(
+    cell: Cell,
+    folder: Path | str,
+    data: str | None = None,
+    device: str | None = None,
+    progress: runs.Progress | None = None,
+    checkpoint_every: int = 25,
+) -> None:
+    """Make one run in `folder`. It resumes an earlier attempt if there is one.
+
+    Raises the errors of `runs.run`.
+    """
+    folder = Path(folder)
+    if cell.baseline:
+
+        def choose(real):
+            kind, _, detail = cell.baseline.partition(":")
+            if kind == "released":
+                return released(detail)
+            chosen = BASELINES[kind](real, cell.config.clouds.clouds_per_class, cell.config.seed)
+            if not detail:
+                return chosen
+            return resampled(
+                chosen, [int(detail)] * len(chosen), generator(cell.config.seed, "fewer points")
+            )
+
+        clouds, record = runs.score(
+            choose, cell.name, cell.config, data=data, device=device, progress=progress
+        )
+        runs.keep_score(clouds, record, folder)
+    else:
+        started = folder.is_dir() and any(folder.iterdir())
+        runs.run(
+            cell.config,
+            cell.name,
+            folder,
+            data,
+            device,
+            resume=started,
+            progress=progress,
+            checkpoint_every=checkpoint_every,
+        )
+
+
+def obtain(
+    cells: Sequence[Cell],
+    runs_folder: Path | str = "runs",
+    data: str | None = None,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return the records of the cells, in their order. Missing runs are made here, one by one.
+
+    A run that diverged in distillation or scoring has a record with this fact; a baseline that
+    diverged has no record and is left out. Runs that need MinkowskiEngine are left out if it is not
+    installed, with a message.
+    """
+    paths = records.find_records(default_places(runs_folder))
+    missing = [cell for cell in cells if cell.identity not in paths]
+    left_out: dict[str, int] = {}
+    for number, cell in enumerate(missing):
+        folder = Path(runs_folder) / cell.folder
+        try:
+            print(f"run {number + 1} of {len(missing)}: {cell.label}, seed {cell.config.seed}")
+            run_cell(cell, folder, data or None, device or None)
+        except EngineMissing as error:
+            left_out[str(error)] = left_out.get(str(error), 0) + 1
+            continue
+        except RunFailed as error:
+            print(f"failed at {error}")
+            if cell.baseline:  # a failed baseline has no record
+                continue
+        paths[cell.identity] = folder
+    for reason, count in left_out.items():
+        print(f"{count} runs left out: {reason}")
+    return [records.read_record(paths[cell.identity]) for cell in cells if cell.identity in paths]
+
+
+def finished(cells: Sequence[Cell], runs_folder: Path | str = "runs") -> list[dict[str, Any]]:
+    """Return the records of the cells that are finished, in their order. Makes no run."""
+    paths = records.find_records(default_places(runs_folder))
+    return [records.read_record(paths[cell.identity]) for cell in cells if cell.identity in paths]
+
+
+@dataclass(frozen=True)
+class State:
+    """State of one run of a sweep.
+
+    folder: run folder, or the path of the record if status is found
+    status: found (finished before the sweep), waiting, running, finished, failed
+    stage, fraction: current stage of a running run and the finished part of that stage, 0 to 1
+    attempts: how often it was started
+    note: node of a running run, or reason of a restart or failure
+    """
+
+    cell: Cell
+    folder: Path
+    status: str = "waiting"
+    stage: str = ""
+    fraction: float = 0.0
+    attempts: int = 0
+    note: str = ""
+
+
+@dataclass
+class Sweep:
+    """Runs on Ray. Iterate over the sweep to make them.
+
+    About once a second the iteration yields the states of all runs, until all have ended. Leaving
+    the loop early (break, Ctrl-C) stops the runs. Their files stay complete, and the same sweep
+    continues from there. Raises InputError if Ray is not installed or no cluster answers.
+
+    runs_folder: folder of the run folders; on a cluster it must be on a shared file system
+    data: folder of the real data (default: PCDD_DATA)
+    address: HOST:PORT of a Ray cluster; None: start one on this machine
+    cpus_per_run, gpus_per_run: resources of one run, fractions allowed; None for GPUs: 0.25 if the
+        cluster has a GPU, else 0
+    retries: how often to restart a run that was killed or that failed unexpectedly; wrong settings
+        and divergence cause no restart
+    checkpoint_every: iterations between checkpoints
+    """
+
+    cells: Sequence[Cell]
+    runs_folder: Path | str = "runs"
+    data: str | None = None
+    address: str | None = None
+    cpus_per_run: float = 1
+    gpus_per_run: float | None = None
+    retries: int = 3
+    checkpoint_every: int = 25
+    states: list[State] = field(init=False)
+
+    def __post_init__(self) -> None:
+        paths = records.find_records(default_places(self.runs_folder))
+        folder = Path(self.runs_folder).resolve()
+        self.states = [
+            State(cell, paths[cell.identity], "found")
+            if cell.identity in paths
+            else State(cell, folder / cell.folder)
+            for cell in self.cells
+        ]
+
+    def __iter__(self) -> Iterator[list[State]]:
+        if not any(state.status == "waiting" for state in self.states):
+            yield self.states
+            return
+        ray = _ray(self.address)
+        running: dict[Any, int] = {}
+        try:
+            teller = _teller(ray)
+            gpus = self.gpus_per_run
+            if gpus is None:
+                gpus = 0.25 if ray.cluster_resources().get("GPU") else 0
+            # max_calls=1: a new process for each run, so that peak memory is that of one run.
+            # max_retries=0: this class restarts runs itself, to count and report the restarts.
+            options = {
+                "num_cpus": self.cpus_per_run,
+                "num_gpus": gpus,
+                "max_retries": 0,
+                "max_calls": 1,
+            }
+            work = ray.remote(**options)(_work)
+            data = self.data or os.environ.get("PCDD_DATA")
+            place = {
+                "data": data,
+                "device": "cuda" if gpus else "cpu",
+                "checkpoint_every": self.checkpoint_every,
+            }
+            place["threads"] = max(1, int(self.cpus_per_run))
+
+            def start(number: int) -> None:
+                state = self.states[number]
+                self.states[number] = replace(state, status="waiting", attempts=state.attempts + 1)
+                attempt = (number, state.attempts + 1)
+                running[work.remote(state.cell, str(state.folder), attempt, teller, place)] = number
+
+            for number, state in enumerate(self.states):
+                if state.status == "waiting":
+                    start(number)
+            while running:
+                ended, _ = ray.wait(list(running), timeout=1)
+                self._hear(ray, teller, running.values())
+                for reference in ended:
+                    number = running.pop(reference)
+                    if self._end(ray, number, reference):
+                        start(number)
+                yield self.states
+        finally:
+            _stop(ray, running, ours=self.address is None)
+
+    def _hear(self, ray, teller, numbers: Iterable[int]) -> None:
+        """Copy the progress reports of the runs into their states."""
+        reports = ray.get(teller.all.remote())
+        for number in numbers:
+            state = self.states[number]
+            if (number, state.attempts) in reports:
+                stage, fraction, node = reports[number, state.attempts]
+                self.states[number] = replace(
+                    state, status="running", stage=stage, fraction=fraction, note=node
+                )
+
+    def _end(self, ray, number: int, reference) -> bool:
+        """Record the end of an attempt. Returns True if the run must be started again."""
+        state = self.states[number]
+        try:
+            failure, again = ray.get(reference), False
+        except ray.exceptions.TaskCancelledError:
+            failure, again = "cancelled", False
+        except ray.exceptions.RayTaskError as error:
+            failure, again = str(error.cause or error).strip().splitlines()[-1], True
+        except ray.exceptions.RayError as error:  # the process or its node was lost
+            failure, again = f"{type(error).__name__}: the process or its node was lost", True
+        if failure is None and not (state.folder / "record.json").is_file():
+            failure = (
+                f"{state.folder}: the run has ended, but there is no record; "
+                "all nodes must share this folder"
+            )
+        again = again and state.attempts <= self.retries
+        status = "waiting" if again else "failed" if failure else "finished"
+        note = f"started again after: {failure}" if again else failure or ""
+        self.states[number] = replace(
+            state, status=status, note=note, stage="", fraction=float(failure is None)
+        )
+        return again
+
+
+def _work(
+    cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]
+) -> str | None:
+    """Make one run in a Ray worker. Returns None, or the reason why this run cannot be made.
+
+    An exception means that another attempt can succeed.
+    """
+    import ray
+    import torch
+
+    torch.set_num_threads(place["threads"])
+    node = ray.get_runtime_context().get_node_id()[:8]
+    progress = _Telling(
+        lambda stage, fraction: teller.tell.remote(attempt, stage, fraction, f"node {node}")
+    )
+    # a worker of a lost node can outlive the node for a short time and hold the folder
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            run_cell(
+                cell, folder, place["data"], place["device"], progress, place["checkpoint_every"]
+            )
+            return None
+        except FolderInUse as error:
+            if time.monotonic() > deadline:
+                return str(error)
+            time.sleep(1)
+        except InputError as error:
+            return str(error)
+        except RunFailed as error:
+            return f"failed at {error}"
+
+
+class _Telling(runs.Progress):
+    """Report progress to the sweep, at most twice a second."""
+
+    def __init__(self, tell):
+        super().__init__(quiet=True)
+        self.tell, self.last = tell, 0.0
+        tell("starting", 0.0)
+
+    def __call__(self, fraction: float, stage: str, note: str = "") -> None:
+        if time.monotonic() - self.last > 0.5 or fraction >= 1:
+            self.tell(stage, fraction)
+            self.last = time.monotonic()
+
+
+class _Teller:
+    """Actor on the node of the sweep: keeps the latest report of each attempt.
+
+    Keys are (number of the run, attempt), values are (stage, fraction, node).
+    """
+
+    def __init__(self):
+        self.latest: dict[tuple[int, int], tuple[str, float, str]] = {}
+
+    def tell(self, attempt: tuple[int, int], stage: str, fraction: float, node: str) -> None:
+        self.latest[attempt] = (stage, fraction, node)
+
+    def all(self) -> dict[tuple[int, int], tuple[str, float, str]]:
+        return self.latest
+
+
+def _ray(address: str | None):
+    """Connect to Ray. Raises InputError if it is not installed or no cluster is at the address."""
+    try:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+    except ImportError:
+        raise extra_missing("ray", "sweeps", "(or make runs one by one with --cell)") from None
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        try:  # Ray itself waits minutes for a missing cluster
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"address {address}: no Ray cluster answers there ({error}); expected HOST:PORT"
+            ) from None
+    # "local" avoids a connection to another cluster that runs on this machine
+    own_cluster = {"include_dashboard": False} if address is None else {}
+    try:
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level="ERROR", **own_cluster
+        )
+    except ConnectionError as error:
+        raise InputError(
+            f"address {address}: Ray does not connect ({error}). Clusters that `ray start` of Ray "
+            "2.59 or later has started require a token: set RAY_AUTH_MODE=token here and on every "
+            "node, with the same token (ray get-auth-token)"
+        ) from None
+    return ray
+
+
+def _teller(ray):
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Teller).remote()
+
+
+def _stop(ray, running: Iterable[Any], ours: bool) -> None:
+    """Interrupt the remaining runs as Ctrl-C does, then disconnect.
+
+    ours: this sweep started the cluster; runs on another cluster get 10 seconds to end
+    """
+    running = list(running)
+    for reference in running:
+        ray.cancel(reference)
+    if running and not ours:
+        ray.wait(running, num_returns=len(running), timeout=10)
+    ray.shutdown()

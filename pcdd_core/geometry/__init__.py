@@ -1,0 +1,1 @@
+"""Point clouds on a grid: the type, random moves, files."""

@@ -1,0 +1,192 @@
+"""Read and write distilled sets."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError, nearest_names
+from ..files import atomic_write
+from .clouds import PointClouds
+
+FORMAT_VERSION = 2
+# the best distilled sets, each with the record of its run beside it
+RELEASED = Path(__file__).parents[1] / "released"
+
+
+def save_clouds(clouds: PointClouds, path: Path | str) -> None:
+    """Write a set as .npz without pickles, atomically.
+
+    The fields are those of `PointClouds`, and `format_version`. A set with learned labels has
+    format version 2. A set without them has no field `label_probabilities` and format version 1,
+    which every pcdd reads.
+    Raises InputError if a cloud is empty or the folder is not writable.
+    """
+    if (empty := (clouds.sizes == 0).nonzero()).numel():
+        raise InputError(
+            f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point"
+        )
+    learned = clouds.label_probabilities
+    arrays = dict(
+        coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
+        offsets=clouds.offsets.cpu().numpy(),
+        labels=clouds.labels.cpu().numpy(),
+        grid=np.array(clouds.grid, dtype=np.int64),
+        class_names=np.array(clouds.class_names, dtype=np.str_),
+        format_version=np.int64(1 if learned is None else 2),
+    )
+    if learned is not None:
+        arrays["label_probabilities"] = learned.detach().cpu().numpy().astype(np.float32)
+    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+def load_clouds(path: Path | str) -> PointClouds:
+    """Read a set that `save_clouds` wrote.
+
+    Raises InputError if anything is wrong. The message names the file, the field and the value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a distilled set (.npz)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # numpy, zipfile and zlib raise about ten types for damaged files
+        reason = (
+            "it contains an object array, and unpickling one can run code"
+            if "pickle" in str(error).lower()
+            else str(error)
+        )
+        raise InputError(
+            f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays"
+        ) from None
+    arrays = _checked(path, arrays)
+    learned = arrays.get("label_probabilities")
+    return PointClouds(
+        torch.from_numpy(arrays["coordinates"]),
+        torch.from_numpy(arrays["offsets"]),
+        torch.from_numpy(arrays["labels"]),
+        tuple(arrays["grid"].tolist()),
+        tuple(arrays["class_names"].tolist()),
+        None if learned is None else torch.from_numpy(learned),
+    )
+
+
+def released(name: str) -> PointClouds:
+    """Load a set that comes with pcdd, by name: `released("mnist-1")`.
+
+    Raises InputError with the nearest valid names if there is no such set.
+    """
+    return load_clouds(released_path(name))
+
+
+def released_names() -> list[str]:
+    """Return the names of the sets that come with pcdd."""
+    return sorted(path.stem for path in RELEASED.glob("*.npz"))
+
+
+def released_path(name: str) -> Path:
+    """Return the path of a released set. Its record has the same name with the suffix .json.
+
+    Raises InputError with the nearest valid names if there is no such set.
+    """
+    if name not in released_names():
+        raise InputError(
+            f"no released set is called {name!r}; {nearest_names(name, released_names())}"
+        )
+    return RELEASED / f"{name}.npz"
+
+
+def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Convert the arrays to the types of `PointClouds`.
+
+    Raises InputError for the first field that is wrong.
+    """
+
+    def refuse(field: str, value: object, expected: str):
+        raise InputError(f"{path}: field '{field}' is {value}; expected {expected}")
+
+    kinds = {
+        "format_version": "iu",
+        "coordinates": "f",
+        "offsets": "iu",
+        "labels": "iu",
+        "grid": "iu",
+        "class_names": "U",
+    }
+    if "label_probabilities" in arrays:
+        kinds["label_probabilities"] = "f"
+    types = {"f": (np.float32, "floats"), "iu": (np.int64, "integers"), "U": (np.str_, "text")}
+    for field, kind in kinds.items():
+        dtype, words = types[kind]
+        if not isinstance(arrays.get(field), np.ndarray):
+            refuse(field, "not an array" if field in arrays else "missing", f"an array of {words}")
+        if arrays[field].dtype.kind not in kind:
+            refuse(field, f"of type {arrays[field].dtype}", words)
+        with np.errstate(over="ignore"):  # overflow gives inf, which is refused below
+            arrays[field] = arrays[field].astype(dtype if kind != "U" else arrays[field].dtype)
+    version = arrays["format_version"]
+    if version.shape != () or not 1 <= version <= FORMAT_VERSION:
+        refuse(
+            "format_version",
+            version.tolist(),
+            f"1 to {FORMAT_VERSION}; a newer pcdd may read this set",
+        )
+    coordinates, offsets, labels = (arrays[field] for field in ("coordinates", "offsets", "labels"))
+    grid, names = arrays["grid"], arrays["class_names"]
+    if coordinates.ndim != 2 or coordinates.shape[1] != 3:
+        refuse("coordinates", f"of shape {coordinates.shape}", "(points, 3)")
+    if labels.ndim != 1 or len(labels) == 0:
+        refuse("labels", f"of shape {labels.shape}", "(clouds,) with at least one cloud")
+    if offsets.shape != (len(labels) + 1,):
+        refuse(
+            "offsets",
+            f"of shape {offsets.shape}",
+            f"({len(labels) + 1},): one more than the number of labels",
+        )
+    if offsets[0] != 0 or offsets[-1] != len(coordinates) or (np.diff(offsets) < 0).any():
+        refuse(
+            "offsets",
+            f"{offsets[0]} ... {offsets[-1]}",
+            f"non-decreasing values from 0 to {len(coordinates)}, the number of points",
+        )
+    if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
+        refuse(
+            "offsets",
+            f"constant at cloud {empty[0]}, which is empty",
+            "at least one point in every cloud",
+        )
+    if grid.shape != (3,) or (grid < 1).any():
+        refuse("grid", grid.tolist(), "three positive numbers of cells: depth, height, width")
+    if names.ndim != 1 or len(names) == 0:
+        refuse("class_names", f"of shape {names.shape}", "(classes,)")
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
+        refuse(
+            "labels",
+            f"{labels[wrong[0]]} at cloud {wrong[0]}",
+            f"0 to {len(names) - 1} ({len(names)} classes)",
+        )
+    if (learned := arrays.get("label_probabilities")) is not None:
+        if learned.shape != (len(labels), len(names)):
+            refuse(
+                "label_probabilities",
+                f"of shape {learned.shape}",
+                f"({len(labels)}, {len(names)}): clouds, classes",
+            )
+        if (wrong := np.argwhere(~((learned >= 0) & (learned <= 1)))).size:
+            row, column = wrong[0]
+            refuse("label_probabilities", f"{learned[row, column]} at [{row}, {column}]", "0 to 1")
+        if (wrong := np.flatnonzero(abs(learned.sum(1) - 1) > 1e-3)).size:
+            refuse(
+                "label_probabilities",
+                f"of sum {learned[wrong[0]].sum()} at cloud {wrong[0]}",
+                "a sum of 1 per cloud",
+            )
+    if (wrong := np.argwhere(~np.isfinite(coordinates))).size:
+        row, axis = wrong[0]
+        refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}]", "finite numbers")
+    if (wrong := np.argwhere((coordinates < 0) | (coordinates >= grid))).size:
+        row, axis = wrong[0]
+        refuse("coordinates", f"{coordinates[row, axis]} at [{row}, {axis}], outside the grid",
+               f"0 or more and below {grid[axis]}")  # fmt: skip
+    return arrays

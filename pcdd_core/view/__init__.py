@@ -1,0 +1,1 @@
+"""Moving pictures: recordings, the player, the live view."""
