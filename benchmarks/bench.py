@@ -33,8 +33,6 @@ import torch.nn.functional as F
 from limits import seconds_of
 
 import pcdd_core as pcdd
-from pcdd_core.engine.evaluate import evaluate, project
-from pcdd_core.engine.seeds import generator
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import Config, DataConfig, EvaluationConfig, NetworkConfig
 from pcdd_core.experiments.runs import Progress
@@ -43,6 +41,8 @@ from pcdd_core.geometry.clouds import PointClouds, members_per_class
 from pcdd_core.geometry.grid import scatter
 from pcdd_core.nn import sparse
 from pcdd_core.nn.grid import build_network
+from pcdd_core.scoring.evaluate import evaluate, project
+from pcdd_core.seeds import generator
 
 HERE = Path(__file__).parent
 # Gradient matching with one cloud of 250 points per class: the field's setting, the same in float32
@@ -85,7 +85,7 @@ def matching_config(preset: str = "gaussian", **changes) -> Config:
 def ours_iteration(config: Config, real: PointClouds, device: torch.device) -> Callable[[], object]:
     """Return a function that makes one iteration. A pool of real gradients is full before that."""
     machine.keep_freed_memory()
-    steps = pcdd.distill(config, real, device)
+    steps = config.distill(real, device)
     if config.objective.real_gradients != "fresh":
         for _ in range(FILLED):
             next(steps)
@@ -108,7 +108,7 @@ def published_iteration(
             partial(published_style.occupancy_images, **lift),
             published_style.cosine_of_weights,
         )
-    elif network.backend == "torch":
+    elif network.name == "torch":
         axes, centre, make = slice(0, 3), 0.0, published_style.PaperConvNet
         show, distance = (
             partial(published_style.coordinate_images, size=size),
@@ -253,7 +253,7 @@ def iteration(name: str, options: argparse.Namespace) -> dict:
     pairs, peak = in_turns(*ways, options.rounds)
     network, batch = config.network, config.objective.real_batch
     settings = {
-        "backend": network.backend,
+        "backend": network.name,
         "layers": network.layers,
         "width": network.width,
         "real_batch": batch,
@@ -344,7 +344,7 @@ def records(name: str, options: argparse.Namespace) -> dict:
             few = {
                 "evaluation.networks": 1,
                 "evaluation.epochs": 1,
-                "evaluation.width": 1,
+                "evaluation.classifier.width": 1,
                 "evaluation.protocols": ["standard"],
             }
             run_folder = pcdd.run(
@@ -359,7 +359,7 @@ def records(name: str, options: argparse.Namespace) -> dict:
 
     def bare() -> float:
         return seconds_of(
-            lambda: [None for _ in pcdd.distill(config, real, options.device)], options.device
+            lambda: [None for _ in config.distill(real, options.device)], options.device
         )
 
     pairs = [(recorded(), bare()) for _ in range(options.rounds + 1)][1:]

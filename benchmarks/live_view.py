@@ -60,7 +60,7 @@ def measure(live, config, real, device: str, rounds: int) -> dict:
         for way in seconds:
             begun, spent = time.time(), time.process_time()
             if way == "plain":
-                for _step in pcdd.distill(config, real, device):
+                for _step in config.distill(real, device):
                     pass
             else:
                 live.restart()

@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 
 import pcdd_core as pcdd
-from pcdd_core.engine.seeds import generator
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import DataConfig, NetworkConfig
 from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry.clouds import from_occupancy
 from pcdd_core.nn import sparse
 from pcdd_core.nn.grid import build_network
+from pcdd_core.seeds import generator
 
 WAYS = {
     "minkowski": {"backend": "minkowski"},

@@ -32,9 +32,7 @@ import torch
 import torch.nn.functional as F
 
 import pcdd_core as pcdd
-from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import lifts
-from pcdd_core.engine.seeds import generator
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import DataConfig, NetworkConfig, override
 from pcdd_core.experiments.presets import PRESETS
@@ -42,6 +40,7 @@ from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry.clouds import PointClouds, members_per_class, sample
 from pcdd_core.nn import sparse
 from pcdd_core.nn.grid import build_network
+from pcdd_core.seeds import generator
 
 TRAINED = {  # (backend, factor of the width)
     "dense": ("torch", 1),
@@ -100,7 +99,7 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
     machine.keep_freed_memory()
     changed = {
         "data.cells": cells,
-        "network.backend": DISTILLED[way],
+        "network.name": DISTILLED[way],
         "network.layers": layers(cells),
         "network.width": options.width,
         "lift.name": lift,
@@ -108,7 +107,7 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
     config = override(PRESETS["shapes-1"].config, DISTILLATION | changed)
     real = pcdd.load_data(config.data, options.data).train.to(options.device)
     before, seconds = memory_from_here(options.device), []
-    iterations, start = distillation.distill(config, real), time.perf_counter()
+    iterations, start = config.distill(real), time.perf_counter()
     for _ in range(1 + options.iterations):
         next(iterations)
         if options.device.type == "cuda":

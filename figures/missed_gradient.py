@@ -20,12 +20,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import pcdd_core as pcdd
-from pcdd_core.engine.distill import initial_clouds
-from pcdd_core.engine.second_order import missed_gradient
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.figures import save
 from pcdd_core.experiments.runs import folder_name, scored_iteration
+from pcdd_core.experiments.second_order import missed_gradient
 from pcdd_core.files import atomic_write_text
 
 HERE = Path(__file__).parent
@@ -53,7 +52,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
             for seed in range(options.seeds):
                 config = measured_config(name, options.real_batch, seed)
                 real = pcdd.load_data(config.data, options.data).train
-                moments = {"start": (initial_clouds(config, real), 0)}
+                moments = {"start": (config.start(real), 0)}
                 run = override(pcdd.preset(name).config, {"seed": seed})
                 end = Path(options.runs) / folder_name(name, run) / "clouds.npz"
                 if end.exists():

@@ -80,7 +80,7 @@ def control(config):
     """MinkowskiEngine's network without norm and shift, else as in the paper."""
     network, schedule = config.network, config.schedule
     fixed = network.norm == "none" and schedule.iterations_per_network == 0
-    return network.backend == "minkowski" and fixed and not network.origin_shift
+    return network.name == "minkowski" and fixed and not network.origin_shift
 
 
 chosen = {"table1": [], "why": []}

@@ -208,7 +208,7 @@ def in_main_table(cell):
         return False
     if cell.baseline:
         return cell.baseline != "whole" and not cell.baseline.startswith("herding:")
-    return cell.label.split()[1:] in ([], ['clouds.initialisation="real"'], ["clouds.points_per_cloud=256"])
+    return cell.label.split()[1:] in ([], ['clouds.name="real"'], ["clouds.points_per_cloud=256"])
 
 
 records = pcdd.finished([cell for cell in cells if in_main_table(cell)])
@@ -257,7 +257,7 @@ plt.show()
 # that are not wanted hide in the corners, and PointNet looks at the outermost points.
 
 # %%
-others = pcdd.finished([cell for cell in cells if cell.preset == "shapes-1" and not cell.baseline and cell.config.clouds.initialisation == "scatter"
+others = pcdd.finished([cell for cell in cells if cell.preset == "shapes-1" and not cell.baseline and cell.config.clouds.name == "scatter"
                         and cell.config.clouds.points_per_cloud in (384, 1024)])  # fmt: skip
 NAMES = {"maximum_mean_discrepancy": "distribution of features", "distribution_matching": "mean of features",
          "sorted_feature_matching": "sorted features (SADM)", "gradient_matching": "gradients (DC)"}  # fmt: skip

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcdd_core.engine.seeds import generator
 from pcdd_core.geometry.clouds import clouds_from_list
 from pcdd_core.geometry.moves import ROTATION, SCALE, SHIFT, draw_moves, turned
+from pcdd_core.seeds import generator
 
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
 GRIDS = st.sampled_from([FLAT, SOLID])

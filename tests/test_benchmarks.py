@@ -8,14 +8,14 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pcdd_core.engine.distill import batch_at, draw_network, initial_clouds, matching_losses
-from pcdd_core.engine.evaluate import augment
-from pcdd_core.engine.seeds import generator
+from pcdd_core.engine.distill import matching_losses
 from pcdd_core.experiments.config import override, to_dict
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import members_per_class
 from pcdd_core.geometry.grid import cell_centres
 from pcdd_core.nn import classifiers
+from pcdd_core.scoring.evaluate import augment
+from pcdd_core.seeds import generator
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -47,8 +47,8 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
         {"network.layers": 2, "network.width": 5},
     )
     real = tiny.three_digits()
-    batch = real.select(batch_at(config, real, members_per_class(real), 0))
-    network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
+    batch = real.select(config.method.batch_at(real, members_per_class(real), 0))
+    network, synthetic = config.method.draw_network(real, 0), config.start(real)
 
     own = synthetic.coordinates.clone().requires_grad_()
     losses = torch.cat(
@@ -112,8 +112,8 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
         "objective.distance": "sum_of_squares",
     }
     config, real = override(tiny.config(), changes), tiny.three_digits()
-    batch = real.select(batch_at(config, real, members_per_class(real), 0))
-    network, synthetic = draw_network(config, real, 0), initial_clouds(config, real)
+    batch = real.select(config.method.batch_at(real, members_per_class(real), 0))
+    network, synthetic = config.method.draw_network(real, 0), config.start(real)
     own = synthetic.coordinates.clone().requires_grad_()
     losses = torch.cat(
         [

@@ -12,10 +12,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
-from pcdd_core.engine import evaluate as evaluation
-from pcdd_core.engine.evaluate import augment_points, evaluate, project
 from pcdd_core.engine.lifts import centred_points, padded_coordinates
-from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import EvaluationConfig
 from pcdd_core.geometry.clouds import clouds_from_list
@@ -30,6 +27,9 @@ from pcdd_core.nn.classifiers import (
 )
 from pcdd_core.nn.grid import build_network
 from pcdd_core.nn.points import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest
+from pcdd_core.scoring import evaluate as evaluation
+from pcdd_core.scoring.evaluate import augment_points, evaluate, project
+from pcdd_core.seeds import generator
 
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)

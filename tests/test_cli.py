@@ -16,11 +16,11 @@ import torchvision
 from tiny import files, pcdd
 
 from pcdd_core.cli.main import main
-from pcdd_core.engine.baselines import BASELINES, herding, random
 from pcdd_core.experiments.config import described_settings
 from pcdd_core.experiments.presets import PRESETS
 from pcdd_core.experiments.records import read_record, read_trajectory
 from pcdd_core.geometry.storage import load_clouds, save_clouds
+from pcdd_core.scoring.baselines import BASELINES, herding, random
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCORING = tiny.arguments({"data.name": "digits", **tiny.EVALUATION})
@@ -164,7 +164,7 @@ def test_settings_may_stand_before_between_and_after_options(here):
 
 def test_run_of_a_set_starts_from_its_clouds(run, here):
     settings = {
-        "clouds__initialisation": "file",
+        "clouds__name": "file",
         "clouds__file": "run/clouds.npz",
         "optimiser__step_size": 1e-9,
     }
@@ -381,8 +381,8 @@ def test_unknown_setting_names_the_nearest(assert_refused):
         ("network.layers=0", ["network.layers", "0", "greater than or equal to 1"]),
         ("network.layers=9", ["network.layers", "9", "at most 4"]),
         (
-            "network.backend=torhc",
-            ["network.backend", "'torhc'", "'torch', 'sparse', 'minkowski' or 'pointnet'"],
+            "network.name=torhc",
+            ["network.name", "'torhc'", "'torch', 'sparse', 'minkowski' or 'pointnet'"],
         ),
         ("optimiser.step_size=NaN", ["optimiser.step_size", "nan", "finite"]),
         ("optimiser.step_size=-1", ["optimiser.step_size", "-1", "greater than 0"]),
@@ -435,7 +435,7 @@ def test_wrong_option_ends_with_exit_code_2(words, here, capsys):
     "count",
     [
         {"objective__real_batch": 300},
-        {"clouds__initialisation": "real", "clouds__clouds_per_class": 300},
+        {"clouds__name": "real", "clouds__clouds_per_class": 300},
     ],
 )
 def test_class_with_fewer_samples_than_asked_is_named(count, assert_refused):

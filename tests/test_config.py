@@ -26,10 +26,10 @@ OTHER = {
     "lift.real_bandwidth_end": 0.3,
     "data.name": "digits",
     "data.max_points": 7,
-    "clouds.initialisation": "real",
+    "clouds.name": "real",
     "clouds.file": "set.npz",
     "lift.name": "gaussian",
-    "network.backend": "sparse",
+    "network.name": "sparse",
     "lift.closed": True,
     "network.kernel_maps": "minkowski",
     "network.pooling": "average",
@@ -167,8 +167,8 @@ ILL = [
     ("network.layers", 0, "0"),
     ("network.paper_layout", 1, "1"),
     ("network.paper_layout", "yes", "'yes'"),
-    ("network.backend", "torhc", "'torhc'"),
-    ("network.backend", 1, "1"),
+    ("network.name", "torhc", "'torhc'"),
+    ("network.name", 1, "1"),
     ("optimiser.step_size", True, "True"),
     ("optimiser.step_size", "0.1", "'0.1'"),
     ("optimiser.step_size", 0, "0"),
@@ -204,7 +204,7 @@ def test_ill_value_is_an_input_error_naming_setting_and_value(name, value, state
 
 def test_wrong_choice_names_the_right_ones():
     with pytest.raises(InputError, match="'torch'.*'sparse'.*'minkowski'"):
-        override(Config(), {"network.backend": "spconv"})
+        override(Config(), {"network.name": "spconv"})
 
 
 # --- presets --------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_paper_cell_is_there_at_both_scales_with_the_paper_s_figure(
     for entry in (preset(name), preset(f"{name}-small")):
         assert entry.paper_accuracy == STATED.get(name)
         config = entry.config
-        assert (config.network.backend, config.network.layers, config.objective.distance) == (
+        assert (config.network.name, config.network.layers, config.objective.distance) == (
             backend,
             layers,
             distance,
@@ -274,7 +274,7 @@ def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
         config.clouds.points_per_cloud,
         config.clouds.clouds_per_class,
     ) == (250, 250, 1)
-    assert config.data.threshold == 75 / 255 and config.clouds.initialisation == "scatter"
+    assert config.data.threshold == 75 / 255 and config.clouds.name == "scatter"
     assert (config.network.width, config.network.pooling, config.objective.real_batch) == (
         128,
         "max",
@@ -290,7 +290,11 @@ def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
     whole = "sum-of-squares" in name
     assert config.schedule.iterations == (2500 if whole else 1250)
     assert (config.schedule.iterations_per_network, config.schedule.training_steps) == (0, 0)
-    assert (config.evaluation.networks, config.evaluation.epochs, config.evaluation.width) == (
+    assert (
+        config.evaluation.networks,
+        config.evaluation.epochs,
+        config.evaluation.classifier.width,
+    ) == (
         5,
         1001,
         128,
@@ -308,7 +312,11 @@ def test_small_scale_asks_for_less_of_the_same_experiment(name):
     scale = {"network.width", "objective.real_batch", "schedule.iterations", "optimiser.step_size"}
     # a small run has fewer iterations than these settings name
     changed -= {"evaluation.iteration", "evaluation.curve"}
-    assert changed <= scale | {"evaluation.networks", "evaluation.epochs", "evaluation.width"}
+    assert changed <= scale | {
+        "evaluation.networks",
+        "evaluation.epochs",
+        "evaluation.classifier.width",
+    }
     for place in (
         "network.width",
         "objective.real_batch",

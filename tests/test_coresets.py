@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdd_core.data.datasets import load_data
-from pcdd_core.engine import baselines as coresets
-from pcdd_core.engine.baselines import (
+from pcdd_core.errors import InputError
+from pcdd_core.experiments.config import DataConfig
+from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, from_occupancy
+from pcdd_core.scoring import baselines as coresets
+from pcdd_core.scoring.baselines import (
     BASELINES,
     class_mean,
     craig,
@@ -22,10 +25,7 @@ from pcdd_core.engine.baselines import (
     k_center,
     whole,
 )
-from pcdd_core.engine.evaluate import project
-from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import DataConfig
-from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, from_occupancy
+from pcdd_core.scoring.evaluate import project
 
 CHOOSING = ["random", "herding", "k_center", "forgetting", "craig"]
 REAL = pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])

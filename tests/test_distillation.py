@@ -10,20 +10,20 @@ import torch
 
 from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import lifts
-from pcdd_core.engine.distill import distill, initial_clouds, lift_at
-from pcdd_core.engine.health import STUCK_BELOW, WINDOW, Health
+from pcdd_core.engine.distill import distill, lift_at
 from pcdd_core.engine.objectives import DISTANCES, gradient_matching
-from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import override
+from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Health
 from pcdd_core.geometry.clouds import PointClouds
 from pcdd_core.geometry.grid import boundary_check, cell_centres
 from pcdd_core.geometry.storage import save_clouds
 from pcdd_core.nn.grid import build_network
+from pcdd_core.seeds import generator
 
 
 def run(config, real=None, state=None) -> list:
-    return list(distill(config, real or tiny.three_digits(), state=state))
+    return list(config.distill(real or tiny.three_digits(), state=state))
 
 
 def last_coordinates(config, **more) -> torch.Tensor:
@@ -48,13 +48,13 @@ def assert_well_formed(step, grid):
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_every_combination_moves_points_inside_the_flat_grid(backend, lift, distance, optimiser):
     config = tiny.config(
-        network__backend=backend,
+        network__name=backend,
         lift__name=lift,
         objective__distance=distance,
         optimiser__name=optimiser,
         schedule__iterations=3,
     )
-    start, steps = initial_clouds(config, tiny.three_digits()), run(config)
+    start, steps = config.start(tiny.three_digits()), run(config)
     assert [step.iteration for step in steps] == [0, 1, 2]
     for step in steps:
         assert_well_formed(step, (1, 28, 28))
@@ -66,8 +66,8 @@ def test_every_combination_moves_points_inside_the_flat_grid(backend, lift, dist
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_points_move_along_all_three_axes_of_a_solid_grid(backend, lift):
-    config = tiny.config(network__backend=backend, lift__name=lift, optimiser__name="adam")
-    start, steps = initial_clouds(config, tiny.three_solids()), run(config, tiny.three_solids())
+    config = tiny.config(network__name=backend, lift__name=lift, optimiser__name="adam")
+    start, steps = config.start(tiny.three_solids()), run(config, tiny.three_solids())
     for step in steps:
         assert_well_formed(step, (6, 6, 6))
     assert ((steps[-1].clouds.coordinates - start.coordinates).abs() > 1e-4).any(0).all()
@@ -77,7 +77,7 @@ def test_points_move_along_all_three_axes_of_a_solid_grid(backend, lift):
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_unequal_clouds_keep_their_numbers_and_sizes(backend, lift):
     config = tiny.config(
-        network__backend=backend,
+        network__name=backend,
         lift__name=lift,
         clouds__clouds_per_class=[1, 3, 2],
         clouds__points_per_cloud=[5, 6, 7, 8, 9, 1],
@@ -102,7 +102,7 @@ def test_same_seed_same_run():
 
 @pytest.mark.parametrize("initialisation", ["scatter", "real"])
 def test_other_seed_other_run(initialisation):
-    config = {"clouds__initialisation": initialisation}
+    config = {"clouds__name": initialisation}
     assert not torch.equal(
         last_coordinates(tiny.config(seed=1, **config)),
         last_coordinates(tiny.config(seed=2, **config)),
@@ -138,7 +138,7 @@ def test_training_moves_the_network_and_no_training_leaves_it():
         config = tiny.config(
             schedule__iterations_per_network=0, schedule__training_steps=training_steps
         )
-        steps = distill(config, tiny.three_digits())
+        steps = config.distill(tiny.three_digits())
         first, second = (next(steps).state()["network"]["head.weight"].clone() for _ in range(2))
         assert torch.equal(first, second) == (training_steps == 0)
 
@@ -176,7 +176,7 @@ OBJECTIVES = [
 def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, backend, augmentation):
     config = tiny.config(
         objective__name=objective,
-        network__backend=backend,
+        network__name=backend,
         objective__augmentation=augmentation,
         clouds__clouds_per_class=[1, 3, 2],
         schedule__iterations=3,
@@ -188,8 +188,7 @@ def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, back
         assert_well_formed(step, (1, 28, 28))
         assert len(step.matching_loss) == 3 and min(step.matching_loss) > 0
     assert (
-        (steps[-1].clouds.coordinates - initial_clouds(config, tiny.three_digits()).coordinates)
-        != 0
+        (steps[-1].clouds.coordinates - config.start(tiny.three_digits()).coordinates) != 0
     ).any()
 
 
@@ -208,9 +207,7 @@ def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path
         "objective__distance": "sum_of_squares",
     }
     scattered = sum(run(tiny.config(**settings))[0].matching_loss)
-    same = tiny.config(
-        **settings, clouds__initialisation="file", clouds__file=str(tmp_path / "real.npz")
-    )
+    same = tiny.config(**settings, clouds__name="file", clouds__file=str(tmp_path / "real.npz"))
     assert sum(run(same)[0].matching_loss) < 1e-3 * scattered
 
 
@@ -247,7 +244,7 @@ def test_resume_holds_for_every_objective_with_augmentation_and_real_training(ob
         objective__unrolled_steps_before=3,
     )
     state = through_a_file(
-        next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state()
+        next(itertools.islice(config.distill(tiny.three_digits()), 1, None)).state()
     )
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
 
@@ -279,7 +276,7 @@ def test_distribution_matching_comes_first_where_asked_for():
         True
     ] * 3 + [False] * 2
     state = through_a_file(
-        next(itertools.islice(distill(first, tiny.three_digits()), 1, None)).state()
+        next(itertools.islice(first.distill(tiny.three_digits()), 1, None)).state()
     )
     assert torch.equal(last_coordinates(first, state=state), steps[-1].clouds.coordinates)
 
@@ -353,9 +350,7 @@ def test_labels_stay_certain_where_they_are_not_to_be_learned():
 def test_learned_labels_of_a_set_are_where_further_learning_begins(tmp_path):
     first = run(learning_labels())[-1].clouds
     save_clouds(first, tmp_path / "first.npz")
-    further = learning_labels(
-        clouds__initialisation="file", clouds__file=str(tmp_path / "first.npz")
-    )
+    further = learning_labels(clouds__name="file", clouds__file=str(tmp_path / "first.npz"))
     still = run(override(further, {"optimiser.label_step_size": 1e-9, "schedule.iterations": 1}))[
         -1
     ].clouds
@@ -366,7 +361,7 @@ def test_learned_labels_of_a_set_are_where_further_learning_begins(tmp_path):
 def test_resume_holds_for_learned_labels(optimiser):
     config = learning_labels(optimiser__name=optimiser)
     state = through_a_file(
-        next(itertools.islice(distill(config, tiny.three_digits()), 1, None)).state()
+        next(itertools.islice(config.distill(tiny.three_digits()), 1, None)).state()
     )
     resumed, unbroken = run(config, state=state)[-1].clouds, run(config)[-1].clouds
     assert torch.equal(resumed.coordinates, unbroken.coordinates)
@@ -394,9 +389,9 @@ def test_training_on_real_clouds_teaches_the_network_the_real_classes():
 
 def test_cells_are_shown_hard_from_the_moment_asked_for():
     config = tiny.config(lift__hard_from=0.6, schedule__iterations=5)
-    clouds = initial_clouds(config, tiny.three_digits())
+    clouds = config.start(tiny.three_digits())
     hard = [
-        set(lift_at(config, iteration)(clouds).unique().tolist()) <= {0.0, 1.0}
+        set(config.method.lift_at(iteration)(clouds).unique().tolist()) <= {0.0, 1.0}
         for iteration in range(5)
     ]
     assert hard == [False, False, False, True, True]
@@ -410,7 +405,7 @@ def test_saturation_goes_from_its_start_to_its_end():
         expected = lifts.gaussian_occupancy(
             clouds, lifts.annealed(progress, *bandwidths), saturation
         )
-        assert torch.allclose(lift_at(config, iteration)(clouds), expected), iteration
+        assert torch.allclose(config.method.lift_at(iteration)(clouds), expected), iteration
 
 
 def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
@@ -419,7 +414,7 @@ def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
     expected = lifts.gaussian_occupancy(clouds, 3.0, config.lift.saturation, closed=True)
     assert not torch.allclose(lift_at(tiny.config(lift__bandwidth_start=3.0), 0)(clouds), expected)
     for real in (False, True):
-        assert torch.equal(lift_at(config, 0, real=real)(clouds), expected)
+        assert torch.equal(config.method.lift_at(0, real=real)(clouds), expected)
 
 
 def test_real_clouds_may_end_sharper_than_synthetic_ones():
@@ -437,7 +432,7 @@ def test_real_clouds_may_end_sharper_than_synthetic_ones():
         (4, False, end),
     ):
         expected = lifts.gaussian_occupancy(clouds, bandwidth, saturation)
-        assert torch.equal(lift_at(config, iteration, real=real)(clouds), expected), (
+        assert torch.equal(config.method.lift_at(iteration, real=real)(clouds), expected), (
             iteration,
             real,
         )
@@ -459,13 +454,13 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     real = tiny.three_digits()
     # the batch has all 8 clouds of a class, so the draw does not matter
     config = tiny.config(
-        network__backend=backend,
+        network__name=backend,
         lift__name=lift,
         objective__real_batch=8,
         optimiser__name="sgd",
         optimiser__step_size=1e-3,
     )
-    step = next(distill(config, real))
+    step = next(config.distill(real))
     channels = 3 if lift == "coordinates" else 1
     network = build_network(config.network, channels, real.grid, 3, generator(0))
     network.load_state_dict(step.state()["network"])
@@ -475,7 +470,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
             return lifts.coordinates_as_features(clouds)
         return lifts.gaussian_occupancy(clouds, config.lift.bandwidth_start, config.lift.saturation)
 
-    start = initial_clouds(config, real)
+    start = config.start(real)
     coordinates = start.coordinates.requires_grad_()
     real_clouds = cell_centres(real) if lift == "gaussian" else real
     losses = []
@@ -502,7 +497,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_matching_loss_falls_where_network_batch_and_bandwidth_stay_the_same(backend):
     config = tiny.config(
-        network__backend=backend,
+        network__name=backend,
         objective__real_batch=8,
         lift__bandwidth_start=1.5,
         lift__bandwidth_end=1.5,
@@ -550,7 +545,7 @@ def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, 
     unbroken = run(config)
     for done in (1, 3, 5):
         state = through_a_file(
-            next(itertools.islice(distill(config, tiny.three_digits()), done - 1, None)).state()
+            next(itertools.islice(config.distill(tiny.three_digits()), done - 1, None)).state()
         )
         resumed = run(config, state=state)
         assert [step.iteration for step in resumed] == list(range(done, 7))
@@ -562,10 +557,10 @@ def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_resume_holds_for_the_paper_s_lift_too(backend):
     config = tiny.config(
-        network__backend=backend, lift__name="coordinates", schedule__iterations_per_network=0
+        network__name=backend, lift__name="coordinates", schedule__iterations_per_network=0
     )
     state = through_a_file(
-        next(itertools.islice(distill(config, tiny.three_digits()), 2, None)).state()
+        next(itertools.islice(config.distill(tiny.three_digits()), 2, None)).state()
     )
     assert torch.equal(last_coordinates(config, state=state), last_coordinates(config))
 
@@ -575,7 +570,7 @@ def test_a_state_that_is_kept_does_not_change_while_the_run_goes_on(optimiser):
     config = tiny.config(
         optimiser__name=optimiser, schedule__training_steps=1, schedule__iterations_per_network=0
     )
-    steps = distill(config, tiny.three_digits())
+    steps = config.distill(tiny.three_digits())
     state = next(steps).state()
     on_the_spot = copy.deepcopy(state)
     unbroken = list(steps)[-1].clouds.coordinates
@@ -593,7 +588,7 @@ def test_state_of_the_last_step_leaves_nothing_to_do():
 
 def test_scatter_fills_the_whole_box():
     config = tiny.config(clouds__points_per_cloud=300)
-    clouds = initial_clouds(config, tiny.three_solids())
+    clouds = config.start(tiny.three_solids())
     assert (
         clouds.coordinates.min(0).values.max() < 0.5
         and clouds.coordinates.max(0).values.min() > 4.5
@@ -605,11 +600,11 @@ def test_scatter_fills_the_whole_box():
 def test_real_initialisation_takes_clouds_of_the_right_class_at_cell_centres(grid):
     real = tiny.three_digits() if grid == "flat" else tiny.three_solids()
     config = tiny.config(
-        clouds__initialisation="real",
+        clouds__name="real",
         clouds__points_per_cloud=None,
         clouds__clouds_per_class=[1, 2, 3],
     )
-    start = initial_clouds(config, real)
+    start = config.start(real)
     assert start.labels.tolist() == [0, 1, 1, 2, 2, 2]
     half = torch.tensor([0.0 if cells == 1 else 0.5 for cells in real.grid])
     sources = []
@@ -622,11 +617,11 @@ def test_real_initialisation_takes_clouds_of_the_right_class_at_cell_centres(gri
 
 @pytest.mark.parametrize("size", [3, 60, 500])
 def test_real_initialisation_is_resampled_to_the_size_asked_for(size):
-    config = tiny.config(clouds__initialisation="real", clouds__points_per_cloud=size)
-    whole = tiny.config(clouds__initialisation="real", clouds__points_per_cloud=None)
+    config = tiny.config(clouds__name="real", clouds__points_per_cloud=size)
+    whole = tiny.config(clouds__name="real", clouds__points_per_cloud=None)
     resampled, source = (
-        initial_clouds(config, tiny.three_digits()),
-        initial_clouds(whole, tiny.three_digits()),
+        config.start(tiny.three_digits()),
+        whole.start(tiny.three_digits()),
     )
     assert resampled.sizes.tolist() == [size] * 3
     for cloud in range(3):
@@ -639,11 +634,11 @@ def test_real_initialisation_is_resampled_to_the_size_asked_for(size):
 def test_file_initialisation_starts_where_the_set_is(tmp_path):
     clouds = last_coordinates_as_set(tmp_path / "set.npz")
     config = tiny.config(
-        clouds__initialisation="file",
+        clouds__name="file",
         clouds__file=str(tmp_path / "set.npz"),
         optimiser__step_size=1e-6,
     )
-    assert torch.equal(initial_clouds(config, tiny.three_digits()).coordinates, clouds.coordinates)
+    assert torch.equal(config.start(tiny.three_digits()).coordinates, clouds.coordinates)
     torch.testing.assert_close(last_coordinates(config), clouds.coordinates, atol=1e-4, rtol=0)
 
 
@@ -655,16 +650,16 @@ def last_coordinates_as_set(path) -> PointClouds:
 
 def test_file_of_another_grid_is_refused(tmp_path):
     save_clouds(tiny.three_solids(), tmp_path / "solids.npz")
-    config = tiny.config(clouds__initialisation="file", clouds__file=str(tmp_path / "solids.npz"))
+    config = tiny.config(clouds__name="file", clouds__file=str(tmp_path / "solids.npz"))
     with pytest.raises(InputError, match=r"solids\.npz.*\(6, 6, 6\).*\(1, 28, 28\)"):
-        distill(config, tiny.three_digits())
+        config.distill(tiny.three_digits())
 
 
 def test_file_that_lacks_a_class_is_refused(tmp_path):
     save_clouds(tiny.three_digits().select(torch.arange(16)), tmp_path / "two.npz")
-    config = tiny.config(clouds__initialisation="file", clouds__file=str(tmp_path / "two.npz"))
+    config = tiny.config(clouds__name="file", clouds__file=str(tmp_path / "two.npz"))
     with pytest.raises(InputError, match=r"two\.npz.*'2'"):
-        distill(config, tiny.three_digits())
+        config.distill(tiny.three_digits())
 
 
 # --- settings that do not fit the data ------------------------------------------------------------
@@ -678,7 +673,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
             "objective.augmentation = true.*gaussian",
         ),
         (
-            {"objective__real_precision": "bfloat16", "network__backend": "sparse"},
+            {"objective__real_precision": "bfloat16", "network__name": "sparse"},
             "real_precision = 'bfloat16'.*sparse.*backend=torch",
         ),
         (
@@ -687,7 +682,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
         ),
         ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
         (
-            {"clouds__initialisation": "real", "clouds__clouds_per_class": 9},
+            {"clouds__name": "real", "clouds__clouds_per_class": 9},
             "class '0' has 8 clouds.*9 were asked for",
         ),
         (
@@ -699,14 +694,14 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
             "points_per_cloud has 2 numbers; expected.*per cloud: 3",
         ),
         ({"clouds__points_per_cloud": None}, "points_per_cloud = null"),
-        ({"clouds__initialisation": "file"}, "clouds.file"),
+        ({"clouds__name": "file"}, "clouds.file"),
         (
-            {"clouds__initialisation": "file", "clouds__file": "nowhere.npz"},
+            {"clouds__name": "file", "clouds__file": "nowhere.npz"},
             "nowhere.npz: no such file",
         ),
-        ({"clouds__file": "unused.npz"}, "clouds.file.*clouds.initialisation=file"),
+        ({"clouds__file": "unused.npz"}, "clouds.file.*clouds.name=file"),
         ({"network__layers": 5}, "network.layers = 5.*at most 4"),
-        ({"network__layers": 5, "network__backend": "sparse"}, "network.layers = 5.*at most 4"),
+        ({"network__layers": 5, "network__name": "sparse"}, "network.layers = 5.*at most 4"),
         ({"network__paper_layout": True, "network__norm": "instance"}, "paper_layout"),
     ],
 )
@@ -750,7 +745,7 @@ def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
 def watched(config) -> list[str | None]:
     """Return the finding of the health check after each iteration."""
     health, findings = Health(), []
-    for step in distill(config, tiny.three_digits()):
+    for step in config.distill(tiny.three_digits()):
         health.watch(step)
         findings.append(health.finding)
     return findings
@@ -796,7 +791,7 @@ def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(ch
     try:
         for count in (1, 3):
             monkeypatch.setattr(distillation, "threads_for", lambda device, count=count: count)
-            results.append(list(distill(config, tiny.three_digits())))
+            results.append(list(config.distill(tiny.three_digits())))
     finally:
         torch.set_num_threads(before)
     for alone, together in zip(*results, strict=True):

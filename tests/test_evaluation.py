@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from pcdd_core.engine import evaluate as evaluation
-from pcdd_core.engine.baselines import BASELINES, herding, random
-from pcdd_core.engine.evaluate import (
+from pcdd_core.errors import EvaluationFailed, InputError
+from pcdd_core.experiments.config import EvaluationConfig
+from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
+from pcdd_core.geometry.grid import cell_centres
+from pcdd_core.scoring import evaluate as evaluation
+from pcdd_core.scoring.baselines import BASELINES, herding, random
+from pcdd_core.scoring.evaluate import (
     CROP,
     PROTOCOLS,
     ROTATION,
@@ -29,11 +33,7 @@ from pcdd_core.engine.evaluate import (
     project,
     soft_project,
 )
-from pcdd_core.engine.seeds import generator
-from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.experiments.config import EvaluationConfig
-from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
-from pcdd_core.geometry.grid import cell_centres
+from pcdd_core.seeds import generator
 
 DRAWS = 1200
 SELECTIONS = [name for name in BASELINES if name not in ("class_mean", "whole")]

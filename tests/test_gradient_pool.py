@@ -6,7 +6,7 @@ import torch
 
 from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import objectives
-from pcdd_core.engine.distill import GradientPool, batch_at, distill, draw_network, lift_at
+from pcdd_core.engine.distill import GradientPool, distill
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.clouds import members_per_class
 
@@ -20,13 +20,13 @@ def pooled(**changes):
 
 def test_a_pool_holds_the_gradients_of_the_first_fresh_batches():
     config, real = pooled(), tiny.three_digits()
-    members, network = members_per_class(real), draw_network(config, real, 0)
+    members, network = members_per_class(real), config.method.draw_network(real, 0)
     pool = GradientPool(config, network, 0, real, members)
     expected = {}
     for number in range(2):
-        for label, batch in enumerate(batch_at(config, real, members, number).split(4)):
+        for label, batch in enumerate(config.method.batch_at(real, members, number).split(4)):
             chosen = real.select(batch)
-            lifted = lift_at(config, 0, real=True)(chosen)
+            lifted = config.method.lift_at(0, real=True)(chosen)
             expected[label, number] = objectives.real_gradients(network, lifted, chosen.labels)
     drawn = {label: set() for label in range(3)}
     for iteration in range(12):
@@ -48,9 +48,11 @@ def test_gradients_are_computed_once_and_classes_draw_apart(monkeypatch):
     monkeypatch.setattr(
         objectives, "real_gradients", lambda *call: computed.append(call) or gradients(*call)
     )
-    steps = list(distill(config, real))
+    steps = list(config.distill(real))
     assert len(steps) == 12 and len(computed) == 3 * 2
-    pool = GradientPool(config, draw_network(config, real, 0), 0, real, members_per_class(real))
+    pool = GradientPool(
+        config, config.method.draw_network(real, 0), 0, real, members_per_class(real)
+    )
     numbers = [
         tuple(pool.draw(label, iteration)[0].data_ptr() for label in range(3))
         for iteration in range(12)
@@ -78,12 +80,12 @@ def test_a_pool_of_one_batch_equals_fresh_gradients_of_that_batch(
 
 def test_resume_recomputes_the_same_gradients():
     config, real = pooled(schedule__iterations=8), tiny.three_digits()
-    steps = list(distill(config, real))
-    for iteration, step in enumerate(distill(config, real)):
+    steps = list(config.distill(real))
+    for iteration, step in enumerate(config.distill(real)):
         if iteration == 3:
             state = step.state()
             break
-    resumed = list(distill(config, real, state=state))
+    resumed = list(config.distill(real, state=state))
     assert torch.equal(resumed[-1].clouds.coordinates, steps[-1].clouds.coordinates)
 
 
@@ -100,7 +102,7 @@ def test_each_network_has_batches_of_its_own(monkeypatch):
         return draw(config, real, members, iteration)
 
     monkeypatch.setattr(distillation, "batch_at", spy)
-    list(distill(config, real))
+    list(config.distill(real))
     # the first call checks the settings; every network has two batches
     assert set(asked[1:]) == {0, 1, 2, 3}
 

@@ -17,10 +17,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import needs_minkowski
 
-from pcdd_core.engine.distill import distill, lift_at
+from pcdd_core.engine.distill import distill
 from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.objectives import gradients_without_graph, parameter_gradients
-from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import NetworkConfig
 from pcdd_core.geometry.clouds import clouds_from_list
@@ -28,6 +27,7 @@ from pcdd_core.nn import minkowski, sparse
 from pcdd_core.nn.grid import build_network
 from pcdd_core.nn.minkowski import MinkowskiTensor
 from pcdd_core.nn.sparse import SparseTensor
+from pcdd_core.seeds import generator
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -798,13 +798,13 @@ def test_minkowski_distillation_runs_and_its_first_loss_is_that_of_sparse(norm):
     steps, made = {}, {}
     for backend in ("minkowski", "sparse"):
         config = tiny.config(
-            network__backend=backend,
+            network__name=backend,
             network__norm=norm,
             lift__name="coordinates",
             schedule__iterations=2,
         )
-        steps[backend] = list(distill(config, tiny.three_digits()))
-        made[backend] = type(lift_at(config, 0)(tiny.three_digits()))
+        steps[backend] = list(config.distill(tiny.three_digits()))
+        made[backend] = type(config.method.lift_at(0)(tiny.three_digits()))
     assert made == {"minkowski": MinkowskiTensor, "sparse": SparseTensor}
     assert [step.iteration for step in steps["minkowski"]] == [0, 1]
     first, other = steps["minkowski"][0], steps["sparse"][0]
@@ -853,14 +853,14 @@ def test_without_minkowski_networks_that_need_it_say_how_to_get_it_or_go_without
 ):
     with pytest.raises(
         InputError,
-        match="MinkowskiEngine is not installed.*`make minkowski`.*network.backend=sparse",
+        match="MinkowskiEngine is not installed.*`make minkowski`.*network.name=sparse",
     ):
         built(**ASKING_FOR_IT[asking])
 
 
 def test_without_minkowski_distillation_with_it_is_refused_before_the_first_step(not_installed):
     with pytest.raises(InputError, match="MinkowskiEngine is not installed"):
-        distill(tiny.config(network__backend="minkowski"), tiny.three_digits())
+        distill(tiny.config(network__name="minkowski"), tiny.three_digits())
 
 
 @pytest.mark.parametrize(
@@ -887,8 +887,8 @@ def test_without_minkowski_tensors_of_it_say_how_to_get_it(not_installed, make):
 
 @pytest.mark.parametrize("backend", ["sparse", "torch"])
 def test_without_minkowski_the_other_backends_work(not_installed, backend):
-    config = tiny.config(network__backend=backend, lift__name="coordinates", schedule__iterations=2)
-    assert len(list(distill(config, tiny.three_digits()))) == 2
+    config = tiny.config(network__name=backend, lift__name="coordinates", schedule__iterations=2)
+    assert len(list(config.distill(tiny.three_digits()))) == 2
 
 
 @pytest.mark.parametrize("asking", ASKING_FOR_IT)
@@ -910,6 +910,6 @@ def test_minkowski_that_lacks_a_module_of_its_own_is_not_called_missing(installe
 def test_minkowski_kernel_maps_are_for_backend_sparse_only(backend):
     with pytest.raises(
         InputError,
-        match=f"network.kernel_maps = 'minkowski'.*network.backend=sparse, not {backend}",
+        match=f"network.kernel_maps = 'minkowski'.*network.name=sparse, not {backend}",
     ):
         built(backend, kernel_maps="minkowski")

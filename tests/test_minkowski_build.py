@@ -840,7 +840,7 @@ def machine(tmp_path, monkeypatch):
 def test_minkowski_builds_on_linux_only_and_says_what_else_there_is(machine, monkeypatch):
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     message = refusal(script.install, machine.options)
-    assert "Darwin" in message and "network.backend=sparse" in message and machine.done == []
+    assert "Darwin" in message and "network.name=sparse" in message and machine.done == []
 
 
 def test_minkowski_that_is_installed_is_only_tested(machine):

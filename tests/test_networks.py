@@ -13,12 +13,12 @@ from torch import nn
 
 from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.objectives import gradients_without_graph
-from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import NetworkConfig
 from pcdd_core.nn.grid import average_pool, build_network
 from pcdd_core.nn.minkowski import from_points as minkowski_points
 from pcdd_core.nn.sparse import from_dense
+from pcdd_core.seeds import generator
 
 FLAT, SOLID = (1, 8, 8), (4, 4, 4)
 BACKENDS = ["torch", "sparse"]

@@ -88,7 +88,7 @@ def test_quickstart_runs_from_end_to_end(tmp_path):
         "objective.real_batch": 2,
         "evaluation.epochs": 2,
         "evaluation.networks": 1,
-        "evaluation.width": 4,
+        "evaluation.classifier.width": 4,
     }
     papermill.execute_notebook(
         FOLDER / "01_quickstart.ipynb",

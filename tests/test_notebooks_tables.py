@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from tiny import needs_minkowski
 
 from pcdd_core.cli.main import main
-from pcdd_core.engine.distill import initial_clouds
 from pcdd_core.experiments import figures
 from pcdd_core.experiments.config import override, to_dict
 from pcdd_core.experiments.presets import PRESETS
@@ -312,7 +311,7 @@ def make_up(folder, preset: str, seed: int, score: float, cell_settings=None, **
     place = folder / f"{preset}-{seed}-{len(list(folder.iterdir()))}"
     place.mkdir()
     (place / "record.json").write_text(json.dumps(record | more))
-    start = initial_clouds(settings, released("mnist-1"))
+    start = settings.start(released("mnist-1"))
     save_clouds(
         start.with_coordinates(boundary_check(start.coordinates, start.grid)), place / "clouds.npz"
     )

@@ -27,9 +27,9 @@ from pcdd_core.engine.objectives import (
     parameter_gradients,
     unrolled_training,
 )
-from pcdd_core.engine.seeds import generator
 from pcdd_core.experiments.config import NetworkConfig
 from pcdd_core.nn.grid import build_network
+from pcdd_core.seeds import generator
 
 SHAPES = [(3, 4), (3,), (1, 5)]  # a weight, a bias, a weight with one row
 

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from tiny import digits, needs_minkowski
 
 from pcdd_core.data import datasets
-from pcdd_core.engine.distill import distill, draw_network
+from pcdd_core.engine.distill import draw_network
 from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.objectives import DISTANCES, gradient_matching
-from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, members_per_class
 from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.nn import minkowski, sparse
+from pcdd_core.seeds import generator
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -236,7 +236,7 @@ def literal_distance(real, synthetic, distance: str) -> torch.Tensor:
 def test_first_update_of_the_full_width_equals_minkowski_layers_called_literally():
     """Repeat the PyTorch oracle below for MinkowskiEngine, on real digits at width 128."""
     config = paper_config("minkowski", 2)
-    network, train = draw_network(config, digits().train, 0), digits().train
+    network, train = config.method.draw_network(digits().train, 0), digits().train
     start = torch.rand(250, 3, generator=generator(0)) * 28
     for label in (0, 4):
         real = train.select(members_per_class(train)[label][:32])
@@ -282,7 +282,7 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
     config = paper_config("torch", 3)
     train = datasets.load_data(config.data).train
     assert len(train) == 60_000
-    network = draw_network(config, train, 0)
+    network = config.method.draw_network(train, 0)
     with np.load(oracle_path()) as oracle:
         weights = [torch.from_numpy(oracle[f"weight.pyt.{place}.weight"]) for place in (0, 3, 6)]
         biases = [torch.from_numpy(oracle[f"weight.pyt.{place}.bias"]) for place in (0, 3, 6)]
@@ -328,7 +328,7 @@ def test_origin_shift_without_cells_is_refused():
         "torch", 2, **{"lift.name": "gaussian", "objective.real_gradients": "fresh"}
     )
     with pytest.raises(InputError, match="network.origin_shift = true with lift.name=gaussian"):
-        distill(config, digits().train)
+        config.distill(digits().train)
 
 
 def test_max_points_cuts_training_clouds_only():

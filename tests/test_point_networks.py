@@ -19,12 +19,12 @@ from pcdd_core.engine.objectives import (
     maximum_mean_discrepancy,
     sorted_feature_matching,
 )
-from pcdd_core.engine.seeds import generator
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import NetworkConfig, ObjectiveConfig
 from pcdd_core.nn import points as point_networks
 from pcdd_core.nn.grid import build_network
 from pcdd_core.nn.points import PointNet, PointNorm
+from pcdd_core.seeds import generator
 
 SOLID = (6, 6, 6)
 LABELS = torch.tensor([0, 1, 2])
@@ -202,7 +202,7 @@ SHAPES = {
     "data__points": 40,
     "clouds__points_per_cloud": 30,
     "lift__name": "points",
-    "network__backend": "pointnet",
+    "network__name": "pointnet",
     "network__width": 16,
     "optimiser__step_size": 0.3,
 }
@@ -243,7 +243,7 @@ def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, soli
         objective__augmentation=False,
         schedule__iterations_per_network=0,
     )
-    losses = [sum(step.matching_loss) for step in distill(config, solids)]
+    losses = [sum(step.matching_loss) for step in config.distill(solids)]
     assert np.mean(losses[-5:]) < 0.65 * np.mean(losses[:5])
 
 
@@ -261,7 +261,7 @@ def test_with_steps_of_their_own_clouds_turn_as_a_whole(
         optimiser__name=optimiser,
         optimiser__turn_step_size=turn_step_size,
     )
-    steps = list(distill(config, solids))
+    steps = list(config.distill(solids))
     assert steps[-1].mean_absolute_displacement > 1e-3 or optimiser == "sgd"
     first, last = steps[0].clouds, steps[-1].clouds
     for before, after in zip(
@@ -273,8 +273,8 @@ def test_with_steps_of_their_own_clouds_turn_as_a_whole(
 
 def test_a_run_that_turns_clouds_resumes(solids):
     config = tiny.config(**SHAPES, optimiser__turn_step_size=0.05)
-    unbroken = [(step.clouds.coordinates, step.state()) for step in distill(config, solids)]
-    again = list(distill(config, solids, state=unbroken[1][1]))
+    unbroken = [(step.clouds.coordinates, step.state()) for step in config.distill(solids)]
+    again = list(config.distill(solids, state=unbroken[1][1]))
     assert torch.equal(again[-1].clouds.coordinates, unbroken[-1][0])
 
 
@@ -282,17 +282,17 @@ def test_a_run_that_turns_clouds_resumes(solids):
     ("changes", "said"),
     [
         (
-            {"network__backend": "torch"},
-            "network.backend = 'torch' with lift.name=points.*expected network.backend=pointnet",
+            {"network__name": "torch"},
+            "network.name = 'torch' with lift.name=points.*expected network.name=pointnet",
         ),
-        ({"lift__name": "gaussian"}, "network.backend = 'pointnet' with lift.name=gaussian"),
+        ({"lift__name": "gaussian"}, "network.name = 'pointnet' with lift.name=gaussian"),
         (
             {
                 "lift__name": "gaussian",
-                "network__backend": "torch",
+                "network__name": "torch",
                 "objective__name": "sorted_feature_matching",
             },
-            "needs network.backend=pointnet",
+            "needs network.name=pointnet",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from pcdd_core.engine import ranks
+from pcdd_core import ranks
 from pcdd_core.engine.distill import distill
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.storage import load_clouds

@@ -19,7 +19,6 @@ from tiny import files, pcdd
 
 from pcdd_core.engine.distill import initial_clouds
 from pcdd_core.engine.objectives import DISTANCES
-from pcdd_core.engine.second_order import sentence
 from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.experiments import runs
 from pcdd_core.experiments.config import from_dict, identity, to_dict
@@ -32,6 +31,7 @@ from pcdd_core.experiments.records import (
     table,
 )
 from pcdd_core.experiments.runs import RUN_FILES
+from pcdd_core.experiments.second_order import sentence
 from pcdd_core.geometry.storage import load_clouds
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -193,7 +193,7 @@ def test_missing_second_derivatives_of_minkowski_are_in_the_record_and_said_once
         pcdd(
             "distill",
             *options,
-            network__backend="minkowski",
+            network__name="minkowski",
             network__norm="none",
             schedule__iterations=2,
         )
@@ -297,7 +297,7 @@ def test_how_often_checkpoints_are_written_changes_nothing(finished, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--resume"]], ids=["again", "resume"])
 def test_finished_run_is_not_overwritten(copy, options, capsys):
     before = files(copy)
-    assert distill(copy, *options) == 2
+    assert copy.distill(*options) == 2
     assert "finished" in capsys.readouterr().err
     assert files(copy) == before
 
@@ -306,7 +306,7 @@ def test_overwrite_replaces_the_run_and_leaves_foreign_files_alone(copy):
     (copy / "notes.txt").write_text("mine")
     (copy / "more").mkdir()
     (copy / "more" / "clouds.npz").write_text("mine too")
-    assert distill(copy, "--overwrite", schedule__iterations=3) == 0
+    assert copy.distill("--overwrite", schedule__iterations=3) == 0
     assert (
         read_record(copy)["iterations"] == 3
         and len((copy / "steps.jsonl").read_text().splitlines()) == 3
@@ -319,7 +319,7 @@ def test_overwrite_replaces_the_run_and_leaves_foreign_files_alone(copy):
 def test_run_that_is_overwritten_is_not_taken_for_finished(copy, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(0, patch)
-        assert distill(copy, "--overwrite") == 130
+        assert copy.distill("--overwrite") == 130
     assert not {"record.json", "clouds.npz", "checkpoint.pt"} & {
         path.name for path in copy.iterdir()
     }
@@ -336,7 +336,7 @@ def test_run_that_is_overwritten_is_not_taken_for_finished(copy, monkeypatch):
 )
 def test_overwrite_with_wrong_input_removes_nothing(copy, options, changes):
     before = files(copy)
-    assert distill(copy, "--overwrite", *options, **changes) == 2
+    assert copy.distill("--overwrite", *options, **changes) == 2
     assert files(copy) == before
 
 
@@ -390,22 +390,22 @@ def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(
 def test_run_can_be_interrupted_twice(interrupted, finished, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(6, patch)
-        assert distill(interrupted, "--resume") == 130
-    assert distill(interrupted, "--resume") == 0
+        assert interrupted.distill("--resume") == 130
+    assert interrupted.distill("--resume") == 0
     assert_same_result(interrupted, finished)
 
 
 def test_lines_written_after_the_last_checkpoint_are_dropped(interrupted, finished):
     with (interrupted / "steps.jsonl").open("a") as file:
         file.write('{"iteration": 4, "matching_loss": [0]}\n{"iteration": 5, "matc')
-    assert distill(interrupted, "--resume") == 0
+    assert interrupted.distill("--resume") == 0
     assert_same_result(interrupted, finished)
 
 
 def test_run_stopped_while_it_was_scored_is_scored_on_resume(copy, finished):
     for name in ("record.json", "clouds.npz", "migration.png", "trajectory.npz"):
         (copy / name).unlink()
-    assert distill(copy, "--resume") == 0
+    assert copy.distill("--resume") == 0
     assert_same_result(copy, finished)
     assert read_record(copy)["scores"] == read_record(finished)["scores"]
 
@@ -421,7 +421,7 @@ def along(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("along") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
-        assert distill(folder, **ALONG) == 0
+        assert folder.distill(**ALONG) == 0
     return folder
 
 
@@ -479,7 +479,7 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     evaluate = runs.evaluate
     monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
     monkeypatch.setattr(runs, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
-    assert distill(folder, "--resume", **ALONG) == 0
+    assert folder.distill("--resume", **ALONG) == 0
     assert len(scored) == 2
     assert read_record(folder)["scores_at"] == record["scores_at"]
     assert read_record(folder)["scores"] == record["scores"]
@@ -578,7 +578,7 @@ def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
     said = stop_after_the_first_checkpoint(process, folder, signal.SIGINT)
     assert process.returncode == 130
     assert "--resume" in said and "Traceback" not in said
-    assert distill(folder, "--resume", **LONG) == 0
+    assert folder.distill("--resume", **LONG) == 0
     rows = [json.loads(row) for row in (folder / "steps.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == list(range(40))
 
@@ -588,7 +588,7 @@ def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
 
 def test_checkpoint_of_another_configuration_is_refused(interrupted, capsys):
     before = files(interrupted)
-    assert distill(interrupted, "--resume", optimiser__step_size=0.123) == 2
+    assert interrupted.distill("--resume", optimiser__step_size=0.123) == 2
     message = capsys.readouterr().err
     assert "another configuration" in message and str(interrupted) in message
     assert identity(tiny.config(**SCHEDULE)) in message
@@ -618,7 +618,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
     }
     path.write_bytes(content[damage])
     before = files(interrupted)
-    assert distill(interrupted, "--resume") == 2
+    assert interrupted.distill("--resume") == 2
     message = capsys.readouterr().err
     assert (
         message.startswith(f"pcdd: {path}: not a readable checkpoint") and "--overwrite" in message

@@ -9,14 +9,14 @@ from tiny import needs_minkowski
 
 from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import second_order
-from pcdd_core.engine.distill import batch_at, draw_network, lift_at
+from pcdd_core.engine.distill import draw_network
 from pcdd_core.engine.objectives import (
     DISTANCES,
     gradient_matching,
     gradients_without_graph,
     parameter_gradients,
 )
-from pcdd_core.engine.second_order import (
+from pcdd_core.experiments.second_order import (
     coordinate_gradients,
     layer_of,
     missed_gradient,
@@ -33,7 +33,7 @@ GRID = (1, 8, 8)
 def config(backend, **changes):
     """Return settings of two layers of width 2 on raw coordinates, in batches of 2 real clouds."""
     settings = {
-        "network__backend": backend,
+        "network__name": backend,
         "network__width": 2,
         "network__norm": "none",
         "lift__name": "coordinates",
@@ -151,14 +151,14 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
     settings = config(
         backend, objective__distance=distance, network__norm="instance", lift__name=lift
     )
-    network = draw_network(settings, real, 0).double()
+    network = settings.method.draw_network(real, 0).double()
     real_batch, synthetic_cloud = (
         real.select(torch.tensor([0, 3])),
         synthetic.select(torch.tensor([0])),
     )
     parts = coordinate_gradients(settings, network, real_batch, synthetic_cloud, iteration=2)
 
-    lifted = lift_at(settings, 2)
+    lifted = settings.method.lift_at(2)
     coordinates = synthetic_cloud.coordinates.clone().requires_grad_()
     synthetic_lifted = lifted(synthetic_cloud.with_coordinates(coordinates))
     loss = gradient_matching(
@@ -197,7 +197,7 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
 
 def test_a_parameter_that_the_distance_leaves_out_moves_no_point(real, synthetic):
     settings = config("torch", objective__distance="layerwise_cosine_of_weights")
-    network = draw_network(settings, real, 0).double()
+    network = settings.method.draw_network(real, 0).double()
     synthetic_cloud = synthetic.select(torch.tensor([0]))
     parts = coordinate_gradients(
         settings, network, real.select(torch.tensor([0, 3])), synthetic_cloud, iteration=0
@@ -252,7 +252,7 @@ def test_where_nothing_is_missed_the_record_says_just_that(real, synthetic, back
 
 def parts_by_finite_differences(settings, network, real_batch, synthetic_cloud, iteration):
     """Return the coordinate gradient of the sum of squares by layer, from first derivatives."""
-    lift = lift_at(settings, iteration)
+    lift = settings.method.lift_at(iteration)
 
     def gradients(coordinates):
         return parameter_gradients(
@@ -293,9 +293,9 @@ def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, 
     measured = missed_gradient(settings, real, synthetic, iteration=iteration)
 
     # finite differences use first derivatives, which this backend has
-    network = draw_network(settings, real, 0).double()
+    network = settings.method.draw_network(real, 0).double()
     members = [torch.tensor([label, label + 3, label + 6]) for label in range(3)]
-    batch = batch_at(settings, real, members, iteration).split(2)
+    batch = settings.method.batch_at(real, members, iteration).split(2)
     pairs = [
         (real.select(chosen), synthetic.select(torch.tensor([label])))
         for label, chosen in enumerate(batch)
@@ -305,7 +305,7 @@ def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, 
     for real_batch, synthetic_cloud in pairs:
         coordinates, lift = (
             synthetic_cloud.coordinates.clone().requires_grad_(),
-            lift_at(settings, iteration),
+            settings.method.lift_at(iteration),
         )
         lifted = (
             lift(real_batch),
@@ -364,7 +364,7 @@ def test_the_sentence_names_parameters_and_numbers():
         "one, two" in words
         and "12.3%" in words
         and "-0.5000" in words
-        and "network.backend=sparse" in words
+        and "network.name=sparse" in words
     )
 
 
@@ -408,7 +408,7 @@ def test_measuring_leaves_the_clouds_as_they_were(real, synthetic):
 def test_gradients_without_graph_are_named_in_the_order_of_the_parameters(losing, real):
     losing("convolution")
     settings = config("minkowski", network__layers=3)
-    network, lifted = draw_network(settings, real, 0), lift_at(settings, 0)(real)
+    network, lifted = settings.method.draw_network(real, 0), settings.method.lift_at(0)(real)
     assert gradients_without_graph(network.double(), lifted, real.labels) == [
         *CONVOLUTIONS,
         "convolution_weights.2",

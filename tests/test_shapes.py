@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core.data import shape_files as shapes
-from pcdd_core.engine.baselines import random
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, DataConfig, override
 from pcdd_core.experiments.runs import score
+from pcdd_core.scoring.baselines import random
 
 DRAWS = np.random.default_rng(0)
 BOX = trimesh.creation.box((1, 2, 3))

@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 
-from pcdd_core.engine.baselines import BASELINES
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
 from pcdd_core.experiments import records, runs, sweeps
 from pcdd_core.experiments.config import override, to_dict
@@ -24,6 +23,7 @@ from pcdd_core.experiments.tables import COLUMNS, INGREDIENTS, SCALES, STEP_SIZE
 from pcdd_core.files import sole_user
 from pcdd_core.geometry.storage import load_clouds, released
 from pcdd_core.nn.classifiers import CLASSIFIERS, OF_POINTS
+from pcdd_core.scoring.baselines import BASELINES
 
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
 OF_DIGITS = [kind for kind in CLASSIFIERS if kind not in OF_POINTS or kind == "pointnet"]
@@ -60,7 +60,7 @@ def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, 
     distilled = [cell for cell in planned if cell.preset.startswith("paper-")]
     assert len(distilled) == 3 * kinds and {cell.config.seed for cell in planned} == {0, 1, 2}
     assert all(cell.preset.endswith("-small") == (scale == "small") for cell in planned)
-    widths = {cell.config.evaluation.width for cell in planned}
+    widths = {cell.config.evaluation.classifier.width for cell in planned}
     assert widths == ({32} if scale == "small" else {128}), "all rows of a table are scored alike"
 
 
@@ -120,10 +120,10 @@ def test_the_best_start_from_scatter_and_score_on_test_images_only_at_full_scale
     for cell in experiment("best", scale, seeds=1):
         config = cell.config
         assert config.evaluation.split == split and set(config.evaluation.protocols) == protocols
-        assert (config.evaluation.width, config.evaluation.epochs) == (
+        assert (config.evaluation.classifier.width, config.evaluation.epochs) == (
             (128, 1001) if scale == "paper" else (64, 500)
         )
-        assert config.clouds.initialisation == "scatter" and config.clouds.points_per_cloud <= 250
+        assert config.clouds.name == "scatter" and config.clouds.points_per_cloud <= 250
         if cell.name.startswith("mnist-1-split"):
             assert config.clouds.points_per_cloud * config.clouds.clouds_per_class <= 250
         assert config.evaluation.projection == (
@@ -159,13 +159,13 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split
             for cell in split_own
         }
         assert len(alike) == 1
-        assert {cell.config.clouds.initialisation for cell in own} == {"scatter", "real"}
+        assert {cell.config.clouds.name for cell in own} == {"scatter", "real"}
         assert {cell.config.clouds.clouds_per_class for cell in own} == {count}
-        on_a_grid = [cell.config for cell in own if cell.config.network.backend != "pointnet"]
+        on_a_grid = [cell.config for cell in own if cell.config.network.name != "pointnet"]
         assert {
             cell.config.clouds.points_per_cloud for cell in own if cell.config not in on_a_grid
         } == {1024, 256, 128}
-        assert {(config.network.backend, config.lift.closed) for config in on_a_grid} == (
+        assert {(config.network.name, config.lift.closed) for config in on_a_grid} == (
             {("sparse", True), ("torch", True)} if count == 1 else set()
         )
         for clouds in (cell.config.clouds for cell in split_own):
@@ -178,7 +178,7 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split
             "herding:256",
             "herding:128",
         }
-        assert {cell.config.clouds.initialisation for cell in split_own} == {"scatter", "real"}
+        assert {cell.config.clouds.name for cell in split_own} == {"scatter", "real"}
         assert {cell.baseline for cell in split_own} == {None, "random:128"}
     seeds = {
         cell.baseline: {other.config.seed for other in planned if other.baseline == cell.baseline}

@@ -11,7 +11,8 @@ import torch
 
 from pcdd_core.cli.main import main
 from pcdd_core.data import datasets
-from pcdd_core.experiments.config import Config, DataConfig, override
+from pcdd_core.data.datasets import Digits
+from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, from_occupancy
 
@@ -32,7 +33,7 @@ DISTILLATION = {
     "clouds.points_per_cloud": 20,
     "schedule.iterations": 5,
 }
-EVALUATION = {"evaluation.networks": 2, "evaluation.epochs": 2, "evaluation.width": 4}
+EVALUATION = {"evaluation.networks": 2, "evaluation.epochs": 2, "evaluation.classifier.width": 4}
 
 
 def config(**changes) -> Config:
@@ -49,7 +50,7 @@ def arguments(settings: dict) -> list[str]:
 @cache
 def digits() -> datasets.Splits:
     """Return scikit-learn's digits as clouds."""
-    return datasets.load_data(DataConfig(name="digits"))
+    return Digits().load()
 
 
 @cache

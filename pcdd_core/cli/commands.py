@@ -7,14 +7,17 @@ packages only when they need them, so that help is instant.
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..experiments.config import Config, from_dict, override
+
+if TYPE_CHECKING:
+    from ..experiments.config import Config
 
 
 def distill(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd distill`: make a run."""
+    from ..experiments.config import override
     from ..experiments.presets import preset
 
     config = override(preset(options.preset).config, _settings(options))
@@ -53,14 +56,12 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 def baseline(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd baseline`: score real clouds."""
-    from ..engine.baselines import BASELINES
+    from ..experiments.config import Config
+    from ..scoring.baselines import Baseline
 
-    config = _base(options, Config())
-
-    def choose(real):
-        return BASELINES[options.name](real, options.clouds_per_class, config.seed)
-
-    return _score(options, choose, f"{options.name}-{options.clouds_per_class}", config)
+    chosen = {"name": options.name, "clouds_per_class": options.clouds_per_class}
+    made = Baseline.of(chosen, "baseline")
+    return _score(options, made, made.label, _base(options, Config()))
 
 
 def presets(options: argparse.Namespace) -> dict[str, Any]:
@@ -220,7 +221,6 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd report`: print and save the table of a sweep."""
     cells = _cells(options)
-    from ..data.datasets import PASSED_ON
     from ..experiments import records, sweeps
     from ..experiments.tables import COLUMNS, EXPERIMENTS, scale_of
     from ..files import atomic_write_text
@@ -240,7 +240,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             records.keep(
                 path,
                 options.keep,
-                with_clouds=cell.config.seed == 0 and cell.config.data.name in PASSED_ON,
+                with_clouds=cell.config.seed == 0 and cell.config.data.passed_on,
             )
     finished_records = [records.read_record(path) for path in paths]
     rows = records.table(finished_records, COLUMNS.get(options.name))
@@ -274,7 +274,7 @@ def _cells(options: argparse.Namespace) -> list:
     return experiment(options.name, options.scale, options.seeds, _settings(options), vary)
 
 
-def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> dict[str, Any]:
+def _score(options: argparse.Namespace, clouds, name: str, config: "Config") -> dict[str, Any]:
     from ..experiments import runs
     from ..files import refuse_file_in_the_way
 
@@ -288,7 +288,8 @@ def _score(options: argparse.Namespace, clouds, name: str, config: Config) -> di
     return {"text": text, "json": record}
 
 
-def _base(options: argparse.Namespace, otherwise: Config) -> Config:
+def _base(options: argparse.Namespace, otherwise: "Config") -> "Config":
+    from ..experiments.config import override
     from ..experiments.presets import preset
 
     return override(
@@ -313,26 +314,29 @@ def _place_of_set(text: str) -> Path:
     return released_path(name) if colon and kind == "released" else Path(text)
 
 
-def _config_of(path: Path) -> Config:
+def _config_of(path: Path) -> "Config":
     """Return the settings that a set was scored with.
 
     They come from its run, from the record beside it, or from the defaults.
     """
-    from ..experiments.records import read_record
+    from ..experiments.config import Config, override
+    from ..experiments.records import read_record, settings_of
 
     if path.is_dir():
         return _config_of_run(path)
     record = path.with_suffix(".json")
     if not record.is_file():
         return Config()
-    config = from_dict(read_record(record)["config"])
+    config = settings_of(read_record(record))
     if config.evaluation.split == "validation":
         return config
     # Older records were scored on test images with the fast augmentation, which is not valid today.
     return override(config, {"evaluation.augmentation": "published"})
 
 
-def _config_of_run(folder: Path) -> Config:
+def _config_of_run(folder: Path) -> "Config":
+    from ..experiments.config import from_dict
+
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a run folder")

@@ -7,9 +7,10 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 
 from ..errors import InputError, RunFailed
-from ..experiments.config import described_settings
+from ..pieces import import_pieces
 from . import commands
 
 DESCRIPTION = """\
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     if late:
         options.settings += late
     try:
+        import_pieces(options.modules)
         result = options.command(options)
         sys.stdout.write(
             json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n"
@@ -68,18 +70,28 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("pcdd", description=DESCRIPTION, formatter_class=layout)
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_Parser
+    )
 
-    def command(function, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    def command(function, text: str, epilog=None) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             function.__name__,
             help=text,
             description=text[0].upper() + text[1:],
-            epilog=epilog,
+            **{"late_epilog" if callable(epilog) else "epilog": epilog},
             formatter_class=layout,
         )
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.add_argument(
+            "--import",
+            dest="modules",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="import a module that defines pieces of your own, such as an objective",
+        )
         return sub
 
     def working(sub: argparse.ArgumentParser) -> None:
@@ -106,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--output", metavar="DIR", help="folder for the set and its record")
 
     sub = command(
-        commands.distill, "distil a data set, score and record the result", _settings_help("")
+        commands.distill, "distil a data set, score and record the result", _settings_help
     )
     sub.add_argument(
         "--preset", required=True, metavar="NAME", help="preset to start from, see `pcdd presets`"
@@ -133,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         commands.evaluate,
         "score a distilled set (.npz) or the set in a run folder",
-        _settings_help("data", "evaluation"),
+        partial(_settings_help, "data", "evaluation"),
     )
     sub.add_argument(
         "set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME"
@@ -143,11 +155,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         commands.baseline,
         "score real clouds chosen from the training set, or their means",
-        _settings_help("data", "evaluation"),
+        partial(_settings_help, "data", "evaluation"),
     )
-    # the keys of coresets.BASELINES, without importing coresets
+    # the names of baselines, without importing torch
     names = ("random", "herding", "k_center", "class_mean", "forgetting", "craig", "whole")
-    sub.add_argument("name", choices=names, help="kind of baseline, see pcdd_core/engine/baselines.py")
+    sub.add_argument(
+        "name", choices=names, help="kind of baseline, see pcdd_core/scoring/baselines.py"
+    )
     sub.add_argument(
         "--clouds-per-class",
         type=_positive,
@@ -287,14 +301,35 @@ Ray, for instance with Slurm:
 
 
 def _settings_help(*sections: str) -> str:
+    from ..experiments.config import described_pieces
+
     lines = [
         "settings with their defaults, which presets can change (values are JSON or plain words):"
     ]
-    for name, (default, text) in described_settings().items():
-        if not any(sections) or name.split(".")[0] in sections:
-            default = json.dumps(default)
-            lines.append(f"  {name}={default}\n      {text}")
+    for place, choices in described_pieces().items():
+        if sections and place.split(".")[0] not in sections:
+            continue
+        for name, (text, settings) in choices.items():
+            if name:
+                lines.append(f"\n  {place}.name={name}\n      {text}")
+            lines += [
+                f"  {place}.{setting}={json.dumps(default)}\n      {help_text}"
+                for setting, (default, help_text) in settings.items()
+            ]
     return "\n".join(lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose epilog is made when help is printed, because it imports torch."""
+
+    def __init__(self, *arguments, late_epilog=None, **options):
+        super().__init__(*arguments, **options)
+        self.late_epilog = late_epilog
+
+    def format_help(self) -> str:
+        if self.late_epilog:
+            self.epilog = self.late_epilog()
+        return super().format_help()
 
 
 def _positive(text: str) -> int:

@@ -1,20 +1,22 @@
 """Real labelled clouds with train, validation and test splits."""
 
-import json
 import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from . import shape_files as shapes
+from .shape_files import Shapes
 from ..geometry.clouds import PointClouds, from_occupancy
 from ..geometry.grid import clouds_from_unit_ball
-from ..experiments.config import DataConfig
+from ..pieces import Count, Fraction, Piece, setting
 from ..errors import InputError
 
 # name: (magic number, dimensions) of the files in torchvision's layout, folder/MNIST/raw/name
@@ -48,34 +50,168 @@ class Splits:
         )
 
 
-def load_data(config: DataConfig, folder: Path | str | None = None) -> Splits:
-    """Load the data set that `config` names, as clouds.
+class DataSet(Piece):
+    """A kind of real data. A choice defines `load`.
 
-    folder: the folder of MNIST (torchvision's layout, downloaded if missing) and of published
-        shapes; None: the environment variable PCDD_DATA, or ~/.cache/pcdd if that is unset
-    Raises InputError if the data is damaged or cannot be obtained.
+    passed_on: its licence allows to redistribute its clouds and sets made from them
     """
-    if config.name not in IMAGES:
-        return _shapes(config, folder)
-    images, labels, test_images, test_labels = IMAGES[config.name](folder)
-    names = tuple(str(name) for name in labels.unique().tolist())
-    train, validation = _hold_out(labels, config.validation_fraction)
 
-    def clouds(images: Tensor, labels: Tensor, max_points: int | None = None) -> PointClouds:
-        # the added axis is the depth of one cell (paper, section 3.1.1)
-        occupied = images[:, None] > config.threshold
-        if (empty := (~occupied.flatten(1).any(1)).nonzero()).numel():
-            raise InputError(
-                f"setting data.threshold = {config.threshold}: image {int(empty[0])} of "
-                f"{config.name} becomes an empty cloud; choose a lower threshold"
-            )
-        return from_occupancy(occupied, labels, names, max_points)
-
-    return Splits(
-        clouds(images[train], labels[train], config.max_points),
-        clouds(images[validation], labels[validation]),
-        clouds(test_images, test_labels),
+    validation_fraction: Fraction = setting(
+        0.1,
+        "fraction of the training set in the validation split; make every choice on that split",
+        kw_only=True,
     )
+    passed_on: ClassVar[bool] = False
+
+    def load(self, folder: Path | str | None = None) -> Splits:
+        """Load the clouds.
+
+        folder: the folder of MNIST (torchvision's layout, downloaded if missing) and of published
+            shapes; None: the environment variable PCDD_DATA, or ~/.cache/pcdd if that is unset
+        Raises InputError if the data is damaged or cannot be obtained.
+        """
+        raise NotImplementedError
+
+
+class Images(DataSet):
+    """Settings of images, which become clouds of occupied cells."""
+
+    threshold: Fraction = setting(
+        75 / 255, "a cell is occupied above this fraction of full brightness"
+    )
+    max_points: Count | None = setting(
+        None, "keep the first points of each training cloud in raster order; null: all"
+    )
+    passed_on = True
+
+    def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return brightness in [0, 1] and labels of the training images, then of the test images.
+
+        Shapes: (images, height, width) and int64 (images,).
+        """
+        raise NotImplementedError
+
+    def load(self, folder: Path | str | None = None) -> Splits:
+        """Load the images and turn them into clouds, see `DataSet.load`."""
+        images, labels, test_images, test_labels = self.read(folder)
+        names = tuple(str(name) for name in labels.unique().tolist())
+        train, validation = _hold_out(labels, self.validation_fraction)
+
+        def clouds(images: Tensor, labels: Tensor, max_points: int | None = None) -> PointClouds:
+            # the added axis is the depth of one cell (paper, section 3.1.1)
+            occupied = images[:, None] > self.threshold
+            if (empty := (~occupied.flatten(1).any(1)).nonzero()).numel():
+                raise InputError(
+                    f"setting data.threshold = {self.threshold}: image {int(empty[0])} of "
+                    f"{self.name} becomes an empty cloud; choose a lower threshold"
+                )
+            return from_occupancy(occupied, labels, names, max_points)
+
+        return Splits(
+            clouds(images[train], labels[train], self.max_points),
+            clouds(images[validation], labels[validation]),
+            clouds(test_images, test_labels),
+        )
+
+
+class Mnist(Images, name="mnist"):
+    """MNIST, 60,000 and 10,000 handwritten digits."""
+
+    def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read MNIST's files, see `Images.read`."""
+        return _mnist(folder)
+
+
+class Digits(Images, name="digits"):
+    """The handwritten digits of scikit-learn, which need no files."""
+
+    def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the digits, see `Images.read`."""
+        return _digits(folder)
+
+
+class ShapeSet(DataSet):
+    """Settings of three-dimensional shapes."""
+
+    points: Count = setting(1024, "points per shape, sampled on its surface")
+    cells: Annotated[int, Field(ge=4, lt=2**10)] = setting(24, "cells of the grid along each axis")
+
+    def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+        """Return training shapes, test shapes and class names."""
+        raise NotImplementedError
+
+    def load(self, folder: Path | str | None = None) -> Splits:
+        """Load shapes in the unit ball and put them on the grid, see `DataSet.load`."""
+        train, test, names = self.read(folder)
+
+        def clouds(split: Shapes) -> PointClouds:
+            points, labels = torch.from_numpy(split.points), torch.from_numpy(split.labels)
+            return clouds_from_unit_ball(points, labels, names, self.cells)
+
+        whole = clouds(train)
+        kept, held_out = _hold_out(whole.labels, self.validation_fraction)
+        return Splits(
+            whole.select(kept), whole.select(held_out), clouds(test), test.also_in_training
+        )
+
+
+class Solids(ShapeSet, name="solids"):
+    """Simple solids, which are generated and need no files."""
+
+    passed_on = True
+
+    def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+        """Generate the solids."""
+        return shapes.solids(self.points)
+
+
+class Folder(ShapeSet, name="folder"):
+    """Your own shapes: a folder of classes with .off, .ply, .xyz, .txt, .npy or .npz files."""
+
+    folder: str = setting("", "the folder")
+
+    def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+        """Read the folder of the setting."""
+        if not self.folder:
+            raise InputError("setting data.folder = '': expected the folder of your shapes")
+        return shapes.read_folder(Path(self.folder), self.points)
+
+
+class PublishedShapes(ShapeSet):
+    """A published data set of shapes, in a folder of its own inside the data folder."""
+
+    def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
+        """Read the files of the data set."""
+        return shapes.read_published(self.name, _data_folder(folder), self.points)
+
+
+class ModelNet10(PublishedShapes, name="modelnet10"):
+    """ModelNet10 (Wu et al. 2015)."""
+
+
+class ModelNet40(PublishedShapes, name="modelnet40"):
+    """ModelNet40 (Wu et al. 2015)."""
+
+
+class ShapeNetCore(PublishedShapes, name="shapenetcore"):
+    """ShapeNetCore (Chang et al. 2015)."""
+
+
+class ShapeNetPart(PublishedShapes, name="shapenetpart"):
+    """ShapeNetPart (Yi et al. 2016)."""
+
+
+class ScanObjectNN(PublishedShapes, name="scanobjectnn"):
+    """ScanObjectNN (Uy et al. 2019)."""
+
+
+class ModelNet10Voxels24(PublishedShapes, name="modelnet10-voxels24"):
+    """ModelNet10 reduced to occupancy grids of 24^3 cells."""
+
+
+def load_data(data: DataSet | str, folder: Path | str | None = None) -> Splits:
+    """Load a data set, given as a piece or by name, see `DataSet.load`."""
+    return DataSet.of(data, "data").load(folder)
 
 
 def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
@@ -121,30 +257,6 @@ def _data_folder(folder: Path | str | None) -> Path:
     return root
 
 
-def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
-    """Load shapes in the unit ball and put them on the grid."""
-    if (config.name == "folder") != (config.folder is not None):
-        raise InputError(
-            f"setting data.folder = {json.dumps(config.folder)} with data.name={config.name}: "
-            "data.name=folder needs the folder of your shapes; other data sets do not use it"
-        )
-    if config.name == "solids":
-        train, test, names = shapes.solids(config.points)
-    elif config.name == "folder":
-        train, test, names = shapes.read_folder(Path(config.folder), config.points)
-    else:
-        train, test, names = shapes.read_published(config.name, _data_folder(folder), config.points)
-
-    def clouds(split: shapes.Shapes) -> PointClouds:
-        return clouds_from_unit_ball(
-            torch.from_numpy(split.points), torch.from_numpy(split.labels), names, config.cells
-        )
-
-    whole = clouds(train)
-    kept, held_out = _hold_out(whole.labels, config.validation_fraction)
-    return Splits(whole.select(kept), whole.select(held_out), clouds(test), test.also_in_training)
-
-
 def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Load MNIST through torchvision: brightness in [0, 1] and labels, training, then test."""
     root = _data_folder(folder)
@@ -177,12 +289,6 @@ def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 "put the original file there"
             )
     return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
-
-
-IMAGES = {"mnist": _mnist, "digits": _digits}
-# Data sets whose licence allows redistribution of their clouds and of sets made from them.
-# ModelNet's licence does not say so.
-PASSED_ON = (*IMAGES, "solids")
 
 
 def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:

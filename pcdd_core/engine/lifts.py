@@ -1,16 +1,110 @@
-"""Convert point clouds to inputs of a network (lifts).
+"""Lifts: convert point clouds to inputs of a network.
 
-Each lift is a function of clouds. All lifts but `occupancy` have a gradient with respect to the
-coordinates.
+Each lift is a function of clouds, and a piece that holds its settings. All but `occupancy` have a
+gradient with respect to the coordinates.
 """
 
 from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..geometry.clouds import PointClouds
 from ..nn import sparse
+from ..pieces import Piece, Positive, setting
+
+
+class Lift(Piece):
+    """A kind of lift. A choice defines `__call__`.
+
+    gives:       kind of its result: "grid" (clouds, channels, depth, height, width), "cells" (a
+                 sparse tensor), "points" (clouds, points, 3 or 4), or one of your own that your
+                 network takes
+    channels:    number of channels of its result
+    beyond_grid: accepts points outside the grid, as augmentation makes them
+    at_corners:  takes real points at the integer corners of their cells, not at their centres
+    """
+
+    gives: ClassVar[str] = "grid"
+    channels: ClassVar[int] = 1
+    beyond_grid: ClassVar[bool] = True
+    at_corners: ClassVar[bool] = False
+
+    def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Any:
+        """Convert clouds to inputs of a network, differentiably in the coordinates.
+
+        progress: finished fraction of the run, 0 to 1, for lifts that change over the run
+        real: the clouds are real; they may be lifted with less blur than synthetic ones
+        """
+        raise NotImplementedError
+
+
+class CoordinatesAsFeatures(Lift, name="coordinates"):
+    """The paper's lift: raw coordinates as features of the occupied cells."""
+
+    gives = "cells"
+    channels = 3
+    beyond_grid = False
+    at_corners = True
+
+    def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Any:
+        """Return `coordinates_as_features` of the clouds."""
+        return coordinates_as_features(clouds)
+
+
+class GaussianOccupancy(Lift, name="gaussian"):
+    """Differentiable occupancy: every point is a Gaussian, which narrows over the run."""
+
+    bandwidth_start: Positive = setting(2.5, "standard deviation at the first iteration, in cells")
+    bandwidth_end: Positive = setting(0.5, "standard deviation at the last iteration, in cells")
+    real_bandwidth_end: Positive | None = setting(
+        None,
+        "bandwidth_end for real clouds, in cells; smaller values make them sharper than synthetic "
+        "clouds; null: as bandwidth_end",
+    )
+    saturation: Positive = setting(
+        6.0, "a cell with mass m has the value 1 - exp(-saturation m); at the last iteration"
+    )
+    saturation_start: Positive | None = setting(
+        None,
+        "saturation at the first iteration; null: as saturation. Near 1, the values of a wide "
+        "point sum to about one cell. At 6 they sum to several cells; this excess disappears as "
+        "points become narrow, and leaves holes",
+    )
+    closed: bool = setting(
+        False,
+        "true: a point's mass beyond the grid counts in the outermost cells; false: it is lost, "
+        "and unneeded points collect at the edge of the grid, where they have little mass, above "
+        "all in the corners of 3D grids",
+    )
+    hard_from: Annotated[float, Field(ge=0, le=1)] = setting(
+        1.0,
+        "from this fraction of the run on, cells have the values 0 or 1, as in the evaluation, "
+        "with the gradient of the Gaussian occupancy; 1: never",
+    )
+
+    def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Tensor:
+        """Return `gaussian_occupancy` or `straight_through_occupancy` of the clouds."""
+        end = (real and self.real_bandwidth_end) or self.bandwidth_end
+        bandwidth = annealed(progress, self.bandwidth_start, end)
+        start = self.saturation_start or self.saturation
+        saturation = annealed(progress, start, self.saturation)
+        hard = self.hard_from < 1 and progress >= self.hard_from
+        lifted = straight_through_occupancy if hard else gaussian_occupancy
+        return lifted(clouds, bandwidth, saturation, self.closed)
+
+
+class Points(Lift, name="points"):
+    """The points themselves, for networks that take points."""
+
+    gives = "points"
+    channels = 3
+
+    def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Tensor:
+        """Return `centred_points` of the clouds."""
+        return centred_points(clouds)
 
 
 def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.from_points):

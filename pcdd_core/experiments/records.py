@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..engine.evaluate import Score
 from ..errors import InputError
 from ..files import atomic_write_text
+from ..scoring.baselines import Baseline
+from ..scoring.evaluate import Score
 from .config import Config, from_dict, to_dict
 from .presets import PRESETS, label
 
@@ -59,6 +60,11 @@ def as_json(record: dict[str, Any]) -> str:
     )
 
 
+def settings_of(record: dict[str, Any]) -> Config:
+    """Return the settings in a record, with defaults for parts that a baseline does not have."""
+    return from_dict({key: part for key, part in record["config"].items() if key != "baseline"})
+
+
 def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
     """Find the records in these folders and in their run folders. Returns paths by `identity`.
 
@@ -80,11 +86,14 @@ def identity(record: dict[str, Any]) -> str:
     It contains all settings, with defaults filled in. For a baseline it contains the name and the
     settings that scoring uses. record: any dict with the `name` and `config` of a record.
     """
-    settings = to_dict(from_dict(record["config"]))
-    if "network" in record["config"]:
+    given = dict(record["config"])
+    baseline = given.pop("baseline", None)
+    settings = to_dict(from_dict(given))
+    if "network" in given:
         return json.dumps(settings, sort_keys=True)
     used = {key: settings[key] for key in ("data", "evaluation", "seed")}
-    return json.dumps({"baseline": record["name"], **used}, sort_keys=True)
+    set_name = Baseline.of(baseline).to_dict() if baseline else record["name"]
+    return json.dumps({"baseline": set_name, **used}, sort_keys=True)
 
 
 def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
@@ -132,8 +141,6 @@ def score_record(score: Score) -> dict[str, Any]:
         "mean": score.mean,
         "standard_deviation": score.standard_deviation,
         "networks": len(score.accuracies),
-        "epochs": score.epochs,
-        "width": score.width,
         "accuracies": list(score.accuracies),
     }
 
@@ -182,9 +189,7 @@ def table(
     for name, group in _by_label(records).items():
         row: dict[str, Any] = {"name": name, "paper's figure": _stated(group[0]["name"])}
         for column, value in (columns or {}).items():
-            row[column] = (
-                value(from_dict(group[0]["config"])) if "network" in group[0]["config"] else None
-            )
+            row[column] = value(settings_of(group[0])) if "network" in group[0]["config"] else None
         row |= _scores([record["scores"] for record in group])
         row["seeds"] = len({record["config"]["seed"] for record in group})
         for key in (
@@ -282,17 +287,14 @@ def label_of_score(name: str, config: Config) -> str:
 
     The label is the name, followed by the classifier if it differs from the protocols' classifier.
     """
-    classifier = config.evaluation.classifier
-    return (
-        name
-        if classifier == Config().evaluation.classifier
-        else f"{name} evaluation.classifier={classifier}"
-    )
+    classifier = config.evaluation.classifier.name
+    usual = Config().evaluation.classifier.name
+    return name if classifier == usual else f"{name} evaluation.classifier={classifier}"
 
 
 def _label(record: dict[str, Any]) -> str:
     return (label if "network" in record["config"] else label_of_score)(
-        record["name"], from_dict(record["config"])
+        record["name"], settings_of(record)
     )
 
 

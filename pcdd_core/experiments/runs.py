@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,20 +26,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data import datasets
+from .. import ranks
 from ..data.datasets import Splits
-from ..engine import ranks, second_order
-from ..engine.distill import Step, distill, initial_clouds
-from ..engine.evaluate import check_settings, evaluate
-from ..engine.health import Health
+from ..engine.distill import Step
 from ..engine.lifts import occupancy
 from ..errors import DistillationFailed, InputError, RunFailed
 from ..files import LOCK, atomic_write, atomic_write_text, refuse_file_in_the_way, sole_user
 from ..geometry.clouds import PointClouds
 from ..geometry.storage import save_clouds
+from ..nn.classifiers import ConvNet
+from ..scoring.baselines import Baseline
 from . import config as configuration
-from . import figures, machine
+from . import figures, machine, second_order
 from .config import Config
+from .health import Health
 from .records import as_json, averages, score_record
 
 RUN_FILES = (
@@ -52,7 +52,11 @@ RUN_FILES = (
     "scores.json",
     "config.json",
 )
-CURVE_CLASSIFIERS = {"networks": 5, "epochs": 300, "width": 32}  # of `evaluation.curve`
+CURVE_CLASSIFIERS = {
+    "networks": 5,
+    "epochs": 300,
+    "classifier": ConvNet(32),
+}  # of `evaluation.curve`
 CHECKPOINT_KEYS = {
     "configuration",
     "state",
@@ -79,7 +83,7 @@ def run(
     """Distil and score as `config` says. Returns the run folder.
 
     folder: default: runs/<name>-<seed>-<hash>
-    data: folder of the real data, see `datasets.load_data`
+    data: folder of the real data, see `DataSet.load`
     device: see `machine.choose_device`
     resume: continue from the last checkpoint. On the same CPU the result is identical bit for bit.
     overwrite: delete a finished or unfinished run in the folder and start again
@@ -95,11 +99,11 @@ def run(
     machine.keep_freed_memory()
     with ranks.joined(machine.choose_device(device)) as place:
         checkpoint = _open_folder(folder, config, resume, overwrite)
-        splits = datasets.load_data(config.data, data)
+        splits = config.data.load(data)
         _refuse_empty_split(splits, config)
-        check_settings(config.evaluation)
+        config.evaluation.check()
         _refuse_scored_iterations(config)
-        steps = distill(config, splits.train, place, checkpoint["state"] if checkpoint else None)
+        steps = config.distill(splits.train, place, checkpoint["state"] if checkpoint else None)
         ranks.wait_for_all()  # every process checks the folder before the first one writes to it
         if ranks.rank() > 0:
             for _ in steps:
@@ -153,7 +157,7 @@ def _run(
         "machine": machine.describe(place),
     }
     derivatives = second_order.second_derivatives(
-        config, splits.train, initial_clouds(config, splits.train), place
+        config.method, splits.train, config.start(splits.train), place
     )
     record["second_derivatives"] = derivatives
     if derivatives["gradients_without_graph"]:
@@ -162,7 +166,7 @@ def _run(
         trajectory, labels, seconds, health = _distill(
             folder, config, splits, steps, checkpoint, checkpoint_every, progress
         )
-        distilled = replace(initial_clouds(config, splits.train), label_probabilities=labels)
+        distilled = replace(config.start(splits.train), label_probabilities=labels)
         distilled = distilled.with_coordinates(
             _coordinates_before(trajectory, scored_iteration(config))
         )
@@ -237,7 +241,7 @@ def _coordinates_before(trajectory: dict[str, np.ndarray], iteration: int) -> to
 
 
 def score(
-    clouds: PointClouds | Callable[[PointClouds], PointClouds],
+    clouds: PointClouds | Baseline,
     name: str,
     config: Config,
     data: Path | str | None = None,
@@ -246,7 +250,7 @@ def score(
 ) -> tuple[PointClouds, dict[str, Any]]:
     """Score an existing set without distillation. Returns the set and its record.
 
-    clouds: the set, or a function that makes it from the training clouds
+    clouds: the set, or a baseline, which is made from the training clouds
     config: only `data`, `evaluation` and `seed` are used
     data, device, progress: as in `run`
     Raises InputError if the set does not match the data, and EvaluationFailed if a classifier
@@ -254,10 +258,12 @@ def score(
     """
     place = machine.choose_device(device)
     machine.keep_freed_memory()
-    splits = datasets.load_data(config.data, data)
+    splits = config.data.load(data)
     _refuse_empty_split(splits, config)
-    check_settings(config.evaluation)
-    clouds = clouds(splits.train) if callable(clouds) else clouds
+    config.evaluation.check()
+    baseline = clouds if isinstance(clouds, Baseline) else None
+    if isinstance(clouds, Baseline):
+        clouds = clouds.choose(splits.train, config.seed)
     if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
         raise InputError(
             f"the set '{name}' has grid {clouds.grid} and classes {list(clouds.class_names)}; "
@@ -265,6 +271,8 @@ def score(
             f"{list(splits.test.class_names)}: choose the data that the set was made from"
         )
     used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
+    if baseline:
+        used["baseline"] = baseline.to_dict()
     record = {"name": name, "config": used, "machine": machine.describe(place)}
     return clouds, record | _score(clouds, splits, config, place, progress or Progress())
 
@@ -290,7 +298,7 @@ def _refuse_scored_iterations(config: Config) -> None:
                 f"setting {name} has {iteration}, but the run has schedule.iterations = {total}; "
                 "expected at most the number of iterations"
             )
-        if iteration and config.objective.learned_labels:
+        if iteration and config.method.learns_labels:
             raise InputError(
                 f"setting {name} has {iteration}: learned labels are stored for the end of a run "
                 "only; unset evaluation.iteration and evaluation.curve"
@@ -307,7 +315,7 @@ def _score(
     clouds: PointClouds, splits: Splits, config: Config, place: torch.device, progress: "Progress"
 ) -> dict[str, Any]:
     begun, real = time.monotonic(), getattr(splits, config.evaluation.split)
-    scores = evaluate(clouds, real, config.evaluation, config.seed, place, progress)
+    scores = config.evaluate(clouds, real, place, progress)
     progress.close()
     repeated = splits.also_in_training if config.evaluation.split == "test" else 0
     repeats = f", of which {repeated} equal a training cloud" if repeated else ""
@@ -436,7 +444,7 @@ def _distill(
         labels = checkpoint["label_probabilities"]
         _keep_lines(folder / "steps.jsonl", checkpoint["state"]["iteration"] + 1)
     else:
-        frames, updates, seconds = [initial_clouds(config, splits.train).coordinates], [0], 0.0
+        frames, updates, seconds = [config.start(splits.train).coordinates], [0], 0.0
         labels = None
         _keep_lines(folder / "steps.jsonl", 0)
     lines: list[str] = []

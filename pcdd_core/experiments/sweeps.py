@@ -12,11 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..engine.baselines import BASELINES
-from ..engine.seeds import generator
 from ..errors import EngineMissing, FolderInUse, InputError, RunFailed, extra_missing
-from ..geometry.clouds import resampled
-from ..geometry.storage import released
 from . import records, runs
 from .tables import Cell
 
@@ -40,20 +36,8 @@ def run_cell(
     """
     folder = Path(folder)
     if cell.baseline:
-
-        def choose(real):
-            kind, _, detail = cell.baseline.partition(":")
-            if kind == "released":
-                return released(detail)
-            chosen = BASELINES[kind](real, cell.config.clouds.clouds_per_class, cell.config.seed)
-            if not detail:
-                return chosen
-            return resampled(
-                chosen, [int(detail)] * len(chosen), generator(cell.config.seed, "fewer points")
-            )
-
         clouds, record = runs.score(
-            choose, cell.name, cell.config, data=data, device=device, progress=progress
+            cell.baseline, cell.name, cell.config, data=data, device=device, progress=progress
         )
         runs.keep_score(clouds, record, folder)
     else:

@@ -2,12 +2,22 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..data.datasets import IMAGES
-from ..engine.baselines import BASELINES
+from ..data.datasets import Images
 from ..errors import InputError, nearest_names
+from ..scoring.baselines import (
+    Baseline,
+    ClassMean,
+    Craig,
+    Forgetting,
+    Herding,
+    KCenter,
+    Random,
+    Released,
+    Whole,
+)
 from . import records, runs
 from .config import Config, override, to_dict
 from .presets import BACKENDS, BEST, LAYERS, PRESETS, SPLIT_INTO, TABLE_ITERATION, label, preset
@@ -21,26 +31,17 @@ class Cell:
 
     preset: name of the preset that the configuration starts from
     config: the configuration with all changes
-    baseline: None for a distillation. A key of `coresets.BASELINES` scores as many real clouds as
-        the configuration has synthetic clouds. `KEY:POINTS` subsamples each of them to that many
-        points. `released:NAME` scores a set that comes with pcdd.
+    baseline: None for a distillation, else the set to score
     """
 
     preset: str
     config: Config
-    baseline: str | None = None
+    baseline: Baseline | None = None
 
     @property
     def name(self) -> str:
         """Name of the run in its record."""
-        if not self.baseline:
-            return self.preset
-        kind, _, detail = self.baseline.partition(":")
-        if kind == "released":
-            return f"released-{detail}"
-        return f"{kind}-{self.config.clouds.clouds_per_class}" + (
-            f"-of-{detail}-points" if detail else ""
-        )
+        return self.baseline.label if self.baseline else self.preset
 
     @property
     def label(self) -> str:
@@ -54,12 +55,10 @@ class Cell:
     @property
     def identity(self) -> str:
         """Identity of the run, see `records.identity`."""
-        config = to_dict(self.config)
-        used = (
-            {key: config[key] for key in ("data", "evaluation", "seed")}
-            if self.baseline
-            else config
-        )
+        used = to_dict(self.config)
+        if self.baseline:
+            used = {key: used[key] for key in ("data", "evaluation", "seed")}
+            used["baseline"] = self.baseline.to_dict()
         return records.identity({"name": self.name, "config": used})
 
     @property
@@ -243,7 +242,7 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
             "lift.closed": True,
             "lift.bandwidth_start": 6.0,
             "lift.saturation_start": 1.0,
-            "network.backend": backend,
+            "network.name": backend,
             "network.width": 32,
             "network.norm": "instance",
             "network.pooling": "average",
@@ -253,7 +252,7 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     ),
 )
 OTHER_POINT_NETWORKS = tuple(  # one classifier each, because they take longer than PointNet
-    {"evaluation.classifier": kind, "evaluation.networks": 1, "evaluation.epochs": 100}
+    {"evaluation.classifier.name": kind, "evaluation.networks": 1, "evaluation.epochs": 100}
     for kind in ("pointnet++", "dgcnn")
 )
 
@@ -333,20 +332,20 @@ COLUMNS: dict[str, dict[str, Callable[[Config], Any]]] = {
     "why": {
         "norm": lambda config: config.network.norm,
         "origin shift": lambda config: config.network.origin_shift,
-        "second derivatives": lambda config: config.network.backend == "sparse",
+        "second derivatives": lambda config: config.network.second_order,
         "network": lambda config: "redrawn" if config.schedule.iterations_per_network else "fixed",
     }
 }
 # Rows for comparison below the rows of a table: (preset, changed settings, baseline).
-Beside = tuple[tuple[str, dict[str, Any], str | None], ...]
+Beside = tuple[tuple[str, dict[str, Any], Baseline | None], ...]
 FIVE = {"evaluation.networks": 5}
 # For the paper's tables.
 BESIDE: Beside = (
     ("gaussian", FIVE, None),
-    ("gaussian", FIVE, "random"),
-    ("gaussian", FIVE, "herding"),
+    ("gaussian", FIVE, Random()),
+    ("gaussian", FIVE, Herding()),
 )
-CORESETS = tuple(baseline for baseline in BASELINES if baseline != "whole")
+CORESETS = (Random(), Herding(), KCenter(), ClassMean(), Forgetting(), Craig())
 FEWER = {"resnet18": 2}  # number of classifiers; other kinds have 5
 BESIDE_OTHERS: dict[str, Beside] = {
     "why": (),
@@ -355,41 +354,40 @@ BESIDE_OTHERS: dict[str, Beside] = {
     "ingredients": tuple(("ingredients-base", {}, baseline) for baseline in CORESETS),
     "best": (
         *(("mnist-1", {"evaluation.networks": 5}, baseline) for baseline in CORESETS),
-        ("mnist-10", {}, "random"),
-        ("mnist-10", {}, "herding"),
+        ("mnist-10", {}, Random()),
+        ("mnist-10", {}, Herding()),
     ),
     "shapes": (
         *(
             (f"shapes-{count}", {}, baseline)
             for count in SHAPES_PER_CLASS
-            for baseline in ("random", "herding", "k_center")
+            for baseline in (Random(), Herding(), KCenter())
         ),
         *(
-            (f"shapes-{count}", {}, f"herding:{few}")
+            (f"shapes-{count}", {}, Herding(points=few))
             for count in SHAPES_PER_CLASS
             for few in FEWER_POINTS
         ),
         *(
-            (f"shapes-{count}-split", {}, f"random:{1024 // SPLIT_INTO}")
+            (f"shapes-{count}-split", {}, Random(points=1024 // SPLIT_INTO))
             for count in SHAPES_PER_CLASS
         ),
         *(
-            ("shapes-1-split", changed, f"random:{1024 // SPLIT_INTO}")
+            ("shapes-1-split", changed, Random(points=1024 // SPLIT_INTO))
             for changed in OTHER_POINT_NETWORKS
         ),
-        ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, "whole"),
+        ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, Whole()),
     ),
     "architectures": tuple(
         (
             "mnist-1",
-            {"evaluation.classifier": kind, "evaluation.networks": FEWER.get(kind, 5)},
+            {"evaluation.classifier.name": kind, "evaluation.networks": FEWER.get(kind, 5)},
             baseline,
         )
         for kind in ("convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse")
-        for baseline in ("released:mnist-1", "class_mean", "random")
+        for baseline in (Released(file="mnist-1"), ClassMean(), Random())
     ),
 }
-DETERMINISTIC = ("herding", "k_center", "class_mean", "whole", "released:mnist-1")
 BESIDE_SEEDS = 5  # largest number of seeds of the rows for comparison
 
 
@@ -432,20 +430,24 @@ def experiment(
         variants = [
             (base, {**changed, setting: value}) for base, changed in variants for value in values
         ]
-    kinds = [(f"{base}{suffix}", changed, None) for base, changed in variants]
+    kinds = [(f"{base}{suffix}", changed, None, False) for base, changed in variants]
     rows = BESIDE_OTHERS.get(name, BESIDE) if beside else ()
-    aside = [(f"{base}{suffix}", changed, baseline) for base, changed, baseline in rows]
-    kinds += aside
+    kinds += [(f"{base}{suffix}", changed, baseline, True) for base, changed, baseline in rows]
     cells: dict[str, Cell] = {}
     for seed in range(seeds):
-        for base, changed, baseline in kinds:
+        for base, changed, baseline, beside_row in kinds:
             config = override(preset(base).config, {**(settings or {}), **changed, "seed": seed})
-            chosen_by_network = (
-                baseline in ("herding", "k_center") and config.data.name not in IMAGES
-            )
-            # only the classifiers are random, so one seed is enough
-            fixed = baseline in DETERMINISTIC and not chosen_by_network
-            if (base, changed, baseline) in aside and seed >= (1 if fixed else BESIDE_SEEDS):
+            enough = BESIDE_SEEDS if beside_row else seeds
+            if baseline:
+                per_class = config.clouds.clouds_per_class
+                baseline = replace(baseline, clouds_per_class=per_class)
+                # A network chooses herding's and k-center's shapes. Else only the classifiers are
+                # random, so one seed is enough.
+                chosen_by_network = isinstance(baseline, (Herding, KCenter)) and not isinstance(
+                    config.data, Images
+                )
+                enough = 1 if baseline.fixed and not chosen_by_network else BESIDE_SEEDS
+            if seed >= enough:
                 continue
             cell = Cell(base, config, baseline)
             cells.setdefault(cell.identity, cell)

@@ -9,7 +9,7 @@ from ..errors import InputError
 from .clouds import Grid, PointClouds, clouds_from_list, offsets_of
 
 
-def scatter(
+def scattered(
     sizes: Sequence[int],
     labels: Sequence[int],
     grid: Grid,

@@ -1,48 +1,164 @@
 """Classifiers for evaluation, and ensembles that train many copies of one together.
 
 The protocols use ConvNet-3. The other architectures show whether a set teaches networks of other
-kinds too. The input is images of the clouds, (images, 1, height, width); the classifiers in
-`OF_POINTS` take points. The output is logits, (clouds, classes). No layer draws random numbers or
-keeps statistics of its input, so training and testing compute the same function.
+kinds too. No layer draws random numbers or keeps statistics of its input, so training and testing
+compute the same function.
 """
 
 import copy
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..experiments.config import NetworkConfig
-from .grid import SparseNetwork, average_pool
-from .initialise import draw_convolution, draw_linear
+from ..pieces import Count, Piece, setting
+from .grid import SparseModule, SparseNetwork, average_pool, initialised
+from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .points import DGCNN, PointNet, PointNetPlusPlus, perceptron
 
 
-def build_classifier(
-    name: str, height: int, width: int, classes: int, channels: int, generator: torch.Generator
-) -> nn.Module:
-    """Build a classifier from `CLASSIFIERS`. All initial weights come from `generator`.
+class Classifier(Piece):
+    """A kind of classifier for evaluation.
 
-    height, width: size of the clouds' images, in pixels
-    channels: channels of ConvNet and SparseConvNet; the others have fixed numbers
-    Raises InputError if the images are too small.
+    A choice defines `build`, which makes a module from inputs to logits, (clouds, classes). The
+    module may neither draw random numbers nor keep statistics of its input.
+
+    of_points:    takes points, from `lifts.centred_points`; else images (clouds, 1, height, width)
+    neighbours:   uses the neighbours of points, so the density of a cloud changes its features
+    one_by_one:   has its own cells or neighbours for each cloud, which torch.vmap cannot follow
+    smallest:     smallest side of its images, in pixels
     """
-    if min(height, width) < SMALLEST.get(name, 1):
-        raise InputError(
-            f"setting evaluation.classifier = {name!r}: needs images of {SMALLEST[name]} pixels "
-            f"or more along each side, not {height} x {width}"
+
+    of_points: ClassVar[bool] = False
+    neighbours: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = False
+    smallest: ClassVar[int] = 1
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build a classifier with freshly initialised weights.
+
+        height, width: size of the images, pixels
+        generator: source of the weights
+        """
+        raise NotImplementedError
+
+    def new(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Call `build`, with torch's global generator in the state of `generator`.
+
+        Raises InputError if the images are too small.
+        """
+        if min(height, width) < self.smallest:
+            raise InputError(
+                f"setting evaluation.classifier.name = {self.name!r}: needs images of "
+                f"{self.smallest} pixels or more along each side, not {height} x {width}"
+            )
+        with global_generator_of(generator):
+            return self.build(height, width, classes, generator)
+
+
+class ConvNet(Classifier, name="convnet"):
+    """ConvNet-3, the protocols' own classifier of images."""
+
+    width: Count = setting(128, "channels of each layer")
+    smallest = 4  # one pixel must remain after the last pooling
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        return initialised(ConvNetModule(height, width, classes, self.width), generator)
+
+
+class MLP(Classifier, name="mlp"):
+    """Two hidden layers of 128 channels, as in the code of Zhao et al. 2021."""
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        hidden = perceptron(height * width, 128, 128)
+        return nn.Sequential(nn.Flatten(), hidden, nn.Linear(128, classes))
+
+
+class LeNet(Classifier, name="lenet"):
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, as in the code of Zhao et al. 2021."""
+
+    smallest = 12
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        cells = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), perceptron(16 * cells, 120, 84), nn.Linear(84, classes),
+        )  # fmt: skip
+
+
+class ResNet18(Classifier, name="resnet18"):
+    """ResNet-18 (He et al. 2016) for small images, as in the code of Zhao et al. 2021.
+
+    It is torchvision's network with instance norm. The first convolution is 3x3 with stride 1, no
+    pooling follows it, and weights have torch's default initialisation.
+    """
+
+    smallest = 9  # two pixels must remain before the last instance norms, which set a single to 0
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        from torchvision import models  # imported here, because it takes long
+
+        network = models.resnet18(
+            num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels)
         )
-    with torch.random.fork_rng(devices=[]):
-        # layers initialise their weights from torch's global generator
-        torch.set_rng_state(generator.get_state())
-        network = CLASSIFIERS[name](height, width, classes, channels)
-    if isinstance(network, (ConvNet, SparseConvNet)):
-        network.draw(generator)
-    return network
+        network.conv1, network.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()
+        return network
 
 
-class ConvNet(nn.Module):
+class SparseConvNet(Classifier, name="sparse"):
+    """Three layers of sparse convolution on the pixels that are not 0."""
+
+    width: Count = setting(128, "channels of each layer")
+    smallest = 8
+    one_by_one = True
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        return initialised(SparseConvNetModule(height, width, classes, self.width), generator)
+
+
+class PointNetClassifier(Classifier, name="pointnet"):
+    """PointNet (Qi et al. 2017), see `points.PointNet`."""
+
+    of_points = True
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        return PointNet(classes)
+
+
+class PointNetPlusPlusClassifier(Classifier, name="pointnet++"):
+    """PointNet++ (Qi et al. 2017), see `points.PointNetPlusPlus`."""
+
+    of_points = neighbours = one_by_one = True
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        return PointNetPlusPlus(classes)
+
+
+class DGCNNClassifier(Classifier, name="dgcnn"):
+    """DGCNN (Wang et al. 2019), see `points.DGCNN`."""
+
+    of_points = neighbours = one_by_one = True
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        return DGCNN(classes)
+
+
+class ConvNetModule(nn.Module):
     """ConvNet-3, the image classifier of the protocols (Zhao et al. 2021).
 
     3 x [3x3 convolution, instance norm, ReLU, 2x2 average pooling] and a linear layer. The first
@@ -69,58 +185,19 @@ class ConvNet(nn.Module):
         return self.head(features.flatten(1))
 
     @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights with the distributions of torch's default."""
         for convolution in self.convolutions:
             outputs, inputs, *kernel = convolution.weight.shape
-            draw_convolution(
+            initialise_convolution(
                 convolution.weight, "default", inputs, outputs, math.prod(kernel), generator
             )
             bound = (inputs * math.prod(kernel)) ** -0.5
             convolution.bias.uniform_(-bound, bound, generator=generator)
-        draw_linear(self.head, generator)
+        initialise_linear(self.head, generator)
 
 
-class MLP(nn.Sequential):
-    """Two hidden layers of 128 channels, as in the code of Zhao et al. 2021."""
-
-    def __init__(self, height: int, width: int, classes: int):
-        super().__init__(
-            nn.Flatten(), perceptron(height * width, 128, 128), nn.Linear(128, classes)
-        )
-
-
-class LeNet(nn.Sequential):
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling, as in the code of Zhao et al. 2021."""
-
-    def __init__(self, height: int, width: int, classes: int):
-        cells = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
-        super().__init__(
-            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), perceptron(16 * cells, 120, 84), nn.Linear(84, classes),
-        )  # fmt: skip
-
-
-def resnet18(classes: int) -> nn.Module:
-    """Build ResNet-18 (He et al. 2016) for small images, as in the code of Zhao et al. 2021.
-
-    It is torchvision's network with instance norm. The first convolution is 3x3 with stride 1, no
-    pooling follows it, and weights have torch's default initialisation.
-    """
-    from torchvision import models  # imported here, because it takes long
-
-    network = models.resnet18(
-        num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels)
-    )
-    network.conv1, network.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.reset_parameters()
-    return network
-
-
-class SparseConvNet(nn.Module):
+class SparseConvNetModule(nn.Module):
     """The sparse distillation network on the pixels that are not 0.
 
     It has 3 layers with instance norm and average pooling.
@@ -128,10 +205,7 @@ class SparseConvNet(nn.Module):
 
     def __init__(self, height: int, width: int, classes: int, channels: int):
         super().__init__()
-        description = NetworkConfig(
-            backend="sparse", layers=3, width=channels, norm="instance", pooling="average"
-        )
-        self.network = SparseNetwork(description, 1, (1, height, width), classes)
+        self.network = SparseModule(SparseNetwork(width=channels), 1, (1, height, width), classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits: (images, classes).
@@ -140,27 +214,9 @@ class SparseConvNet(nn.Module):
         """
         return self.network(images[:, :, None])
 
-    def draw(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights."""
-        self.network.draw(generator)
-
-
-CLASSIFIERS = {  # name: (height, width, classes, channels) -> network
-    "convnet": ConvNet,
-    "mlp": lambda height, width, classes, channels: MLP(height, width, classes),
-    "lenet": lambda height, width, classes, channels: LeNet(height, width, classes),
-    "resnet18": lambda height, width, classes, channels: resnet18(classes),
-    "sparse": SparseConvNet,
-    "pointnet": lambda height, width, classes, channels: PointNet(classes),
-    "pointnet++": lambda height, width, classes, channels: PointNetPlusPlus(classes),
-    "dgcnn": lambda height, width, classes, channels: DGCNN(classes),
-}
-# These use the neighbours of points, so the density of a cloud changes their features.
-OF_NEIGHBOURHOODS = ("pointnet++", "dgcnn")
-OF_POINTS = ("pointnet", *OF_NEIGHBOURHOODS)
-# Smallest image side in pixels. One pixel must remain after the last pooling. For ResNet, two must
-# remain before the last instance norms, which would set a single pixel to 0.
-SMALLEST = {"convnet": 4, "lenet": 12, "resnet18": 9, "sparse": 8}
+        self.network.initialise(generator)
 
 
 class Ensemble(nn.Module):
@@ -168,13 +224,13 @@ class Ensemble(nn.Module):
 
     Every parameter gains a leading axis: (networks, ...). On a GPU the copies run as one
     (`torch.vmap`). On a CPU they run one after another, because the grouped convolution of vmap
-    runs at half the speed there; `split` gives shares of them that can run side by side. Some
-    architectures always run one after another, because each copy has its own cells or neighbours,
-    which vmap cannot follow.
+    runs at half the speed there; `split` gives shares of them that can run side by side.
+    one_by_one: run the copies one after another on a GPU too, see `Classifier.one_by_one`
     """
 
-    def __init__(self, networks: list[nn.Module]):
+    def __init__(self, networks: list[nn.Module], one_by_one: bool = False):
         super().__init__()
+        self.one_by_one = one_by_one
         # The template only provides the computation. Assignment through __dict__ does not register
         # it as a submodule, so its parameters are not trained.
         self.__dict__["template"] = networks[0]
@@ -196,9 +252,7 @@ class Ensemble(nn.Module):
                 self.template, dict(zip(self.names, parameters)), (batch,)
             )
 
-        if inputs.is_cuda and not isinstance(
-            self.template, (SparseConvNet, PointNetPlusPlus, DGCNN)
-        ):
+        if inputs.is_cuda and not self.one_by_one:
             return torch.vmap(one)([parameter[: len(inputs)] for parameter in self.stacked], inputs)
         copies = zip(*(parameter.unbind() for parameter in self.stacked))
         return torch.stack([one(parameters, batch) for parameters, batch in zip(copies, inputs)])
@@ -215,7 +269,7 @@ class Ensemble(nn.Module):
         ):
             # a template holds the weights of a network during its computation, so each share
             # needs a template of its own
-            share = Ensemble([copy.deepcopy(self.template)])
+            share = Ensemble([copy.deepcopy(self.template)], self.one_by_one)
             # through `data`, autograd does not count a share's steps as changes of another share
             share.stacked = nn.ParameterList(chunk.data for chunk in chunks)
             shares.append(share)

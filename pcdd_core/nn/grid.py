@@ -1,56 +1,158 @@
-"""Distillation networks on a grid, in three backends, and PointNet."""
+"""Distillation networks on a grid: dense layers, and layers on occupied cells only."""
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..experiments.config import NetworkConfig
 from ..geometry.clouds import Grid
+from ..pieces import Count, Piece, setting
 from . import minkowski, sparse
-from .initialise import draw_convolution, draw_linear
+from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .minkowski import MinkowskiTensor
-from .points import PointNet
 from .sparse import SparseTensor
 
 Lifted = SparseTensor | MinkowskiTensor | Tensor
+POOLING = "pooling over blocks of 2 cells per axis"
+NORM = "normalisation after each convolution"
+WEIGHTS = (
+    "initial weights: default: as in the layer library; kaiming_normal: Kaiming normal with fan "
+    "out for convolutions"
+)
 
 
-def build_network(
-    description: NetworkConfig, channels: int, grid: Grid, classes: int, generator: torch.Generator
-) -> nn.Module:
-    """Build a distillation network with freshly initialised weights.
+class Network(Piece):
+    """A kind of distillation network.
 
-    channels: number of input channels
-    The network maps lifted clouds to logits (clouds, classes). Every backend on a grid takes the
-    output of every lift onto the grid. The lift determines the values, the network their layout.
-    PointNet takes the output of the lift `points`. Raises InputError if settings contradict each
-    other or the grid.
+    A choice defines `build`, which makes a module. The module maps lifted clouds to logits,
+    `module(inputs)`, and to the input of its head, `module.features(inputs)`.
+
+    takes:           the outputs of lifts that it accepts, see `Lift.gives`
+    mixed_precision: whether a pass without gradients may run in bfloat16
+    own_threads:     whether its layers use all cores by themselves
+    second_order:    whether its gradients have second derivatives
     """
-    if description.kernel_maps != "torch" and description.backend != "sparse":
-        raise InputError(
-            f"setting network.kernel_maps = {description.kernel_maps!r}: "
-            f"needs network.backend=sparse, not {description.backend}"
-        )
-    if description.padding != 1 and (description.backend != "torch" or description.paper_layout):
-        raise InputError(
-            f"setting network.padding = {description.padding}: "
-            "needs network.backend=torch without network.paper_layout; expected 1"
-        )
-    if description.backend == "pointnet":
-        network = PointNet(classes, description.width)
-        network.draw(generator)
-        return network
-    kind = DenseNetwork if description.backend == "torch" else SparseNetwork
-    network = kind(description, channels, grid, classes)
-    network.draw(generator)
+
+    takes: ClassVar[tuple[str, ...]] = ("grid", "cells")
+    mixed_precision: ClassVar[bool] = False
+    own_threads: ClassVar[bool] = False
+    second_order: ClassVar[bool] = True
+
+    def build(
+        self, channels: int, grid: Grid, classes: int, generator: torch.Generator
+    ) -> nn.Module:
+        """Build a network with freshly initialised weights.
+
+        channels: number of input channels
+        grid: cells of the clouds along depth, height, width
+        generator: source of the weights
+        Raises InputError if settings contradict each other or the grid.
+        """
+        raise NotImplementedError
+
+    def new(self, channels: int, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
+        """Call `build`, with torch's global generator in the state of `generator`.
+
+        So layers that initialise themselves are reproducible too.
+        """
+        with global_generator_of(generator):
+            return self.build(channels, grid, classes, generator)
+
+
+class GridNetwork(Network, name="torch"):
+    """Dense convolutions: layers of [Conv3d, norm, ReLU, pooling] and a linear head."""
+
+    layers: Count = setting(3, "number of layers; each halves the grid")
+    width: Count = setting(32, "channels of each layer")
+    pooling: Literal["max", "average"] = setting("average", POOLING)
+    norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
+    padding: Count = setting(
+        1,
+        "padding of the first convolution, in cells; 3 turns 28 x 28 cells into 32 x 32, which "
+        "halve evenly, as in the classifiers",
+    )
+    weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)
+    paper_layout: bool = setting(
+        False, "pad and pool the depth axis of a flat grid too, as the paper's code does"
+    )
+    origin_shift: bool = setting(
+        False,
+        "subtract the smallest occupied cell of the whole batch before the first convolution, as "
+        "the paper's code does; needs lift.name=coordinates",
+    )
+    mixed_precision = True
+
+    def build(
+        self, channels: int, grid: Grid, classes: int, generator: torch.Generator
+    ) -> "DenseModule":
+        """Build the module, see `Network.build`."""
+        return initialised(DenseModule(self, channels, grid, classes), generator)
+
+
+class OnCells(Network):
+    """Settings of networks on occupied cells."""
+
+    layers: Count = setting(3, "number of layers; each halves the grid")
+    width: Count = setting(32, "channels of each layer")
+    pooling: Literal["max", "average"] = setting("average", POOLING)
+    norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
+    weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)
+    paper_layout: bool = setting(
+        False,
+        "pass the full grid to the linear head with only a corner filled, as the paper's code does",
+    )
+    origin_shift: bool = setting(
+        False,
+        "subtract the smallest occupied cell of the whole batch before the linear head, as the "
+        "paper's code does; needs lift.name=coordinates",
+    )
+    layer_library: ClassVar[Any] = sparse
+
+    def build(
+        self, channels: int, grid: Grid, classes: int, generator: torch.Generator
+    ) -> "SparseModule":
+        """Build the module, see `Network.build`."""
+        return initialised(SparseModule(self, channels, grid, classes), generator)
+
+    def layer_options(self) -> dict[str, Any]:
+        """Return options of the convolutions and poolings."""
+        return {}
+
+
+class SparseNetwork(OnCells, name="sparse"):
+    """Generalised sparse convolutions, twice differentiable."""
+
+    kernel_maps: Literal["torch", "minkowski"] = setting(
+        "torch", "library that finds neighbouring cells: torch (faster) or minkowski"
+    )
+
+    def layer_options(self) -> dict[str, Any]:
+        """Return options of the convolutions and poolings."""
+        return {"find": minkowski.kernel_map} if self.kernel_maps == "minkowski" else {}
+
+
+class MinkowskiNetwork(OnCells, name="minkowski"):
+    """The same with MinkowskiEngine's layers, which lose second derivatives.
+
+    Needs `make minkowski`.
+    """
+
+    layer_library = minkowski
+    own_threads = True
+    second_order = False
+
+
+def initialised(network: nn.Module, generator: torch.Generator) -> Any:
+    """Initialise the weights of a module that has a method `initialise`, and return it."""
+    network.initialise(generator)
     return network
 
 
-class DenseNetwork(nn.Module):
+class DenseModule(nn.Module):
     """L x [Conv3d, norm, ReLU, pooling], linear: the paper's pure PyTorch network.
 
     Along an axis of one cell, the kernel and the pooling window are one cell wide. The paper's code
@@ -60,12 +162,16 @@ class DenseNetwork(nn.Module):
     corner of the grid.
     """
 
-    def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
+    def __init__(self, description: GridNetwork, channels: int, grid: Grid, classes: int):
         super().__init__()
         if description.paper_layout and (grid[0] != 1 or description.norm != "none"):
             raise InputError(
-                "setting network.paper_layout = true: with network.backend=torch it needs depth 1 "
+                "setting network.paper_layout = true: with network.name=torch it needs depth 1 "
                 f"and network.norm=none, not the grid {grid} and norm {description.norm}"
+            )
+        if description.paper_layout and description.padding != 1:
+            raise InputError(
+                f"setting network.padding = {description.padding}: network.paper_layout needs 1"
             )
         self.description = description
         self.kernel = tuple(3 if cells > 1 else 1 for cells in grid)
@@ -93,16 +199,16 @@ class DenseNetwork(nn.Module):
         self.head = nn.Linear(width * math.prod(sizes), classes)
 
     @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights."""
         for weight, bias in zip(self.convolution_weights, self.convolution_biases):
             outputs, inputs, *kernel = weight.shape
-            draw_convolution(
+            initialise_convolution(
                 weight, self.description.weights, inputs, outputs, math.prod(kernel), generator
             )
             bound = (inputs * math.prod(kernel)) ** -0.5
             bias.uniform_(-bound, bound, generator=generator)
-        draw_linear(self.head, generator)
+        initialise_linear(self.head, generator)
 
     def forward(self, lifted: Lifted) -> Tensor:
         """Return logits: (clouds, classes).
@@ -146,20 +252,21 @@ class DenseNetwork(nn.Module):
         return (pooled + constant_plane) / 2 if self.description.paper_layout else pooled
 
 
-class SparseNetwork(nn.Module):
+class SparseModule(nn.Module):
     """The same network on occupied cells only: the paper's MinkowskiEngine network.
 
-    Backend sparse computes it with the twice differentiable layers of `sparse.py`, backend
-    minkowski with MinkowskiEngine's own. Both have the same parameters, so `load_state_dict` moves
-    weights between them. Convolution weights have MinkowskiEngine's layout, (27, in, out), without
-    a bias. The head is dense: `SparseTensor.dense` puts the cells of the last layer on their grid.
-    `paper_layout` sets its option corner, `origin_shift` its option shift.
+    `SparseNetwork` computes it with the twice differentiable layers of `sparse.py`,
+    `MinkowskiNetwork` with MinkowskiEngine's own. Both have the same parameters, so
+    `load_state_dict` moves weights between them. Convolution weights have MinkowskiEngine's layout,
+    (27, in, out), without a bias. The head is dense: `SparseTensor.dense` puts the cells of the
+    last layer on their grid. `paper_layout` sets its option corner, `origin_shift` its option
+    shift.
     """
 
-    def __init__(self, description: NetworkConfig, channels: int, grid: Grid, classes: int):
+    def __init__(self, description: OnCells, channels: int, grid: Grid, classes: int):
         super().__init__()
         self.description = description
-        if "minkowski" in (description.backend, description.kernel_maps):
+        if description.layer_library is minkowski or description.layer_options():
             minkowski.engine()  # fail early if it is missing
         width = description.width
         self.convolution_weights = nn.ParameterList()
@@ -176,12 +283,14 @@ class SparseNetwork(nn.Module):
         self.head = nn.Linear(width * math.prod(-(-cells // stride) for cells in grid), classes)
 
     @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights."""
         for weight in self.convolution_weights:
             volume, inputs, outputs = weight.shape
-            draw_convolution(weight, self.description.weights, inputs, outputs, volume, generator)
-        draw_linear(self.head, generator)
+            initialise_convolution(
+                weight, self.description.weights, inputs, outputs, volume, generator
+            )
+        initialise_linear(self.head, generator)
 
     def forward(self, lifted: Lifted) -> Tensor:
         """Return logits: (clouds, classes).
@@ -192,8 +301,7 @@ class SparseNetwork(nn.Module):
 
     def features(self, lifted: Lifted) -> Tensor:
         """Return the input of the head: (clouds, channels x cells of its grid)."""
-        layers = minkowski if self.description.backend == "minkowski" else sparse
-        maps = {"find": minkowski.kernel_map} if self.description.kernel_maps == "minkowski" else {}
+        layers, maps = self.description.layer_library, self.description.layer_options()
         if isinstance(lifted, Tensor):
             tensor = layers.from_dense(lifted)
         elif isinstance(lifted, SparseTensor):
@@ -229,7 +337,7 @@ def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:
     return features / math.prod(window)
 
 
-def _too_deep(description: NetworkConfig, grid: Grid, shortest: int) -> InputError:
+def _too_deep(description: GridNetwork | OnCells, grid: Grid, shortest: int) -> InputError:
     most = int(math.log2(shortest))
     return InputError(
         f"setting network.layers = {description.layers}: "

@@ -1,15 +1,30 @@
 """Weight initialisation. One generator draws all weights, so that a seed determines a network."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 
-def draw_convolution(
+@contextlib.contextmanager
+def global_generator_of(generator: torch.Generator) -> Iterator[None]:
+    """Give torch's global generator the state of `generator`, and restore it at the end.
+
+    Layers initialise their weights from the global generator. Inside the context their weights
+    depend on `generator` only, and the caller's stream of random numbers is not disturbed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        yield
+
+
+def initialise_convolution(
     weight: Tensor, scheme: str, inputs: int, outputs: int, volume: int, generator: torch.Generator
 ) -> None:
     """Initialise the weights of a convolution in place.
 
-    scheme: "default" or "kaiming_normal", see `NetworkConfig.weights`.
+    scheme: "default" or "kaiming_normal", see `GridNetwork.weights`.
     inputs, outputs: numbers of channels. volume: number of cells of the kernel.
     """
     if scheme == "kaiming_normal":  # He et al. 2015: fan out, gain of ReLU
@@ -19,7 +34,7 @@ def draw_convolution(
         weight.uniform_(-bound, bound, generator=generator)
 
 
-def draw_linear(linear: nn.Linear, generator: torch.Generator) -> None:
+def initialise_linear(linear: nn.Linear, generator: torch.Generator) -> None:
     """Initialise weight and bias in place with the distributions of torch's default."""
     bound = linear.in_features**-0.5
     linear.weight.uniform_(-bound, bound, generator=generator)

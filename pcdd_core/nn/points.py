@@ -12,7 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .initialise import draw_linear
+from ..geometry.clouds import Grid
+from ..pieces import Count, setting
+from .grid import Network
+from .initialise import initialise_linear
+
+
+class PointNetwork(Network, name="pointnet"):
+    """A PointNet as distillation network. It takes points instead of a grid."""
+
+    width: Count = setting(1024, "channels of the last layer before the maximum over the points")
+    takes = ("points",)
+    mixed_precision = True
+
+    def build(
+        self, channels: int, grid: Grid, classes: int, generator: torch.Generator
+    ) -> "PointNet":
+        """Build the module, see `Network.build`."""
+        network = PointNet(classes, self.width)
+        network.initialise(generator)
+        return network
 
 
 class PointNet(nn.Module):
@@ -84,11 +103,11 @@ class PointNet(nn.Module):
         return hidden, present
 
     @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
+    def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights with the distributions of torch's default."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                draw_linear(layer, generator)
+                initialise_linear(layer, generator)
 
 
 class PointNorm(nn.Module):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..engine.distill import Step, distill, initial_clouds
+from ..engine.distill import Step
 from ..errors import InputError, extra_missing
 from ..experiments import machine
 from ..experiments.config import Config
@@ -90,8 +90,8 @@ class _Run:
     ):
         # The first iteration of this run waits for the last iteration of the previous run.
         self.before = before.thread if before else None
-        self.steps: Iterator[Step] = distill(config, real, device)
-        self.recorder = Recorder(initial_clouds(config, real), config.schedule.iterations)
+        self.steps: Iterator[Step] = config.distill(real, device)
+        self.recorder = Recorder(config.start(real), config.schedule.iterations)
         self.allowed: float = 0  # number of iterations; infinite: run to the end
         self.ended = ""  # "finished", "stopped" or "failed"
         self.error: Exception | None = None

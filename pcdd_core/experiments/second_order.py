@@ -7,34 +7,35 @@ equal weights, clouds and batch, in such a backend and in `sparse`. It compares 
 parameter.
 """
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..experiments.config import Config
+from ..engine.method import Method
+from ..engine.objectives import GradientMatching, gradients_without_graph, parameter_gradients
+from ..errors import InputError
 from ..geometry.clouds import PointClouds, members_per_class
-from .distill import batch_at, draw_network, lift_at
-from .objectives import DISTANCES, gradients_without_graph, parameter_gradients
+from ..nn.grid import OnCells, SparseNetwork
 
 
 def second_derivatives(
-    config: Config, real: PointClouds, synthetic: PointClouds, device: torch.device | str = "cpu"
+    method: Method, real: PointClouds, synthetic: PointClouds, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Return the entry for a record: which second derivatives the backend of `config` lacks.
+    """Return the entry for a record: which second derivatives the network of `method` lacks.
 
     Returns `gradients_without_graph` only, if no gradient lacks its graph; else the result of
     `missed_gradient`. The list is empty for objectives that need first derivatives only.
     real, synthetic: training clouds and synthetic clouds before the first iteration, on any device
     """
-    if config.objective.name != "gradient_matching":
+    if not isinstance(method.objective, GradientMatching):
         return {"gradients_without_graph": []}
-    network, lift = draw_network(config, real.to(device), 0), lift_at(config, 0)
+    network, lift = method.draw_network(real.to(device), 0), method.lift_at(0)
     own = synthetic.select(members_per_class(synthetic)[0]).to(device)
     without = gradients_without_graph(network, lift(own), own.labels)
     return (
-        missed_gradient(config, real, synthetic, device)
+        missed_gradient(method, real, synthetic, device)
         if without
         else {"gradients_without_graph": without}
     )
@@ -53,23 +54,23 @@ def sentence(found: dict[str, Any]) -> str:
     return (
         f"no second derivatives for the gradients of {', '.join(names)}: at the start the "
         f"coordinates lose {found['missed']:.1%} of their true gradient (cosine "
-        f"{found['cosine']:.4f}; by layer: {', '.join(parts)}); network.backend=sparse has the "
+        f"{found['cosine']:.4f}; by layer: {', '.join(parts)}); network.name=sparse has the "
         "full gradient"
     )
 
 
 def missed_gradient(
-    config: Config,
+    method: Method,
     real: PointClouds,
     synthetic: PointClouds,
     device: torch.device | str = "cpu",
     iteration: int = 0,
 ) -> dict[str, Any]:
-    """Compare the backend of `config` with the twice differentiable backend `sparse`.
+    """Compare the network of `method` with the twice differentiable network `sparse`.
 
-    Uses the first network of the run and the batch of `iteration`. Raises ValueError for
-    network.backend=torch. Returns a dictionary; |.| is the Euclidean norm over all coordinates of
-    all classes:
+    Uses the first network of the run and the batch of `iteration`. Raises InputError for networks
+    without such a counterpart, and for other objectives. Returns a dictionary; |.| is the Euclidean
+    norm over all coordinates of all classes:
 
     gradients_without_graph: names of the parameters whose gradient the backend returns without a
                              graph
@@ -78,22 +79,25 @@ def missed_gradient(
     layers:                  for each layer: `share`, |true part| / |true gradient|, and `missed`,
                              as above for the part of this layer
     """
-    if config.network.backend == "torch":
-        raise ValueError(
-            "network.backend = 'torch': backend sparse has no equal network to compare with; "
-            "expected network.backend=minkowski or sparse"
+    network_settings, objective = method.network, method.objective
+    if not isinstance(network_settings, OnCells) or not isinstance(objective, GradientMatching):
+        raise InputError(
+            f"setting network.name = {network_settings.name!r} with objective.name="
+            f"{objective.name}: no equal sparse network to compare with; expected "
+            "network.name=minkowski or sparse with objective.name=gradient_matching"
         )
-    twin = replace(config, network=replace(config.network, backend="sparse"))
+    shared = {field.name: getattr(network_settings, field.name) for field in fields(OnCells)}
+    twin = replace(method, network=SparseNetwork(**shared))
     real = real.to(device)
-    network, true_network = draw_network(config, real, 0), draw_network(twin, real, 0)
+    network, true_network = method.draw_network(real, 0), twin.draw_network(real, 0)
     true_network.load_state_dict(network.state_dict())
-    batch = batch_at(config, real, members_per_class(real), iteration).to(device)
+    batch = method.batch_at(real, members_per_class(real), iteration).to(device)
     computed, true = [], []
-    for chosen, own in zip(batch.split(config.objective.real_batch), members_per_class(synthetic)):
+    for chosen, own in zip(batch.split(objective.real_batch), members_per_class(synthetic)):
         targets, clouds = real.select(chosen), synthetic.select(own).to(device)
-        computed.append(coordinate_gradients(config, network, targets, clouds, iteration))
+        computed.append(coordinate_gradients(method, network, targets, clouds, iteration))
         true.append(coordinate_gradients(twin, true_network, targets, clouds, iteration))
-    without = gradients_without_graph(network, lift_at(config, iteration)(clouds), clouds.labels)
+    without = gradients_without_graph(network, method.lift_at(iteration)(clouds), clouds.labels)
 
     def stacked(parts: list[dict[str, Tensor]], layer: str | None = None) -> Tensor:
         """Return the gradient through one layer, or all, for all classes as one vector."""
@@ -119,7 +123,7 @@ def missed_gradient(
 
 
 def coordinate_gradients(
-    config: Config, network: nn.Module, real: PointClouds, synthetic: PointClouds, iteration: int
+    method: Method, network: nn.Module, real: PointClouds, synthetic: PointClouds, iteration: int
 ) -> dict[str, Tensor]:
     """Return the gradient of one class's matching loss, as one term per network parameter.
 
@@ -127,19 +131,19 @@ def coordinate_gradients(
     Returns {parameter: (points, 3)}. The sum of the terms is the gradient with respect to the
     coordinates, which moves the points.
     """
-    lift = lift_at(config, iteration)
+    lift = method.lift_at(iteration)
     coordinates = synthetic.coordinates.detach().clone().requires_grad_()
     target = [
         gradient.detach()
         for gradient in parameter_gradients(
-            network, lift_at(config, iteration, real=True)(real), real.labels
+            network, method.lift_at(iteration, real=True)(real), real.labels
         )
     ]
     lifted = lift(synthetic.with_coordinates(coordinates))
     gradients = parameter_gradients(network, lifted, synthetic.labels, create_graph=True)
     leaves = [gradient.detach().requires_grad_() for gradient in gradients]
     directions = torch.autograd.grad(
-        DISTANCES[config.objective.distance](target, leaves), leaves, allow_unused=True
+        cast(GradientMatching, method.objective).distance(target, leaves), leaves, allow_unused=True
     )
     parts = {}
     for (name, _), gradient, direction in zip(

@@ -4,20 +4,30 @@ All baselines except `class_mean` select clouds of the training set. All except 
 clouds class after class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engine.lifts import centred_points, occupancy
 from ..errors import InputError
-from ..geometry.clouds import PointClouds, from_occupancy, members_per_class, refuse_too_few, sample
+from ..geometry.clouds import (
+    PointClouds,
+    from_occupancy,
+    members_per_class,
+    refuse_too_few,
+    resampled,
+    sample,
+)
 from ..geometry.grid import known_positions
+from ..geometry.storage import released
 from ..nn.classifiers import ConvNet
-from ..nn.points import PointNet
+from ..nn.points import PointNetwork
+from ..pieces import Count, Piece, setting
+from ..seeds import generator
 from .evaluate import project
-from .lifts import centred_points, occupancy
-from .seeds import generator
 
 # `forgetting` and `craig` train a classifier, and for shapes `herding` and `k_center` do too.
 EPOCHS = 5  # of its training
@@ -162,15 +172,97 @@ def whole(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
     return real
 
 
-BASELINES = {
-    "random": random,
-    "herding": herding,
-    "k_center": k_center,
-    "class_mean": class_mean,
-    "forgetting": forgetting,
-    "craig": craig,
-    "whole": whole,
-}
+class Baseline(Piece):
+    """A kind of set to compare with. A choice defines `select` or `choose`.
+
+    fixed: nothing is random on flat grids, so one seed is enough
+    """
+
+    clouds_per_class: Count = setting(1, "clouds per class")
+    points: Count | None = setting(
+        None, "subsample each cloud to this many points at random; null: keep all points"
+    )
+    fixed: ClassVar[bool] = False
+    select: ClassVar[Callable[[PointClouds, int, int], PointClouds]]
+
+    def choose(self, real: PointClouds, seed: int) -> PointClouds:
+        """Make the set from the training clouds.
+
+        Raises InputError if a class has too few clouds.
+        """
+        chosen = type(self).select(real, self.clouds_per_class, seed)
+        if self.points is None:
+            return chosen
+        draws = generator(seed, "fewer points")
+        return resampled(chosen, [self.points] * len(chosen), draws)
+
+    @property
+    def label(self) -> str:
+        """Name of the set in tables and files, for instance herding-1-of-256-points."""
+        few = "" if self.points is None else f"-of-{self.points}-points"
+        return f"{self.name}-{self.clouds_per_class}{few}"
+
+
+class Random(Baseline, name="random"):
+    """Random clouds of each class."""
+
+    select = staticmethod(random)
+
+
+class Herding(Baseline, name="herding"):
+    """Herding (Welling 2009)."""
+
+    fixed = True
+    select = staticmethod(herding)
+
+
+class KCenter(Baseline, name="k_center"):
+    """Greedy k-centre (Sener & Savarese 2018)."""
+
+    fixed = True
+    select = staticmethod(k_center)
+
+
+class ClassMean(Baseline, name="class_mean"):
+    """The cells that the clouds of a class occupy most often."""
+
+    fixed = True
+    select = staticmethod(class_mean)
+
+
+class Forgetting(Baseline, name="forgetting"):
+    """The clouds that a classifier forgets most often (Toneva et al. 2019)."""
+
+    select = staticmethod(forgetting)
+
+
+class Craig(Baseline, name="craig"):
+    """CRAIG (Mirzasoleiman et al. 2020)."""
+
+    select = staticmethod(craig)
+
+
+class Whole(Baseline, name="whole"):
+    """All training clouds, the ceiling for any set."""
+
+    fixed = True
+    select = staticmethod(whole)
+
+
+class Released(Baseline, name="released"):
+    """A set that comes with pcdd."""
+
+    file: str = setting("", "name of the released set, without the suffix")
+    fixed = True
+
+    def choose(self, real: PointClouds, seed: int) -> PointClouds:
+        """Load the set."""
+        return released(self.file)
+
+    @property
+    def label(self) -> str:
+        """Name of the set in tables and files."""
+        return f"released-{self.file}"
 
 
 def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
@@ -207,12 +299,13 @@ def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
 
     The input is images on flat grids, points on grids with depth.
     """
+    classes, draws = len(real.class_names), generator(seed, "coreset classifier")
     if min(real.grid) == 1:
         inputs = project(real)
-        network = ConvNet(*inputs.shape[-2:], len(real.class_names), WIDTH)
+        network = ConvNet(WIDTH).new(*inputs.shape[-2:], classes, draws)
     else:
-        inputs, network = centred_points(known_positions(real)), PointNet(len(real.class_names))
-    network.draw(generator(seed, "coreset classifier"))
+        inputs = centred_points(known_positions(real))
+        network = PointNetwork().new(3, real.grid, classes, draws)
     return network, inputs
 
 

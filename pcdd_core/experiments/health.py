@@ -7,7 +7,7 @@ if most coordinates lie on the border of the grid.
 
 from dataclasses import dataclass
 
-from .distill import Step
+from ..engine.distill import Step
 
 WINDOW = 50  # iterations
 STUCK_BELOW = 1e-3  # cells per iteration; at this speed a point needs 1,000 iterations per cell

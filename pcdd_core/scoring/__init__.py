@@ -1,0 +1,1 @@
+"""Scoring: evaluation of clouds by fresh classifiers, and baselines of real clouds."""

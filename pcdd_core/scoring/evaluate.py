@@ -1,0 +1,277 @@
+"""Score a set of clouds: train classifiers on it from scratch and test them on real clouds.
+
+Images are augmented as in the published code of DC (Zhao et al. 2021), and classifiers are trained
+with its step sizes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine import lifts
+from ..errors import EvaluationFailed, InputError
+from ..geometry.clouds import Grid, PointClouds, resampled
+from ..geometry.grid import cell_centres, known_positions
+from ..nn.classifiers import Classifier, ConvNet, Ensemble
+from ..pieces import Count, Piece, Positive, setting
+from ..seeds import generator
+from ..threads import side_by_side, threads_for
+from .augment import augment, augment_fast, augment_points
+
+
+class Protocol(Piece):
+    """A scoring protocol. Training inputs are augmented, and the last epoch is scored."""
+
+    label: str = setting("standard", "its name in scores and records")
+    networks: Count = setting(20, "number of independent classifiers, averaged")
+    epochs: Count = setting(
+        1001,
+        "epochs per classifier, 1001 in DC's code; the step size falls to a tenth after "
+        "(epochs - 1) // 2 + 2 epochs",
+    )
+    batch: Count = setting(
+        256, "clouds per training step of a classifier; also test clouds per augmented batch"
+    )
+    augment_test: bool = setting(False, "augment the test inputs as well")
+    augmentation: Literal["published", "fast"] = setting(
+        "published",
+        "augmentation of images: published: as in DC's code, a crop padded with the batch mean, "
+        "a nearest-neighbour scale or a cubic-spline rotation; fast: one bilinear affine "
+        "resampling on an empty background, for the validation split only",
+    )
+
+
+STANDARD = Protocol()  # Zhao et al. 2021, and later work
+PAPER = Protocol("paper", networks=5, augment_test=True)  # the paper's code
+PROTOCOLS = {protocol.label: protocol for protocol in (STANDARD, PAPER)}
+# Test inputs per network in one forward pass. A larger chunk does not fit the caches of a CPU.
+CPU_CHUNK, GPU_CHUNK = 32, 128
+
+
+class Projection(Piece):
+    """A kind of training input. Test inputs are always hard images, or points as they are known."""
+
+    def image(self, clouds: PointClouds) -> Tensor:
+        """Project clouds along the depth axis: float32 (clouds, 1, height, width)."""
+        raise NotImplementedError
+
+    def points(self, clouds: PointClouds) -> PointClouds:
+        """Return the clouds at the positions that classifiers of points are trained on."""
+        raise NotImplementedError
+
+
+class Hard(Projection, name="hard"):
+    """Binary images (the paper), and points at the centres of their cells."""
+
+    def image(self, clouds: PointClouds) -> Tensor:
+        """Return `project` of the clouds."""
+        return project(clouds)
+
+    def points(self, clouds: PointClouds) -> PointClouds:
+        """Return the clouds at cell centres."""
+        return cell_centres(clouds)
+
+
+class Soft(Projection, name="soft"):
+    """Grey images, every point a spot, and points at their exact positions."""
+
+    bandwidth: Positive = setting(0.5, "standard deviation of the spots, in cells")
+    saturation: Positive = setting(
+        6.0, "as lift.saturation; large values turn spots into white discs"
+    )
+
+    def image(self, clouds: PointClouds) -> Tensor:
+        """Return `soft_project` of the clouds."""
+        return soft_project(clouds, self.bandwidth, self.saturation)
+
+    def points(self, clouds: PointClouds) -> PointClouds:
+        """Return the clouds at their known positions."""
+        return known_positions(clouds)
+
+
+@dataclass(frozen=True)
+class View:
+    """Conversion of clouds to the inputs of a classifier.
+
+    training: converts clouds to training inputs, float32 (clouds, ...)
+    test:     converts clouds to test inputs, float32 (clouds, ...)
+    augment:  augments inputs (networks, clouds, ...), with one draw per input; same shape
+    """
+
+    training: Callable[[PointClouds], Tensor]
+    test: Callable[[PointClouds], Tensor]
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies in percent, one per classifier."""
+
+    protocol: str
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in percent."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def standard_deviation(self) -> float:
+        """Standard deviation over the classifiers, divided by their number as in DC's code."""
+        return torch.tensor(self.accuracies, dtype=torch.float64).std(correction=0).item()
+
+
+def evaluate(
+    clouds: PointClouds,
+    test: PointClouds,
+    classifier: Classifier = ConvNet(),
+    protocol: Protocol | Sequence[Protocol] = STANDARD,
+    projection: Projection = Hard(),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
+) -> dict[str, Score]:
+    """Train classifiers on `clouds` and score them on `test`: {label of the protocol: Score}.
+
+    protocol: one, or several that differ in `networks` and `augment_test` only. Their training is
+        the same, so they share the classifiers: each protocol uses the first ones.
+    projection: training inputs
+    seed: of all random draws. torch's global generator is neither used nor changed.
+    progress: called with the fraction done and the name of the stage
+
+    Classifiers of neighbourhoods cover a smaller distance where points are dense. Their test clouds
+    are random subsamples with at most as many points as the largest training cloud. Raises
+    InputError if protocols differ in training, and EvaluationFailed if training diverges.
+    """
+    protocols = [protocol] if isinstance(protocol, Protocol) else list(protocol)
+    first = protocols[0]
+    if len({(each.epochs, each.batch, each.augmentation) for each in protocols}) > 1:
+        raise InputError(
+            "protocols that are scored together need equal epochs, batch, augmentation"
+        )
+    view = _view(classifier, projection, first, clouds.grid)
+    if classifier.neighbours:
+        sizes = test.sizes.clamp(max=int(clouds.sizes.max())).tolist()
+        test = resampled(test, sizes, generator(seed, "points of test clouds"))
+    inputs, labels = view.training(clouds).to(device), clouds.targets.to(device)
+    test_inputs, test_labels = view.test(test), test.labels
+    most = max(each.networks for each in protocols)
+    ensemble = _new_ensemble(most, clouds, classifier, seed).to(device)
+    shares = ensemble.split(threads_for(inputs.device))
+    _train(
+        shares, inputs, labels, view.augment, first, seed,
+        lambda fraction: progress(fraction, "training classifiers"),
+    )  # fmt: skip
+    chunk = GPU_CHUNK if inputs.is_cuda else CPU_CHUNK
+    scores = {}
+    for each in protocols:
+        correct = torch.zeros(each.networks, device=device)
+        batches = torch.arange(len(test)).split(each.batch if each.augment_test else chunk)
+        for number, chosen in enumerate(batches):
+            batch = test_inputs[chosen].to(device)
+            copies = batch.expand(each.networks, *batch.shape)
+            if each.augment_test:
+                copies = view.augment(copies, generator(seed, "test augmentation", number))
+            with torch.no_grad():
+                logits = torch.cat([ensemble(part) for part in copies.split(chunk, dim=1)], dim=1)
+            _refuse_non_finite(logits, "scoring")  # argmax would return the first class
+            predicted = logits.argmax(-1)
+            correct += (predicted == test_labels[chosen].to(device)).sum(1)
+            progress((int(chosen[-1]) + 1) / len(test), f"testing ({each.label} protocol)")
+        scores[each.label] = Score(each.label, tuple((100 * correct / len(test)).tolist()))
+    return scores
+
+
+def project(clouds: PointClouds) -> Tensor:
+    """Project clouds along the depth axis to binary images: float32 (clouds, 1, height, width).
+
+    This is the paper's projection. It truncates coordinates to integers and sets these cells to 1.
+    """
+    return lifts.occupancy(clouds).amax(dim=2)
+
+
+def soft_project(clouds: PointClouds, bandwidth: float, saturation: float) -> Tensor:
+    """Project clouds along the depth axis to grey images: float32 (clouds, 1, height, width).
+
+    Values lie in [0, 1]. Each point is a Gaussian spot, as in `lifts.gaussian_occupancy`. The spot
+    depends on the position of the point in its cell and may cover parts of several cells.
+    bandwidth: standard deviation, cells
+    saturation: a cell with mass m has the value 1 - exp(-saturation m)
+    """
+    return lifts.gaussian_occupancy(clouds, bandwidth, saturation).amax(dim=2)
+
+
+def _view(classifier: Classifier, projection: Projection, protocol: Protocol, grid: Grid) -> View:
+    if classifier.of_points:
+        # Half a cell of difference between training and test points would cost accuracy.
+        return View(
+            lambda clouds: lifts.centred_points(projection.points(clouds)),
+            lambda clouds: lifts.centred_points(known_positions(clouds)),
+            lambda points, draws: augment_points(points, grid, draws),
+        )
+    chosen = {"published": augment, "fast": augment_fast}[protocol.augmentation]
+    return View(projection.image, project, chosen)
+
+
+def _new_ensemble(count: int, clouds: PointClouds, classifier: Classifier, seed: int) -> Ensemble:
+    height, width = clouds.grid[1:]
+    networks = [
+        classifier.new(
+            height, width, len(clouds.class_names), generator(seed, "classifier", number)
+        )
+        for number in range(count)
+    ]
+    return Ensemble(networks, classifier.one_by_one)
+
+
+def _train(
+    shares: list[Ensemble],
+    inputs: Tensor,
+    labels: Tensor,
+    augment: Callable[[Tensor, torch.Generator], Tensor],
+    protocol: Protocol,
+    seed: int,
+    progress: Callable[[float], None],
+) -> None:
+    """Train by SGD with step size 0.01, then 0.001; momentum 0.9 and weight decay 5e-4.
+
+    The second stage starts with fresh momentum. DC's code trains epochs 0 to n and starts the
+    second stage after epoch n // 2 + 1. Of 1,001 epochs the first stage has 502.
+    """
+    sizes = [len(share.stacked[0]) for share in shares]
+    first_stage = (protocol.epochs - 1) // 2 + 2
+
+    def step(number: int, batch: Tensor, targets: Tensor) -> Tensor:
+        logits = shares[number](batch).flatten(0, 1)
+        loss = F.cross_entropy(logits, targets.flatten(0, 1), reduction="sum") / batch.shape[1]
+        optimisers[number].zero_grad()
+        loss.backward()
+        optimisers[number].step()
+        return loss.detach()
+
+    with side_by_side(len(shares)) as calls:
+        for epoch in range(protocol.epochs):
+            if epoch in (0, first_stage):
+                step_size = 0.01 if epoch == 0 else 0.001
+                descent = {"lr": step_size, "momentum": 0.9, "weight_decay": 5e-4}
+                optimisers = [torch.optim.SGD(share.parameters(), **descent) for share in shares]
+            draws = generator(seed, "evaluation epoch", epoch)
+            order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1)
+            for chosen in order.to(inputs.device).split(protocol.batch, dim=1):
+                batch, targets = augment(inputs[chosen], draws), labels[chosen]
+                losses = calls(step, range(len(shares)), batch.split(sizes), targets.split(sizes))
+            when = f"epoch {epoch} of training classifiers"
+            _refuse_non_finite(torch.stack(losses), when)
+            progress((epoch + 1) / protocol.epochs)
+
+
+def _refuse_non_finite(values: Tensor, when: str) -> None:
+    if not values.isfinite().all():
+        raise EvaluationFailed(
+            f"{when}: the classifier computes {values[~values.isfinite()][0]}; likely cause: its "
+            "training diverged on these clouds (try another evaluation.classifier)"
+        )
