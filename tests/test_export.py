@@ -250,13 +250,6 @@ def test_class_name_is_no_formula_in_a_spreadsheet(name, here):
     assert pcdd.clouds_from_export("out").class_names == (name, 'a "b", c=d')
 
 
-def test_class_name_that_is_no_unicode_is_exported(here):
-    clouds = clouds_from_list([torch.zeros(1, 3)], [0], (1, 2, 2), ["\ud800"])
-    pcdd.export_clouds(clouds, "out", EXACT)
-    for kind in EXACT:
-        assert_same(pcdd.clouds_from_export("out", kind), clouds)
-
-
 def test_tensors_load_without_pickles(exported):
     fields = torch.load("out/clouds.pt", weights_only=True)
     assert type(fields) is dict and fields.pop("class_names") == list(exported.class_names)

@@ -33,7 +33,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ COLUMNS = ("cloud", "label", "class", "depth", "height", "width")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs cells that start so (OWASP)
 AXES = "cells; .csv, .pt: depth, height, width; .ply: x = width, y = depth, z = -height"
 
+Parsed = TypeVar("Parsed")
 Item = tuple[Tensor, Tensor]  # points or image, and target
 
 
@@ -151,7 +152,7 @@ def export_clouds(clouds: PointClouds, folder: Path | str, kinds: Sequence[str])
     contents = {"pt": _pt, "csv": _csv, "ply": _plys, "png": _pngs}
     for kind in kinds:
         for path, content in zip(_paths(folder, kind, clouds), contents[kind](clouds), strict=True):
-            atomic_write(path, lambda file, content=content: file.write(content))
+            _write(path, content)
     described = {name: arrays[name].tolist() for name in arrays if name not in POINTS}
     manifest = {"coordinates": AXES, "kinds": kinds, "set": described}
     atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -187,6 +188,13 @@ def _paths(folder: Path, kind: str, clouds: PointClouds) -> list[Path]:
     ]
 
 
+def _write(path: Path, content: bytes) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    atomic_write(path, write)
+
+
 def _pt(clouds: PointClouds) -> Iterator[bytes]:
     fields: dict[str, Any] = {
         name: torch.from_numpy(array)
@@ -208,16 +216,17 @@ def _csv(clouds: PointClouds) -> Iterator[bytes]:
         # 9 significant digits determine a float32
         numbers = [f"{coordinate:.9g}" for coordinate in point]
         writer.writerow([cloud, labels[cloud], names[labels[cloud]], *numbers])
-    yield text.getvalue().encode(errors="replace")  # a class name may be no valid Unicode
+    yield text.getvalue().encode()
 
 
 def _plys(clouds: PointClouds) -> Iterator[bytes]:
-    import trimesh  # imported here, because it takes long
+    from trimesh import PointCloud  # imported here, because it takes long
+    from trimesh.exchange.ply import export_ply
 
     for number in range(len(clouds)):
         depth, height, width = clouds[number].numpy().T
         # without a shift of z, which would round
-        yield trimesh.PointCloud(np.stack([width, depth, -height], 1)).export(file_type="ply")
+        yield export_ply(PointCloud(np.stack([width, depth, -height], 1)))
 
 
 def _pngs(clouds: PointClouds) -> Iterator[bytes]:
@@ -230,7 +239,7 @@ def _pngs(clouds: PointClouds) -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def _parsed(path: Path, parse: Callable[[bytes], Any]) -> Any:
+def _parsed(path: Path, parse: Callable[[bytes], Parsed]) -> Parsed:
     """Parse the contents of a file.
 
     Raises InputError if the file is missing, or if `parse` raises any error.
@@ -325,12 +334,10 @@ def _from_csv(paths: list[Path], described: PointClouds) -> PointClouds:
 
 
 def _from_plys(paths: list[Path], described: PointClouds) -> PointClouds:
-    import trimesh
+    from trimesh.exchange.ply import load_ply
 
     def parse(data: bytes) -> np.ndarray:
-        width, depth, up = np.asarray(
-            trimesh.load(io.BytesIO(data), file_type="ply", process=False).vertices
-        ).T
+        width, depth, up = np.asarray(load_ply(io.BytesIO(data))["vertices"]).T
         return np.stack([depth, -up, width], 1)
 
     every = [_parsed(path, parse) for path in paths]
