@@ -56,6 +56,10 @@ from .experiments.tables import INGREDIENTS as INGREDIENTS
 from .experiments.tables import experiment as experiment
 from .geometry.clouds import PointClouds as PointClouds
 from .geometry.clouds import clouds_from_list as clouds_from_list
+from .geometry.export import clouds_from_export as clouds_from_export
+from .geometry.export import export_clouds as export_clouds
+from .geometry.export import padded_collate as padded_collate
+from .geometry.export import ragged_collate as ragged_collate
 from .geometry.grid import clouds_from_unit_ball as clouds_from_unit_ball
 from .geometry.grid import into_grid as into_grid
 from .geometry.start import FromFile as FromFile

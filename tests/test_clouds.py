@@ -27,7 +27,7 @@ from pcdd_core.geometry.grid import (
     clouds_from_unit_ball,
     into_grid,
     known_positions,
-    scatter,
+    scattered,
 )
 from pcdd_core.geometry.storage import load_clouds, save_clouds
 
@@ -111,12 +111,12 @@ def test_from_occupancy_lists_cells_in_raster_order(seed, shape, max_points):
 # --- scatter --------------------------------------------------------------------------------------
 
 
-def scattered(seed, grid=(4, 8, 6), sizes=(300, 200)):
-    return scatter(sizes, [0, 1], grid, "ab", torch.Generator().manual_seed(seed))
+def random_scatter(seed, grid=(4, 8, 6), sizes=(300, 200)):
+    return scattered(sizes, [0, 1], grid, "ab", torch.Generator().manual_seed(seed))
 
 
 def test_scatter_is_uniform_up_to_the_clamp_of_the_last_cell():
-    clouds = scattered(0, sizes=(3000, 2000))
+    clouds = random_scatter(0, sizes=(3000, 2000))
     assert clouds.sizes.tolist() == [3000, 2000]
     for axis, cells in enumerate(clouds.grid):
         along = clouds.coordinates[:, axis]
@@ -127,12 +127,12 @@ def test_scatter_is_uniform_up_to_the_clamp_of_the_last_cell():
 
 
 def test_scatter_on_a_flat_grid_has_depth_zero():
-    assert (scattered(0, grid=(1, 8, 8)).coordinates[:, 0] == 0).all()
+    assert (random_scatter(0, grid=(1, 8, 8)).coordinates[:, 0] == 0).all()
 
 
 def test_scatter_is_a_function_of_the_seed():
-    assert torch.equal(scattered(3).coordinates, scattered(3).coordinates)
-    assert not torch.equal(scattered(3).coordinates, scattered(4).coordinates)
+    assert torch.equal(random_scatter(3).coordinates, random_scatter(3).coordinates)
+    assert not torch.equal(random_scatter(3).coordinates, random_scatter(4).coordinates)
 
 
 # --- the bounds of the grid -----------------------------------------------------------------------

@@ -18,7 +18,6 @@ from pcdd_core.experiments.config import (
     to_dict,
 )
 from pcdd_core.experiments.presets import PRESETS, preset
-from pcdd_core.nn.grid import build_network
 
 # another valid value of every setting that is not a number
 OTHER = {
@@ -238,7 +237,7 @@ def test_preset_is_a_valid_configuration_whose_network_fits_mnist(name):
     config = preset(name).config
     assert from_dict(to_dict(config)) == config
     channels = 3 if config.lift.name == "coordinates" else 1
-    assert build_network(config.network, channels, (1, 28, 28), 10, torch.Generator())
+    assert config.network.new(channels, (1, 28, 28), 10, torch.Generator())
 
 
 def test_no_two_presets_are_the_same():

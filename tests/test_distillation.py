@@ -7,18 +7,18 @@ import itertools
 import pytest
 import tiny
 import torch
+from tiny import distill
 
 from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import lifts
-from pcdd_core.engine.distill import distill, lift_at
-from pcdd_core.engine.objectives import DISTANCES, gradient_matching
+from pcdd_core.engine.distances import DISTANCES
+from pcdd_core.engine.objectives import gradient_matching
 from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import override
 from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Health
 from pcdd_core.geometry.clouds import PointClouds
 from pcdd_core.geometry.grid import boundary_check, cell_centres
 from pcdd_core.geometry.storage import save_clouds
-from pcdd_core.nn.grid import build_network
 from pcdd_core.seeds import generator
 
 
@@ -379,7 +379,7 @@ def test_training_on_real_clouds_teaches_the_network_the_real_classes():
         network__width=8,
     )
     real = tiny.three_digits()
-    network = build_network(config.network, 1, real.grid, 3, generator(0))
+    network = config.network.new(1, real.grid, 3, generator(0))
     network.load_state_dict(run(config)[-1].state()["network"])
     inputs = lifts.gaussian_occupancy(
         cell_centres(real), config.lift.bandwidth_end, config.lift.saturation
@@ -412,7 +412,9 @@ def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
     config = tiny.config(lift__closed=True, lift__bandwidth_start=3.0)
     clouds = cell_centres(tiny.three_digits())
     expected = lifts.gaussian_occupancy(clouds, 3.0, config.lift.saturation, closed=True)
-    assert not torch.allclose(lift_at(tiny.config(lift__bandwidth_start=3.0), 0)(clouds), expected)
+    assert not torch.allclose(
+        tiny.config(lift__bandwidth_start=3.0).method.lift_at(0)(clouds), expected
+    )
     for real in (False, True):
         assert torch.equal(config.method.lift_at(0, real=real)(clouds), expected)
 
@@ -462,7 +464,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     )
     step = next(config.distill(real))
     channels = 3 if lift == "coordinates" else 1
-    network = build_network(config.network, channels, real.grid, 3, generator(0))
+    network = config.network.new(channels, real.grid, 3, generator(0))
     network.load_state_dict(step.state()["network"])
 
     def lifted(clouds: PointClouds):

@@ -3,10 +3,11 @@
 import pytest
 import tiny
 import torch
+from tiny import distill
 
 from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import objectives
-from pcdd_core.engine.distill import GradientPool, distill
+from pcdd_core.engine.distill import GradientPool
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.clouds import members_per_class
 
@@ -21,7 +22,7 @@ def pooled(**changes):
 def test_a_pool_holds_the_gradients_of_the_first_fresh_batches():
     config, real = pooled(), tiny.three_digits()
     members, network = members_per_class(real), config.method.draw_network(real, 0)
-    pool = GradientPool(config, network, 0, real, members)
+    pool = GradientPool(config.method, network, 0, real, members)
     expected = {}
     for number in range(2):
         for label, batch in enumerate(config.method.batch_at(real, members, number).split(4)):
@@ -51,7 +52,7 @@ def test_gradients_are_computed_once_and_classes_draw_apart(monkeypatch):
     steps = list(config.distill(real))
     assert len(steps) == 12 and len(computed) == 3 * 2
     pool = GradientPool(
-        config, config.method.draw_network(real, 0), 0, real, members_per_class(real)
+        config.method, config.method.draw_network(real, 0), 0, real, members_per_class(real)
     )
     numbers = [
         tuple(pool.draw(label, iteration)[0].data_ptr() for label in range(3))

@@ -21,10 +21,8 @@ from pcdd_core.engine.distill import distill
 from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.objectives import gradients_without_graph, parameter_gradients
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import NetworkConfig
 from pcdd_core.geometry.clouds import clouds_from_list
 from pcdd_core.nn import minkowski, sparse
-from pcdd_core.nn.grid import build_network
 from pcdd_core.nn.minkowski import MinkowskiTensor
 from pcdd_core.nn.sparse import SparseTensor
 from pcdd_core.seeds import generator
@@ -591,8 +589,8 @@ def test_minkowski_batches_keep_a_row_for_every_cloud_without_cells(sizes):
 
 
 def built(backend, grid=FLAT, seed=0, **settings):
-    description = NetworkConfig(backend=backend, **{"layers": 2, "width": 4} | settings)
-    return build_network(description, 3, grid, 5, generator(seed)).double()
+    description = tiny.network_of(backend=backend, **{"layers": 2, "width": 4} | settings)
+    return description.new(3, grid, 5, generator(seed)).double()
 
 
 def twins(grid=FLAT, **settings):

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -14,8 +15,7 @@ from torch import nn
 from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.objectives import gradients_without_graph
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import NetworkConfig
-from pcdd_core.nn.grid import average_pool, build_network
+from pcdd_core.nn.grid import average_pool
 from pcdd_core.nn.minkowski import from_points as minkowski_points
 from pcdd_core.nn.sparse import from_dense
 from pcdd_core.seeds import generator
@@ -27,8 +27,8 @@ NORMS = ["none", "instance", "batch"]
 
 
 def built(backend="torch", grid=FLAT, channels=3, classes=5, seed=0, **settings):
-    description = NetworkConfig(backend=backend, **{"layers": 2, "width": 4} | settings)
-    return build_network(description, channels, grid, classes, generator(seed, "network"))
+    description = tiny.network_of(backend=backend, **{"layers": 2, "width": 4} | settings)
+    return description.new(channels, grid, classes, generator(seed, "network"))
 
 
 def assert_close(actual, expected):

@@ -13,30 +13,26 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import rbf_kernel
 from torch import nn
 
+from pcdd_core.engine.distances import DISTANCES, as_rows, layerwise_cosine_of_weights
 from pcdd_core.engine.lifts import coordinates_as_features, gaussian_occupancy, occupancy
 from pcdd_core.engine.objectives import (
-    DISTANCES,
     KERNEL_WIDTHS,
-    as_rows,
     distribution_matching,
     feature_regression,
     gradient_matching,
     in_precision,
-    layerwise_cosine_of_weights,
     maximum_mean_discrepancy,
     parameter_gradients,
     unrolled_training,
 )
-from pcdd_core.experiments.config import NetworkConfig
-from pcdd_core.nn.grid import build_network
 from pcdd_core.seeds import generator
 
 SHAPES = [(3, 4), (3,), (1, 5)]  # a weight, a bias, a weight with one row
 
 
 def dense_network(width):
-    description = NetworkConfig(layers=3, width=width, norm="instance", pooling="average")
-    return build_network(description, 1, tiny.digits().train.grid, 10, generator(0))
+    description = tiny.network_of(layers=3, width=width, norm="instance", pooling="average")
+    return description.new(1, tiny.digits().train.grid, 10, generator(0))
 
 
 def gradients(seed, shapes=SHAPES):
@@ -187,11 +183,11 @@ REAL_LABELS, LABELS = torch.tensor([1, 1, 1]), torch.tensor([1, 1])
 def matching_case(random_clouds, backend, pooling, norm, lift, grid, paper_layout):
     """Return a network, lifted real clouds, and synthetic clouds, all in float64."""
     grid = GRIDS[grid]
-    description = NetworkConfig(
+    description = tiny.network_of(
         backend=backend, layers=2, width=4, pooling=pooling, norm=norm, paper_layout=paper_layout
     )
-    network = build_network(
-        description, {"coordinates": 3, "gaussian": 1}[lift], grid, 3, generator(0)
+    network = description.new(
+        {"coordinates": 3, "gaussian": 1}[lift], grid, 3, generator(0)
     ).double()
     return (
         network,
@@ -544,8 +540,10 @@ def test_coordinate_gradient_of_unrolled_training_against_finite_differences(
 ):
     """Differentiate along a random direction of all coordinates, through lift and three steps."""
     clouds = random_clouds([6, 5, 4], (1, 8, 8), 0)
-    settings = NetworkConfig(backend=backend, layers=2, width=3, norm="instance", pooling="average")
-    network = build_network(settings, 1, (1, 8, 8), 3, generator(0)).double()
+    settings = tiny.network_of(
+        backend=backend, layers=2, width=3, norm="instance", pooling="average"
+    )
+    network = settings.new(1, (1, 8, 8), 3, generator(0)).double()
     real, labels = (
         gaussian_occupancy(random_clouds([5, 7, 6], (1, 8, 8), 1), 1.0, 3.0),
         torch.arange(3),
@@ -574,8 +572,8 @@ def test_network_is_its_features_and_its_head(backend, lift, random_clouds):
     clouds = random_clouds([9, 7], (1, 8, 8), 0)
     lifted = lift(clouds) if lift is coordinates_as_features else lift(clouds, 1.0, 3.0)
     channels = 3 if lift is coordinates_as_features else 1
-    network = build_network(
-        NetworkConfig(backend=backend, layers=2, width=4), channels, (1, 8, 8), 3, generator(0)
+    network = tiny.network_of(backend=backend, layers=2, width=4).new(
+        channels, (1, 8, 8), 3, generator(0)
     )
     network = network.double()  # the clouds are in float64
     features = network.features(lifted)

@@ -17,8 +17,8 @@ import tiny
 import torch
 from tiny import files, pcdd
 
+from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.distill import initial_clouds
-from pcdd_core.engine.objectives import DISTANCES
 from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.experiments import runs
 from pcdd_core.experiments.config import from_dict, identity, to_dict

@@ -7,11 +7,9 @@ import tiny
 import torch
 from tiny import needs_minkowski
 
-from pcdd_core.engine import distill as distillation
-from pcdd_core.engine import second_order
-from pcdd_core.engine.distill import draw_network
+from pcdd_core.engine.distances import DISTANCES
+from pcdd_core.engine.method import Method
 from pcdd_core.engine.objectives import (
-    DISTANCES,
     gradient_matching,
     gradients_without_graph,
     parameter_gradients,
@@ -51,9 +49,8 @@ def config(backend, **changes):
 @pytest.fixture(autouse=True)
 def float64_networks(monkeypatch):
     """Draw networks in float64, because the clouds below are in float64."""
-    monkeypatch.setattr(
-        second_order, "draw_network", lambda *settings: draw_network(*settings).double()
-    )
+    draw_network = Method.draw_network
+    monkeypatch.setattr(Method, "draw_network", lambda *settings: draw_network(*settings).double())
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +123,9 @@ def losing(monkeypatch):
             name: once(getattr(sparse, name)) for name in layers
         }
         engine |= {"engine": lambda: None, "from_sparse": lambda tensor: tensor}
-        for module in (networks, distillation):
-            monkeypatch.setattr(module, "minkowski", SimpleNamespace(**engine))
+        imitation = SimpleNamespace(**engine)
+        monkeypatch.setattr(networks, "minkowski", imitation)
+        monkeypatch.setattr(networks.MinkowskiNetwork, "layer_library", imitation)
 
     return replace_engine
 
@@ -156,7 +154,7 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
         real.select(torch.tensor([0, 3])),
         synthetic.select(torch.tensor([0])),
     )
-    parts = coordinate_gradients(settings, network, real_batch, synthetic_cloud, iteration=2)
+    parts = coordinate_gradients(settings.method, network, real_batch, synthetic_cloud, iteration=2)
 
     lifted = settings.method.lift_at(2)
     coordinates = synthetic_cloud.coordinates.clone().requires_grad_()
@@ -200,7 +198,7 @@ def test_a_parameter_that_the_distance_leaves_out_moves_no_point(real, synthetic
     network = settings.method.draw_network(real, 0).double()
     synthetic_cloud = synthetic.select(torch.tensor([0]))
     parts = coordinate_gradients(
-        settings, network, real.select(torch.tensor([0, 3])), synthetic_cloud, iteration=0
+        settings.method, network, real.select(torch.tensor([0, 3])), synthetic_cloud, iteration=0
     )
     for name, part in parts.items():
         assert part.shape == synthetic_cloud.coordinates.shape
@@ -230,7 +228,7 @@ def test_layer_of_names_the_layer_of_a_parameter(parameter, layer):
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 def test_sparse_misses_nothing(real, synthetic, lift, norm):
     measured = missed_gradient(
-        config("sparse", lift__name=lift, network__norm=norm), real, synthetic
+        config("sparse", lift__name=lift, network__norm=norm).method, real, synthetic
     )
     assert measured["gradients_without_graph"] == [] and measured["missed"] == 0
     assert measured["cosine"] == pytest.approx(1, abs=1e-6)
@@ -242,7 +240,7 @@ def test_sparse_misses_nothing(real, synthetic, lift, norm):
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_where_nothing_is_missed_the_record_says_just_that(real, synthetic, backend):
-    measured = second_derivatives(config(backend), real, synthetic)
+    measured = second_derivatives(config(backend).method, real, synthetic)
     assert measured == {"gradients_without_graph": []}
     assert sentence(measured) == ""
 
@@ -290,7 +288,7 @@ def flat(parts):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
     settings, iteration = config("minkowski", network__norm=norm, network__pooling=pooling), 1
-    measured = missed_gradient(settings, real, synthetic, iteration=iteration)
+    measured = missed_gradient(settings.method, real, synthetic, iteration=iteration)
 
     # finite differences use first derivatives, which this backend has
     network = settings.method.draw_network(real, 0).double()
@@ -333,7 +331,7 @@ def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, 
 
 
 def test_convolutions_lose_all_of_their_part_and_the_head_nothing(engine, real, synthetic):
-    measured = missed_gradient(config("minkowski"), real, synthetic)
+    measured = missed_gradient(config("minkowski").method, real, synthetic)
     assert measured["gradients_without_graph"] == CONVOLUTIONS
     assert list(measured["layers"]) == ["convolution 1", "convolution 2", "head"]
     for layer, numbers in measured["layers"].items():
@@ -349,8 +347,8 @@ def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_muc
     engine, real, synthetic
 ):
     settings = config("minkowski")
-    measured = second_derivatives(settings, real, synthetic)
-    assert measured == missed_gradient(settings, real, synthetic)
+    measured = second_derivatives(settings.method, real, synthetic)
+    assert measured == missed_gradient(settings.method, real, synthetic)
     words = sentence(measured)
     assert ", ".join(CONVOLUTIONS) in words and "head" not in words
     assert f"{100 * measured['missed']:.1f}%" in words and f"{measured['cosine']:.4f}" in words
@@ -370,13 +368,15 @@ def test_the_sentence_names_parameters_and_numbers():
 
 def test_a_lossless_imitation_misses_nothing(losing, real, synthetic):
     losing()
-    measured = missed_gradient(config("minkowski", network__norm="instance"), real, synthetic)
+    measured = missed_gradient(
+        config("minkowski", network__norm="instance").method, real, synthetic
+    )
     assert measured["gradients_without_graph"] == [] and measured["missed"] == 0
 
 
 def test_a_norm_that_loses_its_second_derivative_is_found(losing, real, synthetic):
     losing("batch_norm")
-    measured = missed_gradient(config("minkowski", network__norm="batch"), real, synthetic)
+    measured = missed_gradient(config("minkowski", network__norm="batch").method, real, synthetic)
     assert set(measured["gradients_without_graph"]) >= {"norm_weights.0", "norm_weights.1"}
     assert (
         measured["layers"]["norm 1"]["missed"] > 0.1
@@ -390,14 +390,16 @@ def test_a_loss_that_leaves_every_gradient_a_graph_is_measured_all_the_same(
 ):
     # one factor of a weight's gradient is now a constant; the other still depends on the points
     losing("pool")
-    measured = missed_gradient(config("minkowski", network__pooling="average"), real, synthetic)
+    measured = missed_gradient(
+        config("minkowski", network__pooling="average").method, real, synthetic
+    )
     assert measured["gradients_without_graph"] == []
     assert measured["missed"] > 0.01 and measured["cosine"] < 0.9999
 
 
 def test_measuring_leaves_the_clouds_as_they_were(real, synthetic):
     before = synthetic.coordinates.clone()
-    missed_gradient(config("sparse"), real, synthetic)
+    missed_gradient(config("sparse").method, real, synthetic)
     assert torch.equal(synthetic.coordinates, before)
     assert not synthetic.coordinates.requires_grad and synthetic.coordinates.grad is None
 

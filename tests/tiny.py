@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from pcdd_core.cli.main import main
 from pcdd_core.data import datasets
 from pcdd_core.data.datasets import Digits
-from pcdd_core.experiments.config import Config, override
+from pcdd_core.engine.distill import Step
+from pcdd_core.experiments.config import Config, described_pieces, override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, from_occupancy
+from pcdd_core.nn.grid import Network
 
 needs_minkowski = pytest.mark.minkowski
 # conftest.py adds this mark to all tests that have the mark `minkowski`. `make test` sets
@@ -37,9 +40,38 @@ EVALUATION = {"evaluation.networks": 2, "evaluation.epochs": 2, "evaluation.clas
 
 
 def config(**changes) -> Config:
-    """Return a tiny `quickstart` preset; `network__layers=3` changes network.layers."""
+    """Return a tiny `quickstart` preset; `network__layers=3` changes network.layers.
+
+    Settings of other choices of the same kind of piece are dropped, so that tests can try several.
+    """
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    return override(preset("quickstart").config, {**DISTILLATION, **EVALUATION, **changes})
+    settings = {**DISTILLATION, **EVALUATION, **changes}
+    for kind in ("clouds", "lift", "network", "objective"):
+        chosen = override(
+            preset("quickstart").config,
+            {f"{kind}.name": settings[f"{kind}.name"]} if f"{kind}.name" in settings else {},
+        )
+        has = getattr(chosen, kind).to_dict()
+        others = {field for choice in described_pieces()[kind].values() for field in choice[1]}
+        for name in [name for name in settings if name.startswith(f"{kind}.")]:
+            if name.split(".")[1] in others - set(has):
+                del settings[name]
+    return override(preset("quickstart").config, settings)
+
+
+def network_of(backend: str = "torch", **settings) -> Network:
+    """Return the description of a network without norm and with max pooling, or as `settings` say.
+
+    Settings that this kind of network does not have are dropped.
+    """
+    kind = Network.choice(backend)
+    settings = {"pooling": "max", "norm": "none", **settings}
+    return kind(**{key: value for key, value in settings.items() if key in kind.settings()})
+
+
+def distill(config: Config, real: PointClouds, **more) -> Iterator[Step]:
+    """Return the steps of a run."""
+    return config.distill(real, **more)
 
 
 def arguments(settings: dict) -> list[str]:

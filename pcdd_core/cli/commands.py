@@ -124,6 +124,36 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     return {"text": "\n".join(lines), "json": about}
 
 
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd export`: write a set in common formats."""
+    from ..geometry.export import KINDS, MANIFEST, export_clouds
+    from ..geometry.storage import load_clouds
+
+    path = _place_of_set(options.set)
+    kinds = [kind for kind in KINDS if getattr(options, kind)]
+    if not kinds:
+        raise InputError("no kind of file is given; expected some of --pt, --csv, --ply, --png")
+    loaded = load_clouds(path / "clouds.npz" if path.is_dir() else path)
+    name = path.resolve().name if path.is_dir() else path.stem
+    folder = export_clouds(loaded, options.output or Path("exports") / name, kinds)
+    text = f"{folder}: {MANIFEST}, {len(loaded)} clouds as {', '.join(kinds)}"
+    return {"text": text, "json": {"folder": str(folder), "clouds": len(loaded), "kinds": kinds}}
+
+
+def import_(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd import`: read an export into a set."""
+    from ..geometry.export import clouds_from_export
+    from ..geometry.storage import save_clouds
+
+    if Path(options.output).exists():
+        raise InputError(f"{options.output}: is there already; choose another file for the set")
+    clouds = clouds_from_export(options.folder, options.kind)
+    save_clouds(clouds, options.output)
+    text = f"{options.output}: {len(clouds)} clouds, {len(clouds.coordinates)} points"
+    about = {"set": options.output, "clouds": len(clouds), "points": len(clouds.coordinates)}
+    return {"text": text, "json": about}
+
+
 def animate(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd animate`: export the recording of a run."""
     from ..view.recording import read_recording, save_animation, save_player

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(function, text: str, epilog=None) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
-            function.__name__,
+            function.__name__.rstrip("_"),  # `import_`, because `import` is a keyword
             help=text,
             description=text[0].upper() + text[1:],
             **{"late_epilog" if callable(epilog) else "epilog": epilog},
@@ -284,6 +284,41 @@ Ray, for instance with Slurm:
         "path", metavar="PATH", help="a run folder, a distilled set (.npz), or released:NAME"
     )
     sub.add_argument("--picture", metavar="FILE", help="picture file (default: beside PATH)")
+
+    epilog = """\
+The files and their axes are described in pcdd_core/geometry/export.py. For instance:
+
+  pcdd export released:mnist-1 --png --csv              one image per cloud, one table of points
+  pcdd export released:solids --ply --output solids     one .ply per cloud, for viewers
+  pcdd export released:mnist-1-labels --pt --output pt  tensors for torch.load
+  pcdd import solids --output solids.npz                back to a set, exact from pt, csv and ply
+  pcdd import exports/mnist-1 --from png --output cells.npz
+"""
+    sub = command(commands.export, "write a distilled set as .ply, .csv, .png or .pt", epilog)
+    sub.add_argument(
+        "set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME"
+    )
+    for kind, text in {
+        "ply": "one file of points per cloud: x = width, y = depth, z = -height, in cells",
+        "csv": "one file: cloud, label, class, depth, height, width (cells)",
+        "png": "one binary image per cloud, projected along the depth",
+        "pt": "one file of tensors, for torch.load(..., weights_only=True)",
+    }.items():
+        sub.add_argument(f"--{kind}", action="store_true", help=text)
+    sub.add_argument(
+        "--output", metavar="DIR", help="new folder for the files (default: exports/<name of SET>)"
+    )
+
+    sub = command(commands.import_, "read the folder of an export into a set (.npz)", epilog)
+    sub.add_argument("folder", metavar="FOLDER", help="a folder that `pcdd export` wrote")
+    sub.add_argument(
+        "--from",
+        dest="kind",
+        choices=("pt", "csv", "ply", "png"),
+        help="kind of file to read the points from (default: the first there is); "
+        "png gives the occupied cells of a flat grid",
+    )
+    sub.add_argument("--output", required=True, metavar="FILE", help="new file for the set (.npz)")
 
     sub = command(
         commands.animate,

@@ -5,13 +5,17 @@ Units: coordinates are in cells of the grid, in the order depth, height, width (
 whose centre is 3.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .export import CloudDataset
 
 Grid = tuple[int, int, int]
 
@@ -101,6 +105,17 @@ class PointClouds:
             if self.label_probabilities is None
             else self.label_probabilities.to(device),
         )
+
+    def to_dataset(
+        self, project: bool = False, transform: Callable[[Tensor], Any] | None = None
+    ) -> "CloudDataset":
+        """Return a torch data set of (points, target) or, projected, of (image, target).
+
+        See `CloudDataset`. `padded_collate` and `ragged_collate` make batches of points.
+        """
+        from .export import CloudDataset  # which imports this module
+
+        return CloudDataset(self, project, transform)
 
 
 def clouds_from_list(

@@ -26,17 +26,7 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
         raise InputError(
             f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point"
         )
-    learned = clouds.label_probabilities
-    arrays = dict(
-        coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
-        offsets=clouds.offsets.cpu().numpy(),
-        labels=clouds.labels.cpu().numpy(),
-        grid=np.array(clouds.grid, dtype=np.int64),
-        class_names=np.array(clouds.class_names, dtype=np.str_),
-        format_version=np.int64(1 if learned is None else 2),
-    )
-    if learned is not None:
-        arrays["label_probabilities"] = learned.detach().cpu().numpy().astype(np.float32)
+    arrays = arrays_of(clouds)
     atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -60,7 +50,32 @@ def load_clouds(path: Path | str) -> PointClouds:
         raise InputError(
             f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays"
         ) from None
-    arrays = _checked(path, arrays)
+    return clouds_from_arrays(path, arrays)
+
+
+def arrays_of(clouds: PointClouds) -> dict[str, np.ndarray]:
+    """Return the fields of a set's file, see `save_clouds`."""
+    learned = clouds.label_probabilities
+    arrays = dict(
+        coordinates=clouds.coordinates.detach().cpu().numpy().astype(np.float32),
+        offsets=clouds.offsets.cpu().numpy(),
+        labels=clouds.labels.cpu().numpy(),
+        grid=np.array(clouds.grid, dtype=np.int64),
+        class_names=np.array(clouds.class_names, dtype=np.str_),
+        format_version=np.array(1 if learned is None else 2, dtype=np.int64),
+    )
+    if learned is not None:
+        arrays["label_probabilities"] = learned.detach().cpu().numpy().astype(np.float32)
+    return arrays
+
+
+def clouds_from_arrays(path: Path, arrays: dict[str, np.ndarray]) -> PointClouds:
+    """Build clouds from the fields of a set's file.
+
+    path: the file, for the error message
+    Raises InputError for the first field that is missing or wrong.
+    """
+    arrays = _checked(path, dict(arrays))
     learned = arrays.get("label_probabilities")
     return PointClouds(
         torch.from_numpy(arrays["coordinates"]),
