@@ -125,8 +125,11 @@ class Piece:
                 valid = nearest_names(name, fields) if fields else "it has no settings"
                 raise InputError(f"no setting{of} is called {dotted + name!r}; {valid}")
         try:
-            text = json.dumps(values, default=_plain)
-            return pydantic.TypeAdapter(cls).validate_json(text, strict=True)
+            pieces = {name: value for name, value in values.items() if isinstance(value, Piece)}
+            plain = {name: value for name, value in values.items() if name not in pieces}
+            text = json.dumps(plain, default=_plain)
+            checked = pydantic.TypeAdapter(cls).validate_json(text, strict=True)
+            return dataclasses.replace(checked, **pieces) if pieces else checked
         except pydantic.ValidationError as error:
             raise _clear(error, dotted, values) from None
 
@@ -200,12 +203,10 @@ def _as_plain(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a NumPy or torch scalar as a Python number, a piece as its settings.
+    """Return a NumPy or torch scalar as a Python number, a function as its name.
 
     Raises InputError for any other value.
     """
-    if isinstance(value, Piece):
-        return value.to_dict()
     if callable(value) and hasattr(value, "__name__"):
         return value.__name__
     if hasattr(value, "item"):

@@ -10,7 +10,7 @@ import torch
 from tiny import distill
 
 from pcdd_core.engine import distill as distillation
-from pcdd_core.engine import lifts
+from pcdd_core.engine import lifts, objectives
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.objectives import gradient_matching
 from pcdd_core.errors import DistillationFailed, InputError
@@ -297,7 +297,7 @@ def test_a_step_of_unrolled_training_takes_so_many_clouds_of_each_class(monkeypa
         batches.extend(synthetic() for _ in range(steps))
         return batches[-1][0].mean() * torch.ones(len(real_labels))
 
-    monkeypatch.setattr(distillation.objectives, "unrolled_training", unrolled_training)
+    monkeypatch.setattr(objectives, "unrolled_training", unrolled_training)
     settings = dict(
         objective__name="unrolled_training",
         objective__unrolled_steps=9,
@@ -479,7 +479,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     for label in range(3):
         synthetic = start.with_coordinates(coordinates).select(torch.tensor([label]))
         same = real_clouds.select((real.labels == label).nonzero().flatten())
-        distance = DISTANCES[config.objective.distance]
+        distance = config.objective.distance
         losses.append(
             gradient_matching(
                 network, lifted(same), same.labels, lifted(synthetic), synthetic.labels, distance
@@ -676,11 +676,7 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
         ),
         (
             {"objective__real_precision": "bfloat16", "network__name": "sparse"},
-            "real_precision = 'bfloat16'.*sparse.*backend=torch",
-        ),
-        (
-            {"objective__learned_labels": True},
-            "learned_labels = true.*gradient_matching.*unrolled_training",
+            "real_precision = \"bfloat16\".*sparse.*name=torch",
         ),
         ({"objective__real_batch": 9}, "class '0' has 8 clouds.*9 were asked for"),
         (
@@ -695,13 +691,12 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
             {"clouds__points_per_cloud": [1, 2]},
             "points_per_cloud has 2 numbers; expected.*per cloud: 3",
         ),
-        ({"clouds__points_per_cloud": None}, "points_per_cloud = null"),
+        ({"clouds__points_per_cloud": None}, "points_per_cloud = None"),
         ({"clouds__name": "file"}, "clouds.file"),
         (
             {"clouds__name": "file", "clouds__file": "nowhere.npz"},
             "nowhere.npz: no such file",
         ),
-        ({"clouds__file": "unused.npz"}, "clouds.file.*clouds.name=file"),
         ({"network__layers": 5}, "network.layers = 5.*at most 4"),
         ({"network__layers": 5, "network__name": "sparse"}, "network.layers = 5.*at most 4"),
         ({"network__paper_layout": True, "network__norm": "instance"}, "paper_layout"),
@@ -723,6 +718,7 @@ def test_nan_is_reported_with_iteration_class_and_likely_cause(monkeypatch):
         factor = float("nan") if next(calls) == 7 else 1.0
         return factor * sum(s.square().sum() for s in synthetic)
 
+    broken.__name__ = "sum_of_squares"
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
     steps = distill(tiny.config(objective__distance="sum_of_squares"), tiny.three_digits())
     assert [next(steps).iteration, next(steps).iteration] == [0, 1]
@@ -737,6 +733,7 @@ def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
     def steep(real, synthetic):  # the root of 0 is finite and has an infinite derivative
         return sum((s - s.detach()).abs().sum().sqrt() for s in synthetic)
 
+    steep.__name__ = "sum_of_squares"
     monkeypatch.setitem(DISTANCES, "sum_of_squares", steep)
     with pytest.raises(
         DistillationFailed, match="iteration 0: the mean absolute gradient is (nan|inf)"

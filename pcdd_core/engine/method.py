@@ -1,5 +1,6 @@
 """A method of distillation: the pieces of a run, and the random draws that a seed determines."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +88,7 @@ class Method:
             if wrong:
                 piece, _, field = name.partition(".")
                 value = getattr(getattr(self, piece), field)
-                raise InputError(f"setting {name} = {value!r}: {reason}")
+                raise InputError(f"setting {name} = {json.dumps(value)}: {reason}")
         classes = len(real.class_names)
         if ranks.count() > classes:
             raise InputError(
