@@ -106,7 +106,7 @@ class Piece:
         """
         if not cls.choices or (not name and cls.name):
             return cls
-        if name in cls.choices:
+        if isinstance(name, str) and name in cls.choices:
             return cls.choices[name]  # type: ignore[return-value]
         where = f"setting {place}.name = {name!r}" if place else f"{name!r}"
         hint = "; --import MODULE adds the classes of your module" if name else ""
@@ -121,9 +121,10 @@ class Piece:
         dotted = f"{place}." if place else ""
         for name in values:
             if name not in fields:
-                of = f" of {place}={cls.name}" if cls.name and place else ""
-                valid = nearest_names(name, fields) if fields else "it has no settings"
-                raise InputError(f"no setting{of} is called {dotted + name!r}; {valid}")
+                of = f" of {place}.name={cls.name}" if cls.name and place else ""
+                valid = nearest_names(dotted + name, [dotted + field for field in fields])
+                hint = valid if fields else "it has no settings"
+                raise InputError(f"no setting{of} is called {dotted + name!r}; {hint}")
         try:
             pieces = {name: value for name, value in values.items() if isinstance(value, Piece)}
             plain = {name: value for name, value in values.items() if name not in pieces}

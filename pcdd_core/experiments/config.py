@@ -264,8 +264,8 @@ def _choose(settings: dict[str, Any], place: str, name: Any) -> None:
 
 
 def _not_of(piece: str, settings: dict[str, Any], name: str) -> InputError:
-    known = [other for other in settings if other != "name"]
-    hint = nearest_names(name.split(".")[-1], known) if known else "it has no settings"
+    known = [f"{piece}.{other}" for other in settings if other != "name"]
+    hint = nearest_names(name, known) if known else "it has no settings"
     which = f"{piece}.name={settings['name']}" if "name" in settings else piece
     elsewhere = [
         choice
