@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,9 +28,8 @@ from pcdd_core.nn.classifiers import CLASSIFIERS, OF_POINTS
 
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
 OF_DIGITS = [kind for kind in CLASSIFIERS if kind not in OF_POINTS or kind == "pointnet"]
-# long enough to kill a process during the run
-SLOW = {**TINY, "schedule.iterations": 400, "network.width": 16, "objective.real_batch": 16}
-LIMIT = 30 * 60  # seconds: a safety net, far above the time on a busy machine
+LONGER = {**TINY, "schedule.iterations": 60}  # with two checkpoints, after 25 and 50 iterations
+HUNG = 30 * 60  # seconds: far above the time on a busy machine
 
 
 def cells(seeds=2, **more):
@@ -454,11 +454,11 @@ def test_folder_in_use_is_refused_and_free_afterwards(tmp_path):
 
 def test_folder_of_a_killed_process_is_free(tmp_path):
     code = """
-import sys, time
+import signal, sys
 from pcdd_core.files import sole_user
 with sole_user(sys.argv[1]):
     print("in", flush=True)
-    time.sleep(60)
+    signal.pause()
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
@@ -479,7 +479,7 @@ def watched(sweep: Sweep, on_change=lambda states: None) -> list[sweeps.State]:
     """Iterate to the end, and call `on_change` in every round."""
     begun = time.monotonic()
     for states in sweep:
-        assert time.monotonic() - begun < LIMIT, states
+        assert time.monotonic() - begun < HUNG, states
         on_change(states)
     return sweep.states
 
@@ -503,10 +503,73 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def gate(tmp_path, monkeypatch):
+    """Hold the first attempt of every long run of a sweep in mid-run until gate.touch()."""
+    path = tmp_path / "gate"
+
+    # a closure goes to the workers by value, a function of this module only by name
+    def work(cell, folder, attempt, teller, place):
+        tell = sweeps._Telling.__call__
+
+        def held(self, fraction, stage, note=""):
+            tell(self, fraction, stage, note)
+            in_mid_run = cell.config.schedule.iterations == 60 and 0.6 < fraction < 0.7
+            while attempt[1] == 1 and stage == "distilling" and in_mid_run and not path.exists():
+                time.sleep(0.05)
+
+        sweeps._Telling.__call__ = held
+        return sweeps._work(cell, folder, attempt, teller, place)
+
+    monkeypatch.setattr(sweeps, "_work", work)
+    return path
+
+
+def worker_in(folder: Path) -> psutil.Process | None:
+    """Return the worker that runs in a folder and has written a checkpoint there."""
+    if (folder / "checkpoint.pt").exists():
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                if any(word.startswith("ray::") for word in process.cmdline()) and any(
+                    file.path == str(folder / ".lock") for file in process.open_files()
+                ):
+                    return process
+    return None
+
+
+def two_nodes():
+    """Start two raylets on this machine. Returns the cluster, and the node to lose."""
+    from ray.cluster_utils import Cluster
+
+    begun, before = time.monotonic(), set(psutil.Process().children(recursive=True))
+    head = {"num_cpus": 1, "include_dashboard": False, "wait": False}
+    while True:
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+            doomed = cluster.add_node(num_cpus=1, wait=False)
+            cluster.wait_for_nodes(timeout=HUNG)
+            return cluster, doomed
+        except Exception:  # Ray gives up on a node after 30 seconds, on a busy machine, too
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.Error):
+                    process.kill()
+            if time.monotonic() - begun > HUNG:
+                raise
+
+
+def wait_until_free(folder: Path) -> None:
+    begun = time.monotonic()
+    while True:
+        with suppress(FolderInUse), sole_user(folder):
+            return
+        assert time.monotonic() - begun < HUNG
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker(
-    tmp_path, one_thread
+    tmp_path, one_thread, gate
 ):
     wrong = experiment("quickstart", seeds=1, settings={**TINY, "objective.real_batch": 10**6})
     failing = experiment(
@@ -514,21 +577,18 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
         seeds=1,
         settings={**TINY, "optimiser.name": "sgd", "optimiser.step_size": 1e38},
     )
-    slow = experiment("quickstart", seeds=1, settings=SLOW)
+    longer = experiment("quickstart", seeds=1, settings=LONGER)
     killed, progress = [], set()
 
     def kill_once(states):
         progress.update((state.status, state.stage) for state in states)
-        steps = states[0].folder / "steps.jsonl"
-        if not killed and steps.exists() and len(steps.read_text().splitlines()) >= 50:
-            for process in psutil.Process().children(recursive=True):
-                if any(word.startswith("ray::_work") for word in process.cmdline()) and any(
-                    file.path == str(states[0].folder / ".lock") for file in process.open_files()
-                ):
-                    killed.append(process.pid)
-                    process.kill()
+        distilling = states[0].stage == "distilling"
+        if not killed and distilling and (worker := worker_in(states[0].folder)):
+            worker.kill()
+            killed.append(worker.pid)
+            gate.touch()
 
-    sweep = Sweep([*slow, *wrong, *failing, *cells()], tmp_path / "runs", cpus_per_run=1)
+    sweep = Sweep([*longer, *wrong, *failing, *cells()], tmp_path / "runs", cpus_per_run=1)
     states = watched(sweep, kill_once)
     assert len(killed) == 1
     assert [state.status for state in states] == [
@@ -548,7 +608,8 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
-    settings = tiny.arguments({**SLOW, "schedule.iterations": 3000})
+    endless = {**TINY, "schedule.iterations": 10**6}
+    settings = tiny.arguments(endless)
     command = [sys.executable, "-m", "pcdd_core", "sweep", "quickstart", "--seeds", "2", *settings]
     # tests that run in the background ignore SIGINT
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
@@ -559,10 +620,10 @@ def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
     while not any(
         len(path.read_text().splitlines()) >= 50 for path in tmp_path.glob("runs/*/steps.jsonl")
     ):
-        assert time.monotonic() - begun < LIMIT and process.poll() is None
+        assert time.monotonic() - begun < HUNG and process.poll() is None
         time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=LIMIT) == 130
+    assert process.wait(timeout=HUNG) == 130
     assert "the same command continues" in process.stderr.read()
     assert not list(tmp_path.glob("runs/*/record.json"))
     for folder in tmp_path.glob("runs/*"):
@@ -570,41 +631,32 @@ def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
             assert (
                 torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["iteration"] >= 24
             )
-    cell = experiment("quickstart", seeds=1, settings={**SLOW, "schedule.iterations": 3000})[0]
+    cell = experiment("quickstart", seeds=1, settings=endless)[0]
     with sole_user(tmp_path / "runs" / cell.folder):  # no process uses the folder any more
         assert (tmp_path / "runs" / cell.folder / "config.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
+def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread, gate):
     """Start two raylets on this machine, and kill the one without the sweep while it works."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+    cluster, doomed = two_nodes()
     try:
-        doomed = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
         lost, waited = [], []
 
         def lose_node_once(states):
-            on_doomed = [
-                state
-                for state in states
-                if state.status == "running" and doomed.node_id[:8] in state.note
-            ]
-            steps = [state.folder / "steps.jsonl" for state in on_doomed]
             if lost:
                 waited.extend(s.note for s in states if s.status == "waiting" and s.attempts == 2)
-            if not lost and any(
-                path.exists() and len(path.read_text().splitlines()) >= 50 for path in steps
-            ):
-                lost.append(on_doomed[0].cell)
-                cluster.remove_node(doomed, allow_graceful=False)
+                return
+            for state in states:
+                on_doomed = state.status == "running" and doomed.node_id[:8] in state.note
+                if on_doomed and worker_in(state.folder):
+                    lost.append(state.cell)
+                    cluster.remove_node(doomed, allow_graceful=False)
+                    wait_until_free(state.folder)  # a worker can outlive its node
+                    gate.touch()
 
-        planned = experiment("quickstart", seeds=2, settings=SLOW)
+        planned = experiment("quickstart", seeds=2, settings=LONGER)
         states = watched(Sweep(planned, tmp_path / "runs", address=cluster.address), lose_node_once)
         assert len(lost) == 1 and waited[0].startswith("started again after: NodeDiedError")
         assert [state.status for state in states] == ["finished"] * 2
