@@ -68,7 +68,7 @@ def json_of(capsys):
 def test_help_imports_nothing_heavy(words):
     code = f"""
 import sys
-from pcdd_core.cli import main
+from pcdd_core.cli.main import main
 try:
     main({words})
 except SystemExit as end:
@@ -123,9 +123,11 @@ def test_distill_says_the_scores_and_where_the_run_is(here, capsys):
     assert "distilling: 100%" in progress and "left" in progress
 
 
-def test_quiet_distillation_says_nothing_on_the_way(here, capsys):
-    assert pcdd("distill", "--preset", "quickstart", "--output", "run", "--quiet") == 0
+def test_quiet_distillation_says_nothing_on_the_way_and_the_seed_is_the_setting(here, capsys):
+    options = ["--preset", "quickstart", "--output", "run", "--quiet", "--seed", "5"]
+    assert pcdd("distill", *options) == 0
     assert capsys.readouterr().err == ""
+    assert read_record(here / "run")["config"]["seed"] == 5
 
 
 def test_distill_prints_the_record_as_json(here, capsys):
@@ -133,13 +135,6 @@ def test_distill_prints_the_record_as_json(here, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("folder") == "run"
     assert printed == read_record(here / "run")
-
-
-def test_seed_option_is_the_setting(here):
-    assert (
-        pcdd("distill", "--preset", "quickstart", "--output", "run", "--quiet", "--seed", "5") == 0
-    )
-    assert read_record(here / "run")["config"]["seed"] == 5
 
 
 def test_settings_may_stand_before_between_and_after_options(here):
