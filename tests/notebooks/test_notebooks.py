@@ -12,7 +12,7 @@ import pcdd_core
 from pcdd_core.experiments.records import read_record
 from pcdd_core.experiments.runs import RUN_FILES
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 

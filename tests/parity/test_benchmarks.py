@@ -17,7 +17,7 @@ from pcdd_core.geometry.clouds import members_per_class
 from pcdd_core.geometry.grid import cell_centres
 from pcdd_core.nn import classifiers
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pcdd_core.cli.main import main
 from pcdd_core.experiments import records
 from pcdd_core.experiments.tables import EXPERIMENTS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -31,7 +31,7 @@ from types import SimpleNamespace
 import pytest
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "minkowski"
 GIBIBYTE = 2**30
 
