@@ -20,7 +20,7 @@ NOTEBOOK = ROOT / "notebooks" / "03_point_migration.ipynb"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 600_000  # milliseconds: far above the time on a busy machine
 PREFERENCES = {
     # draws cells that are out of sight, too
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
@@ -77,7 +77,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     with (private / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
     try:
-        for _ in range(600):
+        for _ in range(PATIENCE // 100):
             try:
                 urllib.request.urlopen(
                     f"http://127.0.0.1:{port}/api?token=token", timeout=5
@@ -92,7 +92,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/lab/tree/notebook.ipynb?token=token"
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE / 1000)
 
 
 def run_all(page, address: str) -> None:

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import platform
-import re
 import runpy
 import shlex
 import shutil
@@ -32,7 +31,7 @@ from types import SimpleNamespace
 import pytest
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "minkowski"
 GIBIBYTE = 2**30
 
@@ -104,59 +103,6 @@ def alone(monkeypatch):
 # --- the patch
 
 
-def parse_patch(text: str) -> list[tuple[list[str], list[tuple[str, str]]]]:
-    """Return the groups of the patch: explanation, and the files (old, new) that follow it.
-
-    Asserts that every line belongs to a group and that changes are as long as their headers state.
-    """
-    groups: list = []
-    lines = iter(text.splitlines())
-    for line in lines:
-        if line.startswith("#"):
-            if not groups or groups[-1][1]:
-                groups.append(([], []))
-            groups[-1][0].append(line[1:].strip())
-        elif line.startswith("--- "):
-            new = next(lines)
-            assert new.startswith("+++ "), f"after {line}: {new}"
-            assert groups, f"not explained: {line}"
-            groups[-1][1].append((line[4:], new[4:]))
-        elif header := re.match(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@", line):
-            old, new = (int(count or 1) for count in header.groups())
-            while old or new:
-                sign = next(lines)[:1]
-                old, new = old - (sign in " -"), new - (sign in " +")
-                assert sign in tuple(" -+") and old >= 0 and new >= 0, (
-                    f"not as long as its header says: {line}"
-                )
-        else:
-            assert not groups or not line.strip(), f"neither explanation nor change: {line}"
-    return groups
-
-
-@pytest.fixture(scope="module")
-def patch():
-    return parse_patch(script.PATCH.read_text())
-
-
-def test_every_change_of_the_minkowski_patch_is_explained(patch):
-    for explanation, files in patch:
-        assert len(" ".join(explanation).split()) >= 5, f"not much of an explanation: {explanation}"
-        assert files, f"explains no change: {explanation}"
-
-
-def test_minkowski_patch_changes_each_file_once_by_relative_paths(patch):
-    changed = [pair for _, files in patch for pair in files]
-    for old, new in changed:
-        assert old.startswith("a/") and new == "b/" + old[2:] and ".." not in old
-    assert len(set(changed)) == len(changed) > 10
-
-
-def test_minkowski_patch_and_hash_are_of_one_version():
-    assert script.PATCH.name == script.ARCHIVE.replace(".tar.gz", ".patch")
-    assert re.fullmatch("[0-9a-f]{64}", script.SHA256)
-
-
 def test_minkowski_patch_that_does_not_apply_is_refused(tmp_path):
     assert "MinkowskiEngine-0.5.4.patch does not apply" in refusal(script.apply_patch, tmp_path)
 
@@ -170,30 +116,6 @@ def test_minkowski_version_is_stamped_and_nothing_else_changed(tmp_path):
 
 
 # --- the package index
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        "../../packages/NAME",
-        "NAME#sha256=0123",
-        "/packages/b1/87/NAME?token=1#sha256=0123",
-        "https://files.example.org/b1/87/NAME#sha256=0123",
-        "https://files.example.org/a%20b/NAME",
-        pytest.param("https://files.example.org/PERCENT"),
-    ],
-)
-def test_minkowski_archive_is_found_on_an_index_page(link):
-    link = link.replace("NAME", script.ARCHIVE).replace(
-        "PERCENT", script.ARCHIVE.replace("-", "%2D")
-    )
-    page = f"""<!DOCTYPE html><html>
-        <head><link href="https://example.org/{script.ARCHIVE}x"></head><body><a name="top"></a>
-        <a href="../MinkowskiEngine-0.5.3.tar.gz#sha256=4567">MinkowskiEngine-0.5.3.tar.gz</a><br>
-        <a data-requires-python="&gt;=3" href="{link}">the archive</a></body></html>"""
-    assert script.Links(page).found == {
-        "MinkowskiEngine-0.5.3.tar.gz": "../MinkowskiEngine-0.5.3.tar.gz#sha256=4567"
-    } | {script.ARCHIVE: link}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -242,12 +164,17 @@ def index(tmp_path, monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize(
-    "link", ["../../files/{name}", "/files/{name}#sha256=0", "{host}/files/{name}?x=1"]
-)
+@pytest.mark.parametrize("link", ["{host}/files/{name}?x=1#sha256=0", "/files/{percent}"])
 def test_minkowski_archive_is_fetched_from_the_index_of_the_environment(index, link):
-    href = link.format(name=script.ARCHIVE, host=index.address.removesuffix("/simple"))
-    index.page.write_text(f'<a href="{href}">it</a>')
+    percent = script.ARCHIVE.replace("-", "%2D")
+    host = index.address.removesuffix("/simple")
+    href = link.format(name=script.ARCHIVE, percent=percent, host=host)
+    index.page.write_text(
+        f"""<!DOCTYPE html><html>
+        <head><link href="https://example.org/{script.ARCHIVE}"></head><body><a name="top"></a>
+        <a href="../MinkowskiEngine-0.5.3.tar.gz#sha256=4567">MinkowskiEngine-0.5.3.tar.gz</a><br>
+        <a data-requires-python="&gt;=3" href="{href}">the archive</a></body></html>"""
+    )
     assert script.fetch(index.cache, None) == index.cache / script.ARCHIVE
     assert (index.cache / script.ARCHIVE).read_bytes() == index.content
     assert names(index.cache) == [script.ARCHIVE]
@@ -263,28 +190,19 @@ def test_minkowski_archive_is_fetched_from_the_index_of_pips_configuration(index
     assert script.fetch(index.cache, None).read_bytes() == index.content
 
 
-def test_minkowski_archive_comes_from_pypi_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "pip", lambda *words, check=True: "")
-    message = refusal(script.fetch, tmp_path, None)
-    assert "https://pypi.org/simple/minkowskiengine/" in message and "SDIST=" in message
-
-
 def test_minkowski_archive_in_the_cache_is_not_fetched_again(index):
     script.fetch(index.cache, None)
     shutil.rmtree(index.page.parent)
     assert script.fetch(index.cache, None).read_bytes() == index.content
 
 
-def test_minkowski_archive_that_was_given_is_used(index, tmp_path):
+def test_minkowski_archive_that_was_given_is_used_or_named_where_missing(index, tmp_path):
     given = tmp_path / "given.tar.gz"
-    given.write_bytes(index.content)
     shutil.rmtree(index.page.parent)
+    message = refusal(script.fetch, index.cache, given)
+    assert str(given) in message and script.ARCHIVE in message
+    given.write_bytes(index.content)
     assert script.fetch(index.cache, given) == given
-
-
-def test_missing_minkowski_archive_is_refused_by_name(index, tmp_path):
-    message = refusal(script.fetch, index.cache, tmp_path / "given.tar.gz")
-    assert str(tmp_path / "given.tar.gz") in message and script.ARCHIVE in message
 
 
 @pytest.mark.parametrize("place", ["given", "cache", "index"])
@@ -302,16 +220,10 @@ def test_anything_but_the_pinned_minkowski_archive_is_refused(index, tmp_path, p
     assert names(index.cache) == ([script.ARCHIVE] if place == "cache" else [])
 
 
-@pytest.mark.parametrize("missing", ["link", "page", "archive"])
-def test_index_without_the_minkowski_archive_is_refused_by_address(index, missing):
-    if missing == "link":
-        index.page.write_text('<a href="../../files/MinkowskiEngine-0.5.3.tar.gz">0.5.3</a>')
-    else:
-        {"page": index.page, "archive": index.archive}[missing].unlink()
-        index.page.parent.joinpath("keep").touch()
+def test_index_without_the_minkowski_archive_is_refused_by_address(index):
+    index.page.write_text('<a href="../../files/MinkowskiEngine-0.5.3.tar.gz">0.5.3</a>')
     message = refusal(script.fetch, index.cache, None)
     assert index.address in message and script.ARCHIVE in message and "SDIST=" in message
-    assert names(index.cache) == []
 
 
 def test_minkowski_build_without_a_network_says_how_to_go_on(tmp_path, monkeypatch):
@@ -323,15 +235,9 @@ def test_minkowski_build_without_a_network_says_how_to_go_on(tmp_path, monkeypat
     assert names(tmp_path / "cache") == []
 
 
-def test_broken_connection_of_the_minkowski_fetch_is_told_like_none(index, monkeypatch):
+def test_broken_connection_is_told_and_leaves_no_partial_minkowski_archive(index, monkeypatch):
     monkeypatch.setattr(Handler, "part", 0.5)
     assert "SDIST=" in refusal(script.fetch, index.cache, None)
-
-
-def test_broken_connection_leaves_no_partial_minkowski_archive(index, monkeypatch):
-    monkeypatch.setattr(Handler, "part", 0.5)
-    with pytest.raises((script.CannotBuild, http.client.HTTPException)):
-        script.fetch(index.cache, None)
     assert names(index.cache) == []
 
 
@@ -366,47 +272,44 @@ def system_files(tmp_path, monkeypatch):
     return write
 
 
-def test_memory_for_minkowski_is_what_the_system_calls_available(system_files):
-    assert script.free_memory() == 16 * GIBIBYTE
+V1, V2 = "/sys/fs/cgroup/memory/memory", "/sys/fs/cgroup/slurm/job_7/memory"
 
 
-@pytest.mark.parametrize(("limit", "free"), [("max", 16), (8 * GIBIBYTE, 5), (64 * GIBIBYTE, 16)])
-def test_memory_for_minkowski_is_limited_by_the_container(system_files, limit, free):
-    system_files("/sys/fs/cgroup/memory.max", f"{limit}\n")
-    system_files("/sys/fs/cgroup/memory.current", f"{3 * GIBIBYTE}\n")
+@pytest.mark.parametrize(
+    ("written", "free"),
+    [
+        ({}, 16),
+        ({f"{V2}.max": "max", f"{V2}.current": 3 * GIBIBYTE}, 16),
+        ({f"{V2}.max": 64 * GIBIBYTE, f"{V2}.current": 3 * GIBIBYTE}, 16),
+        ({f"{V2}.max": 8 * GIBIBYTE, f"{V2}.current": 3 * GIBIBYTE}, 5),
+        ({f"{V1}.limit_in_bytes": 8 * GIBIBYTE, f"{V1}.usage_in_bytes": 3 * GIBIBYTE}, 5),
+        (  # the kernel frees cached files on demand
+            {
+                f"{V2}.max": 8 * GIBIBYTE,
+                f"{V2}.current": 7 * GIBIBYTE,
+                f"{V2}.stat": f"anon {GIBIBYTE}\ninactive_file {6 * GIBIBYTE}",
+            },
+            7,
+        ),
+    ],
+)
+def test_memory_for_minkowski_is_what_system_and_container_leave(system_files, written, free):
+    of_version_2 = any(path.startswith(V2) for path in written)
+    system_files("/proc/self/cgroup", "0::/slurm/job_7\n" if of_version_2 else "4:memory:/\n")
+    for path, text in written.items():
+        system_files(path, f"{text}\n")
     assert script.free_memory() == free * GIBIBYTE
 
 
-def test_files_cached_in_a_container_do_not_take_memory_from_minkowski(system_files):
-    system_files("/sys/fs/cgroup/memory.max", f"{8 * GIBIBYTE}\n")
-    system_files("/sys/fs/cgroup/memory.current", f"{7 * GIBIBYTE}\n")
-    system_files(
-        "/sys/fs/cgroup/memory.stat",
-        f"anon {GIBIBYTE}\nfile {6 * GIBIBYTE}\ninactive_file {6 * GIBIBYTE}\n",
-    )
-    assert script.free_memory() == 7 * GIBIBYTE
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_memory_for_minkowski_is_limited_by_the_own_cgroup_of_either_version(system_files, version):
-    folder = "/sys/fs/cgroup/memory" if version == 1 else "/sys/fs/cgroup/slurm/job_7"
-    limit, used = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
-    system_files("/proc/self/cgroup", "4:memory:/\n" if version == 1 else "0::/slurm/job_7\n")
-    system_files(f"{folder}/memory.{limit}", f"{8 * GIBIBYTE}\n")
-    system_files(f"{folder}/memory.{used}", f"{3 * GIBIBYTE}\n")
-    assert script.free_memory() == 5 * GIBIBYTE
-
-
-@pytest.mark.parametrize("target", [CPU, CUDA], ids=["cpu", "cuda"])
 @pytest.mark.parametrize(
-    ("memory", "cores", "jobs"), [(1, 8, 1), (2.9, 8, 2), (100, 8, 8), (100, 1, 1), (5, 3, 3)]
+    ("target", "gibibytes", "cores", "jobs"),
+    [(CPU, 4.4, 8, 2), (CUDA, 13, 8, 2), (CPU, 100, 3, 3)],
+    ids=["memory", "memory for CUDA", "cores"],
 )
 def test_minkowski_jobs_are_as_many_as_memory_and_cores_allow(
-    monkeypatch, target, memory, cores, jobs
+    monkeypatch, target, gibibytes, cores, jobs
 ):
-    """`memory` is in multiples of the memory of one job."""
-    needed = script.GIBIBYTES_PER_JOB["cuda" if target.cuda else "cpu"] * GIBIBYTE
-    monkeypatch.setattr(script, "free_memory", lambda: memory * needed)
+    monkeypatch.setattr(script, "free_memory", lambda: gibibytes * GIBIBYTE)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
     assert script.choose_jobs(target) == jobs
 
@@ -439,18 +342,6 @@ def test_minkowski_build_with_a_compiler_that_fails_repeats_what_it_said(tmp_pat
     )
 
 
-def test_minkowski_build_tries_the_compiler_on_what_it_needs(tmp_path, monkeypatch):
-    record = tmp_path / "words"
-    compiler = program(
-        tmp_path / "with space" / "c++", f"for word; do echo \"$word\"; done > '{record}'"
-    )
-    monkeypatch.setenv("CXX", str(compiler))
-    script.check_compiler()
-    words = record.read_text().splitlines()
-    assert {"-fopenmp", f"-I{sysconfig.get_path('include')}"} <= set(words)
-    assert any(word.startswith("-std=c++") for word in words)
-
-
 @pytest.fixture
 def toolkit(tmp_path, monkeypatch):
     """Return make(release), which sets CUDA_HOME to a toolkit; None: to an empty folder."""
@@ -473,8 +364,7 @@ def toolkit(tmp_path, monkeypatch):
     return make
 
 
-def test_minkowski_with_cuda_needs_a_torch_with_cuda(toolkit):
-    toolkit("Cuda compilation tools, release 12.6, V12.6.77")
+def test_minkowski_with_cuda_needs_a_torch_with_cuda():
     message = refusal(script.find_toolkit, None)
     assert "without CUDA" in message and "CUDA=no" in message
 
@@ -482,19 +372,13 @@ def test_minkowski_with_cuda_needs_a_torch_with_cuda(toolkit):
 def test_minkowski_with_cuda_needs_its_compiler(toolkit):
     nvcc = toolkit(None) / "bin" / "nvcc"
     message = refusal(script.find_toolkit, "12.8")
-    assert (
-        str(nvcc) in message
-        and "12.x" in message
-        and "CUDA_HOME" in message
-        and "CUDA=no" in message
-    )
+    assert all(part in message for part in (str(nvcc), "12.x", "CUDA_HOME", "CUDA=no"))
 
 
 @pytest.mark.parametrize(
     ("release", "stated"),
     [
         ("Cuda compilation tools, release 13.0, V13.0.88", "CUDA 13"),
-        ("Cuda compilation tools, release 1.2, V1.2", "CUDA 1,"),
         ("nonsense", "CUDA unknown"),
     ],
 )
@@ -550,19 +434,15 @@ def test_minkowski_refuses_torch_before_2_6(torch_of):
     assert "2.5.1" in message and "2.6" in message
 
 
-@pytest.mark.parametrize("version", ["2.6.0", "2.10.0+cpu", "3.0.0a0+git12ab"])
-def test_minkowski_takes_torch_from_2_6_on(torch_of, version):
-    torch_of(version)
-    assert script.choose_target("auto").version.startswith(
-        f"0.5.4+torch{version.replace('+', '.')}.cpu."
-    )
+def test_minkowski_takes_torch_2_10(torch_of):  # as text, 2.10 is before 2.6
+    torch_of("2.10.0+cpu")
+    assert script.choose_target("auto").version.startswith("0.5.4+torch2.10.0.cpu.cpu.")
 
 
 @pytest.mark.parametrize(
     ("choice", "gpus", "architectures"),
     [
         ("auto", [], ""),
-        ("auto", [(9, 0)], "9.0"),
         ("no", [(9, 0)], ""),
         ("yes", [(9, 0), (8, 0), (9, 0)], "8.0;9.0"),
     ],
@@ -619,10 +499,8 @@ def test_minkowski_wheels_of_different_pythons_lie_in_different_folders(monkeypa
 @pytest.mark.parametrize(
     ("version", "architectures"),
     [
-        ("2.7.1+cu128", "9.0"),
-        ("2.15.0.dev20261101+cu132", "8.0;9.0"),
-        pytest.param("2.7.1+cu128", "8.0;9.0+PTX"),
-        pytest.param("2.7.0a0+79aa17489c.nv25.04", "9.0"),
+        ("2.15.0.dev20261101+cu132", "8.0;9.0+PTX"),
+        ("2.7.0a0+79aa17489c.nv25.04", "9.0"),
     ],
 )
 def test_minkowski_version_is_found_again_as_pip_writes_it(
@@ -651,10 +529,10 @@ print(*(f"noise {line}" for line in range(30)), sep="\\n")
 print("ninja: error: the last of all")
 raise SystemExit(1)
 """
-INTERRUPTED = """
-import time
+NEVER_ENDING = """
+import signal
 print("[1/13] c++ -c a.cpp", flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 
@@ -691,21 +569,15 @@ def test_minkowski_wheel_lands_in_the_cache(build, capsys):
 def test_minkowski_build_is_told_its_target_and_jobs(build, target, flag):
     made = json.loads(build(MADE, target, jobs=3).read_text())
     assert made["words"] == ["bdist_wheel", flag]
-    assert made["environment"]["MAX_JOBS"] == "3" and "-g0" in made["environment"]["CXXFLAGS"]
+    assert made["environment"]["MAX_JOBS"] == "3"
+    assert {"-g0", "-DNDEBUG"} <= set(made["environment"]["CXXFLAGS"].split())
     assert made["environment"]["PATH"].startswith(str(Path(sys.executable).parent) + os.pathsep)
     if target.cuda:
         assert made["environment"]["CUDA_HOME"] == target.toolkit
         assert made["environment"]["TORCH_CUDA_ARCH_LIST"] == target.architectures
 
 
-def test_minkowski_is_built_without_debugging_checks(build):
-    environment = json.loads(build(MADE).read_text())["environment"]
-    assert "-DNDEBUG" in " ".join(
-        environment.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "CPPFLAGS")
-    )
-
-
-@pytest.mark.parametrize("name", ["CFLAGS", "CXXFLAGS", "CPLUS_INCLUDE_PATH"])
+@pytest.mark.parametrize("name", ["CXXFLAGS", "CPLUS_INCLUDE_PATH"])
 def test_minkowski_build_keeps_the_flags_of_the_environment(build, monkeypatch, name):
     monkeypatch.setenv(name, "/opt/mine")
     target = CUDA if name == "CPLUS_INCLUDE_PATH" else CPU
@@ -725,16 +597,11 @@ def test_failure_of_the_minkowski_build_shows_first_and_last_errors_and_the_log(
     assert names(build.wheels) == ["build.log"] and names(build.temporary) == []
 
 
-def test_minkowski_build_without_a_wheel_is_a_failure(build):
-    assert "the build failed" in refusal(build, "print('nothing to do')")
-    assert names(build.wheels) == ["build.log"]
-
-
 @pytest.mark.parametrize(
-    "setup", [MADE + "raise SystemExit(1)", MADE.replace("engine.whl", "engine.whl.part")]
+    "setup", [MADE + "raise SystemExit(1)", "print('nothing to do')"], ids=["fails", "no wheel"]
 )
 def test_minkowski_wheel_of_a_failed_build_is_not_kept(build, setup):
-    refusal(build, setup)
+    assert "the build failed" in refusal(build, setup)
     assert names(build.wheels) == ["build.log"]
 
 
@@ -748,17 +615,16 @@ def test_minkowski_is_unpacked_by_a_python_without_extraction_filters(build, mon
     assert build(MADE).exists()
 
 
-@pytest.fixture
-def interrupted(build, monkeypatch):
-    """Interrupt a build by Ctrl-C at its first progress.
-
-    Attribute: process (the process of the compilers).
-    """
+def test_interrupted_minkowski_build_ends_its_compilers_and_leaves_no_wheel_and_no_source(
+    build, monkeypatch
+):
+    """Ctrl-C arrives at the first progress."""
+    started = []
 
     class Process(subprocess.Popen):
         def __init__(self, *words, **options):
             super().__init__(*words, **options)
-            build.process = self
+            started.append(self)
 
     def say(text):
         if text.startswith("compiled"):
@@ -767,19 +633,11 @@ def interrupted(build, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(script, "say", say)
     with pytest.raises(KeyboardInterrupt):
-        build(INTERRUPTED)
-    yield build
-    build.process.kill()
-    build.process.wait()
-    build.process.stdout.close()
-
-
-def test_interrupted_minkowski_build_leaves_no_wheel_and_no_source(interrupted):
-    assert names(interrupted.wheels) == ["build.log"] and names(interrupted.temporary) == []
-
-
-def test_interrupted_minkowski_build_ends_its_compilers(interrupted):
-    assert interrupted.process.wait(timeout=0.5) == -signal.SIGTERM
+        build(NEVER_ENDING)
+    (compilers,) = started
+    compilers.stdout.close()
+    assert compilers.returncode == -signal.SIGTERM  # `build` has waited for the end
+    assert names(build.wheels) == ["build.log"] and names(build.temporary) == []
 
 
 def test_interrupted_copy_of_the_minkowski_wheel_is_not_taken_for_one(build, monkeypatch):
@@ -857,26 +715,16 @@ def test_minkowski_wheel_in_the_cache_is_installed_without_compiling(machine):
     assert machine.done == ["wheel", "self-test"]
 
 
-@pytest.mark.parametrize(("given", "jobs"), [(None, 5), (3, 3)])
-def test_minkowski_is_built_installed_and_tested_otherwise(machine, given, jobs):
-    machine.options.jobs = given
+def test_minkowski_is_built_installed_and_tested_otherwise(machine):
+    machine.options.jobs = 3
     script.install(machine.options)
-    assert machine.done == ["compiler", "tools", f"build with {jobs} jobs", "wheel", "self-test"]
-    machine.done.clear()
-    script.install(machine.options)
-    assert machine.done == ["self-test"]
+    assert machine.done == ["compiler", "tools", "build with 3 jobs", "wheel", "self-test"]
 
 
-def test_minkowski_that_fails_its_self_test_is_refused(machine):
-    machine.passes = False
-    assert "self-test failed" in refusal(script.install, machine.options)
-
-
-def test_minkowski_that_failed_its_self_test_is_made_anew_as_the_message_says(machine):
+def test_minkowski_that_fails_its_self_test_is_made_anew_as_the_message_says(machine):
     machine.installed, machine.passes = CPU.version, False
-    assert f"remove {machine.wheel.parent} and try again" in refusal(
-        script.install, machine.options
-    )
+    message = refusal(script.install, machine.options)
+    assert f"self-test failed (see above); remove {machine.wheel.parent} and try again" in message
     shutil.rmtree(machine.wheel.parent, ignore_errors=True)
     machine.done.clear()
     refusal(script.install, machine.options)
@@ -912,24 +760,6 @@ def command(tmp_path, monkeypatch):
     return run
 
 
-def test_minkowski_command_hands_on_its_options(command, tmp_path):
-    options = command(
-        "--cuda", "no", "--jobs", "3", "--sdist", "an archive.tar.gz", "--cache", "wheels"
-    )
-    assert vars(options) == {
-        "cuda": "no",
-        "jobs": 3,
-        "sdist": Path("an archive.tar.gz"),
-        "cache": Path("wheels"),
-    }
-    assert vars(command()) == {
-        "cuda": "auto",
-        "jobs": None,
-        "sdist": None,
-        "cache": tmp_path / "pcdd" / "minkowski",
-    }
-
-
 def test_minkowski_command_that_cannot_build_says_why_and_that_it_is_not_needed(command):
     command.problem = "the reason"
     with pytest.raises(
@@ -963,22 +793,20 @@ def make(monkeypatch):
     return run
 
 
-def test_make_minkowski_hands_on_its_variables(make):
-    build = [".venv/bin/python", "minkowski/build.py"]
-    assert make("minkowski")[-1] == build
-    assert make("minkowski", "JOBS=3", "CUDA=no", "SDIST=an archive.tar.gz")[-1] == [
-        *build,
-        "--cuda",
-        "no",
-        "--jobs",
-        "3",
-        "--sdist",
-        "an archive.tar.gz",
-    ]
+def test_make_minkowski_hands_on_its_variables(make, command, tmp_path):
+    given = {"JOBS": "3", "CUDA": "no", "SDIST": "an archive.tar.gz"}
+    for variables, options in [
+        ({}, {"cuda": "auto", "jobs": None, "sdist": None}),
+        (given, {"cuda": "no", "jobs": 3, "sdist": Path("an archive.tar.gz")}),
+    ]:
+        python, build, *words = make("minkowski", *map("=".join, variables.items()))[-1]
+        assert (python, build) == (".venv/bin/python", "minkowski/build.py")
+        cache = tmp_path / "pcdd" / "minkowski"
+        assert vars(command(*words)) == options | {"cache": cache}
 
 
-@pytest.mark.parametrize("choice", ["yes", "no"])
-def test_make_test_builds_minkowski_first_unless_told_not_to(make, choice):
-    *before, tests = make("test", f"MINKOWSKI={choice}")
-    assert f"PCDD_TEST_MINKOWSKI={choice}" in tests and "pytest" in tests
-    assert ([".venv/bin/python", "minkowski/build.py"] in before) == (choice == "yes")
+def test_make_test_builds_minkowski_first_unless_told_not_to(make):
+    for choice in ("yes", "no"):
+        *before, tests = make("test", f"MINKOWSKI={choice}")
+        assert f"PCDD_TEST_MINKOWSKI={choice}" in tests and "pytest" in tests
+        assert ([".venv/bin/python", "minkowski/build.py"] in before) == (choice == "yes")

@@ -146,14 +146,14 @@ def test_crop_at_every_offset_is_the_published_one(side):
     assert torch.equal(apply_augmentation(images, drawn), literal(images, drawn))
 
 
-@pytest.mark.parametrize("side", [*range(4, 41), 64])
-def test_scale_to_every_size_is_the_published_one(side):
-    sizes = torch.arange(int(0.8 * side), int(1.2 * side) + 1)
-    others = sizes[torch.randperm(len(sizes), generator=generator(0))[:4]]
-    pairs = torch.cartesian_prod(sizes, others)
-    drawn = draws_of(SCALE, torch.cat([pairs, pairs.flip(1)]))
-    images = torch.rand(len(drawn.kind), 1, side, side, generator=generator(1))
-    assert torch.equal(apply_augmentation(images, drawn), literal(images, drawn))
+def test_scale_to_every_size_is_the_published_one():
+    for side in (*range(4, 41), 64):
+        sizes = torch.arange(int(0.8 * side), int(1.2 * side) + 1)
+        others = sizes[torch.randperm(len(sizes), generator=generator(0))[:4]]
+        pairs = torch.cartesian_prod(sizes, others)
+        drawn = draws_of(SCALE, torch.cat([pairs, pairs.flip(1)]))
+        images = torch.rand(len(drawn.kind), 1, side, side, generator=generator(1))
+        assert torch.equal(apply_augmentation(images, drawn), literal(images, drawn)), side
 
 
 @pytest.mark.parametrize("side", [28, 27, 8])

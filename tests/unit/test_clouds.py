@@ -292,9 +292,9 @@ GOOD = dict(
 )
 
 
-def with_coordinate(value, dtype=np.float32):
+def with_coordinate(value, dtype=np.float32, axis=2):
     coordinates = GOOD["coordinates"].astype(dtype)
-    coordinates[1, 2] = value
+    coordinates[1, axis] = value
     return {"coordinates": coordinates}
 
 
@@ -316,14 +316,13 @@ def test_a_missing_field_is_named(tmp_path, field):
     "changed, field, value",
     [
         (with_coordinate(np.nan), "coordinates", "nan at [1, 2]"),
-        (with_coordinate(np.inf), "coordinates", "inf at [1, 2]"),
         (with_coordinate(-0.25), "coordinates", "-0.25 at [1, 2]"),
         (with_coordinate(8), "coordinates", "8.0 at [1, 2]"),
+        (with_coordinate(1, axis=0), "coordinates", "1.0 at [1, 0]"),
         (with_coordinate(np.nextafter(8, 0), np.float64), "coordinates", "at [1, 2]"),
         (dict(coordinates=GOOD["coordinates"][:, :2]), "coordinates", "(3, 2)"),
         (dict(coordinates=GOOD["coordinates"].ravel()), "coordinates", "(9,)"),
         (dict(coordinates=GOOD["coordinates"].astype(np.int32)), "coordinates", "int32"),
-        (dict(coordinates=GOOD["coordinates"].astype(np.complex64)), "coordinates", "complex64"),
         (dict(offsets=np.array([0, 3])), "offsets", "(2,)"),
         (dict(offsets=np.array([[0, 2, 3]])), "offsets", "(1, 3)"),
         (dict(offsets=np.array([0.0, 2, 3])), "offsets", "float64"),
@@ -343,7 +342,6 @@ def test_a_missing_field_is_named(tmp_path, field):
         (dict(class_names=np.array("zero")), "class_names", "()"),
         (dict(class_names=np.array([], np.str_)), "class_names", "(0,)"),
         (dict(class_names=np.array([b"zero", b"one"])), "class_names", "S4"),
-        (dict(label_probabilities=np.array([0.5, 0.5])), "label_probabilities", "(2,)"),
         (dict(label_probabilities=np.ones((1, 2))), "label_probabilities", "(1, 2)"),
         (dict(label_probabilities=np.array([[1, 0], [0, 1]])), "label_probabilities", "int64"),
         (
@@ -372,7 +370,7 @@ def test_a_wrong_value_is_an_input_error_with_file_field_and_value(tmp_path, cha
     np.savez(path, **{**GOOD, **changed})
     with pytest.raises(InputError) as error:
         load_clouds(path)
-    for part in (str(path), f"'{field}'", value):
+    for part in (str(path), f"'{field}'", value, "expected "):
         assert part in str(error.value)
 
 
@@ -401,9 +399,7 @@ def test_a_missing_file_and_a_folder_are_input_errors(tmp_path):
         assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY", b"coordinates,labels\n1,2\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY"])
 def test_a_file_that_is_no_zip_is_an_input_error(tmp_path, content):
     path = tmp_path / "set.npz"
     path.write_bytes(content)

@@ -68,7 +68,7 @@ def json_of(capsys):
 def test_help_imports_nothing_heavy(words):
     code = f"""
 import sys
-from pcdd_core.cli import main
+from pcdd_core.cli.main import main
 try:
     main({words})
 except SystemExit as end:
@@ -123,9 +123,11 @@ def test_distill_says_the_scores_and_where_the_run_is(here, capsys):
     assert "distilling: 100%" in progress and "left" in progress
 
 
-def test_quiet_distillation_says_nothing_on_the_way(here, capsys):
-    assert pcdd("distill", "--preset", "quickstart", "--output", "run", "--quiet") == 0
+def test_quiet_distillation_says_nothing_on_the_way_and_the_seed_is_the_setting(here, capsys):
+    options = ["--preset", "quickstart", "--output", "run", "--quiet", "--seed", "5"]
+    assert pcdd("distill", *options) == 0
     assert capsys.readouterr().err == ""
+    assert read_record(here / "run")["config"]["seed"] == 5
 
 
 def test_distill_prints_the_record_as_json(here, capsys):
@@ -133,13 +135,6 @@ def test_distill_prints_the_record_as_json(here, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed.pop("folder") == "run"
     assert printed == read_record(here / "run")
-
-
-def test_seed_option_is_the_setting(here):
-    assert (
-        pcdd("distill", "--preset", "quickstart", "--output", "run", "--quiet", "--seed", "5") == 0
-    )
-    assert read_record(here / "run")["config"]["seed"] == 5
 
 
 def test_settings_may_stand_before_between_and_after_options(here):
@@ -538,101 +533,22 @@ def test_failed_download_leaves_nothing_in_the_cache(no_network, here, assert_re
 # distilled sets
 
 
-def with_field(field: str, change):
-    """Return a function that damages one field of the arrays of a set."""
-    return lambda arrays: {**arrays, field: change(arrays[field].copy())}
-
-
-def put(value, *place):
-    def change(array):
-        array[place] = value
-        return array
-
-    return change
-
-
-BAD_SETS = {
-    "nan": (with_field("coordinates", put(np.nan, 7, 1)), ["coordinates", "nan", "[7, 1]"]),
-    "infinite": (with_field("coordinates", put(-np.inf, 7, 1)), ["coordinates", "-inf", "[7, 1]"]),
-    "negative": (
-        with_field("coordinates", put(-0.5, 3, 2)),
-        ["coordinates", "-0.5", "[3, 2]", "outside the grid"],
-    ),
-    "beyond the grid": (
-        with_field("coordinates", put(28, 3, 2)),
-        ["coordinates", "28.0", "[3, 2]", "below 28"],
-    ),
-    "off the flat axis": (
-        with_field("coordinates", put(1, 3, 0)),
-        ["coordinates", "1.0", "[3, 0]", "below 1"],
-    ),
-    "points of two axes": (
-        with_field("coordinates", lambda a: a[:, 1:]),
-        ["coordinates", "(200, 2)", "(points, 3)"],
-    ),
-    "integer coordinates": (
-        with_field("coordinates", lambda a: a.astype(int)),
-        ["coordinates", "int64", "floats"],
-    ),
-    "too few points": (
-        with_field("coordinates", lambda a: a[:-1]),
-        ["offsets", "200", "199"],
-    ),
-    "too few offsets": (with_field("offsets", lambda a: a[:-1]), ["offsets", "(10,)", "(11,)"]),
-    "too few labels": (with_field("labels", lambda a: a[:-1]), ["offsets", "(11,)", "(10,)"]),
-    "offsets that fall": (with_field("offsets", put(90, 2)), ["offsets", "non-decreasing"]),
-    "empty cloud": (with_field("offsets", put(40, 3)), ["offsets", "cloud 2", "empty"]),
-    "label of no class": (with_field("labels", put(10, 4)), ["labels", "10 at cloud 4", "0 to 9"]),
-    "grid of two axes": (
-        with_field("grid", lambda a: a[1:]),
-        ["grid", "[28, 28]", "depth, height, width"],
-    ),
-    "grid of no cells": (with_field("grid", put(0, 0)), ["grid", "[0, 28, 28]"]),
-    "newer version": (
-        with_field("format_version", lambda a: np.int64(3)),
-        ["format_version", "3", "newer pcdd"],
-    ),
-    "object array": (
-        with_field("labels", lambda a: np.array([*range(9), None], dtype=object)),
-        ["object array"],
-    ),
-    "field missing": (
-        lambda arrays: {k: v for k, v in arrays.items() if k != "labels"},
-        ["labels", "missing"],
-    ),
-}
-
-
 @pytest.mark.parametrize("command", ["evaluate", "show"])
-@pytest.mark.parametrize("name", BAD_SETS)
-def test_bad_set_is_refused_by_field_place_and_value(name, command, run, here, assert_refused):
-    spoil, parts = BAD_SETS[name]
+def test_bad_set_is_refused_by_field_place_and_value(command, run, here, assert_refused):
     with np.load(run / "clouds.npz") as archive:
-        arrays = spoil(dict(archive))
+        arrays = dict(archive)
+    arrays["coordinates"][3, 2] = 28
     np.savez(here / "bad.npz", **arrays)
-    assert_refused(lambda: main([command, "bad.npz"]), "bad.npz", *parts)
+    parts = ["bad.npz", "coordinates", "28.0 at [3, 2]", "expected 0 or more and below 28"]
+    assert_refused(lambda: main([command, "bad.npz"]), *parts)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "show"])
-@pytest.mark.parametrize(
-    "name", ["text", "empty", "cut short", "one bit wrong", "single array", "no file", "folder"]
-)
-def test_file_that_is_no_set_is_refused(name, command, run, here, assert_refused):
-    right = (run / "clouds.npz").read_bytes()
-    wrong = bytearray(right)
-    wrong[100] ^= 0xFF  # within the compressed coordinates
-    contents = {
-        "text": b"hello",
-        "empty": b"",
-        "cut short": right[:-100],
-        "one bit wrong": bytes(wrong),
-    }
-    if name in contents:
-        (here / "bad.npz").write_bytes(contents[name])
-    elif name == "single array":
-        np.save(here / "array.npy", np.zeros((5, 3)))
-        (here / "array.npy").rename(here / "bad.npz")
-    elif name == "folder":
+@pytest.mark.parametrize("name", ["text", "folder"])
+def test_file_that_is_no_set_is_refused(name, command, here, assert_refused):
+    if name == "text":
+        (here / "bad.npz").write_bytes(b"hello")
+    else:
         (here / "bad.npz").mkdir()
     assert_refused(lambda: main([command, "bad.npz"]), "bad.npz")
 
@@ -674,15 +590,13 @@ def test_damaged_checkpoint_is_refused(run, assert_refused):
     assert_refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "[1, 2]", '"text"', '{"hello": 1}', '{"network": {"wdth": 4}}']
-)
+@pytest.mark.parametrize("content", ["{", "[]", '{"hello": 1}', '{"network": {"wdth": 4}}'])
 def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, assert_refused):
     (run / "config.json").write_text(content)
     assert_refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"hello": 1}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"hello": 1}'])
 @pytest.mark.parametrize("command", ["show", "table"])
 def test_damaged_record_is_named(content, command, run, assert_refused):
     (run / "record.json").write_text(content)

@@ -125,7 +125,8 @@ def test_page_replays_to_the_end_and_then_stands_still(opened, page):
         "() => document.querySelector('.pcdd-player button').textContent.includes('Replay')"
     )
     before = picture(view.locator("canvas.clouds"))
-    page.wait_for_timeout(200)
+    for _ in range(10):
+        drawn(page)
     assert picture(view.locator("canvas.clouds")) == before
 
 
@@ -333,7 +334,7 @@ def _steer(page, folder) -> None:
         return [output["data"] for output in cell.outputs] + [saved.metadata.get("widgets", {})]
 
     page.locator(".jp-Notebook").press("Escape")
-    for _ in range(60):
+    for _ in range(PATIENCE // 500):
         widget, image, state = outputs()
         if len(image.get("image/png", "")) > 40_000 and stopped in _last_updates(state):
             break

@@ -17,7 +17,7 @@ from pcdd_core.nn import classifiers
 from pcdd_core.scoring.evaluate import augment
 from pcdd_core.seeds import generator
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture

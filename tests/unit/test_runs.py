@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -512,29 +511,33 @@ def test_iteration_that_cannot_be_scored_is_refused_before_the_run(changes, said
     assert not (tmp_path / "run").exists()
 
 
-LONG = {**SCHEDULE, "schedule__iterations": 40, "evaluation__protocols": ["standard"]}
+LONG = {**SCHEDULE, "schedule__iterations": 16, "evaluation__protocols": ["standard"]}
+# `pcdd` that stops in its tenth iteration of 16, between two checkpoints, and waits for a signal
+HELD = """
+import signal, sys
+from pcdd_core.cli.main import main
+from pcdd_core.experiments import runs
+
+def wait_in_mid_run(self, fraction, stage, note=""):
+    if stage == "distilling" and fraction > 0.6:
+        print("held", flush=True)
+        signal.pause()
+
+runs.Progress.__call__ = wait_in_mid_run
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen:
-    """Start `pcdd distill` as a process with one thread; the run is long enough to stop it."""
+def start(folder: Path, *options: str, held: bool = False) -> subprocess.Popen:
+    """Start `pcdd distill` as a process with one thread."""
     settings = {name.replace("__", "."): value for name, value in LONG.items()}
     settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, **settings})
-    command = [
-        sys.executable,
-        "-m",
-        "pcdd_core",
-        "distill",
-        *settings,
-        "--preset",
-        "quickstart",
-        "--quiet",
-        "--device",
-        "cpu",
-    ]
+    command = [sys.executable, *(["-c", HELD] if held else ["-m", "pcdd_core"]), "distill"]
+    command += [*settings, "--preset", "quickstart", "--quiet", "--device", "cpu"]
     return subprocess.Popen(
         [*command, "--output", str(folder), "--checkpoint-every", "4", *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # tests that run in the background ignore SIGINT
@@ -542,27 +545,21 @@ def start(folder: Path, *options: str) -> subprocess.Popen:
     )
 
 
-def stop_after_the_first_checkpoint(
-    process: subprocess.Popen, folder: Path, how: signal.Signals
-) -> str:
-    """Return the standard error of the process."""
-    while not (folder / "checkpoint.pt").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
+def stop_in_mid_run(folder: Path, how: signal.Signals) -> tuple[int, str]:
+    """Start a run and stop it by a signal. Returns exit code and standard error."""
+    process = start(folder, held=True)
+    first = process.stdout.readline()
     process.send_signal(how)
     said = process.communicate()[1]
-    assert not (folder / "record.json").exists() and not (folder / "clouds.npz").exists(), (
-        "stopped too late to test anything"
-    )
-    return said
+    assert first == "held\n", said
+    assert (folder / "checkpoint.pt").exists() and not (folder / "clouds.npz").exists()
+    return process.returncode, said
 
 
 @pytest.mark.slow
 def test_run_killed_in_mid_run_and_resumed_equals_the_unbroken_one(tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    process = start(killed)
-    stop_after_the_first_checkpoint(process, killed, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    assert stop_in_mid_run(killed, signal.SIGKILL)[0] == -signal.SIGKILL
     for folder, options in ((killed, ["--resume"]), (unbroken, [])):
         process = start(folder, *options)
         said = process.communicate()[1]
@@ -574,13 +571,12 @@ def test_run_killed_in_mid_run_and_resumed_equals_the_unbroken_one(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
     folder = tmp_path / "run"
-    process = start(folder)
-    said = stop_after_the_first_checkpoint(process, folder, signal.SIGINT)
-    assert process.returncode == 130
+    code, said = stop_in_mid_run(folder, signal.SIGINT)
+    assert code == 130
     assert "--resume" in said and "Traceback" not in said
     assert folder.distill("--resume", **LONG) == 0
     rows = [json.loads(row) for row in (folder / "steps.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == list(range(40))
+    assert [row["iteration"] for row in rows] == list(range(16))
 
 
 # --- what cannot be resumed -----------------------------------------------------------------------

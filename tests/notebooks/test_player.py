@@ -313,8 +313,12 @@ def live(iterations: int = 6, **changes) -> live_view.LiveDistillation:
     return live_view.LiveDistillation(config, tiny.three_digits(), "cpu")
 
 
-def until(condition, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+ENDLESS = 10**6  # iterations: more than any test waits for
+HUNG = 30 * 60  # seconds: far above the time on a busy machine
+
+
+def until(condition) -> None:
+    end = time.monotonic() + HUNG
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
@@ -348,27 +352,29 @@ def test_step_makes_exactly_one_iteration():
 
 
 def test_nothing_moves_after_a_pause_and_start_goes_on():
-    watched = live(2000)
+    watched = live(ENDLESS)
     watched.start()
     until(lambda: updates(watched) >= 2)
     watched.pause()
     watched.wait()
     at = watched.recording
     assert watched.status.startswith("paused")
-    time.sleep(0.2)
+    for thread in threading.enumerate():  # what could still move points has ended
+        if thread.name == "distillation":
+            thread.join()
     assert updates(watched) == at.updates[-1]
     watched.start()
     until(lambda: updates(watched) > at.updates[-1])
     watched.stop()
     watched.wait()
     *_, last = islice(
-        distill(tiny.config(schedule__iterations=2000), tiny.three_digits()), updates(watched)
+        distill(tiny.config(schedule__iterations=ENDLESS), tiny.three_digits()), updates(watched)
     )
     assert torch.equal(watched.recording.clouds.coordinates, last.clouds.coordinates)
 
 
 def test_stopped_run_keeps_its_recording_and_cannot_be_continued():
-    watched = live(2000)
+    watched = live(ENDLESS)
     watched.start()
     until(lambda: updates(watched) >= 2)
     watched.stop()
@@ -385,13 +391,13 @@ def test_orders_act_at_the_end_of_the_iteration_in_progress(monkeypatch):
     def slow(*arguments):
         for step in distill(*arguments):
             begun.set()
-            may_end.wait(30)
+            may_end.wait(HUNG)
             yield step
 
     monkeypatch.setattr(live_view, "distill", slow)
     watched = live()
     watched.start()
-    begun.wait(30)
+    assert begun.wait(HUNG)
     watched.pause()
     assert watched.status == "pausing, update 0 of 6"
     may_end.set()
@@ -400,7 +406,7 @@ def test_orders_act_at_the_end_of_the_iteration_in_progress(monkeypatch):
 
 
 def test_restart_begins_from_the_same_scatter_at_any_moment():
-    watched = live(2000)
+    watched = live(ENDLESS)
     start = watched.recording.coordinates[0]
     watched.start()
     until(lambda: updates(watched) >= 3)

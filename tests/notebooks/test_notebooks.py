@@ -12,9 +12,8 @@ import pcdd_core
 from pcdd_core.experiments.records import read_record
 from pcdd_core.experiments.runs import RUN_FILES
 
-FOLDER = Path(__file__).parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[2] / "notebooks"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-pytestmark = pytest.mark.slow
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 
@@ -81,6 +80,7 @@ def test_public_names_are_there():
         pcdd_core.nothing_of_the_kind
 
 
+@pytest.mark.slow
 def test_quickstart_runs_from_end_to_end(tmp_path):
     settings = {
         "schedule.iterations": 3,

@@ -13,6 +13,8 @@ from tiny import needs_minkowski
 from pcdd_core.experiments.records import COMMITTED, find_records, read_record
 from pcdd_core.experiments.tables import experiment
 
+pytestmark = pytest.mark.slow
+
 DATA, FIGURE_3, DERIVATIVES, LIMITS = (
     "02_data_preparation",
     "07_figure_3_qualitative",
