@@ -242,6 +242,7 @@ SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
             "lift.closed": True,
             "lift.bandwidth_start": 6.0,
             "lift.saturation_start": 1.0,
+            "lift.saturation": 3.0,
             "network.name": backend,
             "network.width": 32,
             "network.norm": "instance",
@@ -279,7 +280,7 @@ def _shapes(scale: str) -> Variants:
     variants = []
     for count in SHAPES_PER_CLASS:
         for name in (f"shapes-{count}", f"shapes-{count}-split"):
-            variants += [(name, {}), (name, {"clouds.initialisation": "real"})]
+            variants += [(name, {}), (name, {"clouds.name": "real"})]
     variants += [
         (f"shapes-{count}", {"clouds.points_per_cloud": few})
         for count in SHAPES_PER_CLASS

@@ -24,7 +24,7 @@ from .sparse import SparseTensor
 
 HOW_TO_GET_IT = (
     "build it with `make minkowski` (Linux, a C++ compiler, about 4 minutes), or take "
-    "network.backend=sparse, which computes the same and has the second derivatives that "
+    "network.name=sparse, which computes the same and has the second derivatives that "
     "MinkowskiEngine lacks"
 )
 

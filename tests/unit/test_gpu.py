@@ -1,17 +1,14 @@
 """On a CUDA device the engine, the evaluation and the sparse layers give what the CPU gives."""
 
-from dataclasses import replace
 from itertools import islice
 
 import pytest
 import tiny
 import torch
-from pcdd_core.engine.baselines import random
-from pcdd_core.engine.evaluate import evaluate
 
-from pcdd_core.engine.distill import distill
 from pcdd_core.nn import sparse
 from pcdd_core.nn.sparse import SparseTensor
+from pcdd_core.scoring.baselines import random
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,15 +16,15 @@ pytestmark = [
 ]
 DEVICE = "cuda"
 LIFTS = {
-    "coordinates as features": {"lift__name": "coordinates", "network__backend": "sparse"},
-    "coordinates on a dense grid": {"lift__name": "coordinates", "network__backend": "torch"},
-    "gaussian occupancy": {"lift__name": "gaussian", "network__backend": "torch"},
+    "coordinates as features": {"lift__name": "coordinates", "network__name": "sparse"},
+    "coordinates on a dense grid": {"lift__name": "coordinates", "network__name": "torch"},
+    "gaussian occupancy": {"lift__name": "gaussian", "network__name": "torch"},
     "straight-through occupancy": {
         "lift__name": "gaussian",
         "lift__hard_from": 0.0,
-        "network__backend": "sparse",
+        "network__name": "sparse",
     },
-    "points": {"lift__name": "points", "network__backend": "pointnet"},
+    "points": {"lift__name": "points", "network__name": "pointnet"},
 }
 
 
@@ -40,7 +37,7 @@ def full_precision():
 
 def steps_of(device: str, real, **changes) -> list:
     """Return the first 3 steps of a tiny distillation."""
-    return list(islice(distill(tiny.config(**changes), real, device=device), 3))
+    return list(islice(tiny.config(**changes).distill(real, device), 3))
 
 
 @pytest.mark.parametrize("lift", LIFTS)
@@ -59,9 +56,9 @@ def test_distillation_on_the_device_equals_that_on_the_cpu(lift):
 
 def test_scores_on_the_device_equal_those_on_the_cpu():
     training, test = random(tiny.digits().train, 2, 0), tiny.digits().test
-    settings = replace(tiny.config(evaluation__networks=2).evaluation, protocols=("standard",))
+    config = tiny.config(evaluation__networks=2, evaluation__protocols=["standard"])
     on_cpu, on_device = (
-        evaluate(training, test, settings, 0, device)["standard"] for device in ("cpu", DEVICE)
+        config.evaluate(training, test, device)["standard"] for device in ("cpu", DEVICE)
     )
     # percent; rounding may turn a few of the test clouds
     assert on_device.accuracies == pytest.approx(on_cpu.accuracies, abs=2)

@@ -17,7 +17,6 @@ import torch
 from tiny import files, pcdd
 
 from pcdd_core.engine.distances import DISTANCES
-from pcdd_core.engine.distill import initial_clouds
 from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.experiments import runs
 from pcdd_core.experiments.config import from_dict, identity, to_dict
@@ -140,7 +139,7 @@ def test_steps_file_has_a_line_per_iteration(finished):
 def test_trajectory_goes_from_the_initial_to_the_distilled_clouds(finished):
     trajectory = read_trajectory(finished)
     assert trajectory["updates"].tolist() == [0, 2, 4, 6, 8]
-    start = initial_clouds(tiny.config(**SCHEDULE), tiny.digits().train)
+    start = tiny.config(**SCHEDULE).start(tiny.digits().train)
     assert np.array_equal(trajectory["coordinates"][0], start.coordinates.numpy())
     assert np.array_equal(
         trajectory["coordinates"][-1], load_clouds(finished / "clouds.npz").coordinates.numpy()
@@ -296,7 +295,7 @@ def test_how_often_checkpoints_are_written_changes_nothing(finished, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--resume"]], ids=["again", "resume"])
 def test_finished_run_is_not_overwritten(copy, options, capsys):
     before = files(copy)
-    assert copy.distill(*options) == 2
+    assert distill(copy, *options) == 2
     assert "finished" in capsys.readouterr().err
     assert files(copy) == before
 
@@ -305,7 +304,7 @@ def test_overwrite_replaces_the_run_and_leaves_foreign_files_alone(copy):
     (copy / "notes.txt").write_text("mine")
     (copy / "more").mkdir()
     (copy / "more" / "clouds.npz").write_text("mine too")
-    assert copy.distill("--overwrite", schedule__iterations=3) == 0
+    assert distill(copy, "--overwrite", schedule__iterations=3) == 0
     assert (
         read_record(copy)["iterations"] == 3
         and len((copy / "steps.jsonl").read_text().splitlines()) == 3
@@ -318,7 +317,7 @@ def test_overwrite_replaces_the_run_and_leaves_foreign_files_alone(copy):
 def test_run_that_is_overwritten_is_not_taken_for_finished(copy, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(0, patch)
-        assert copy.distill("--overwrite") == 130
+        assert distill(copy, "--overwrite") == 130
     assert not {"record.json", "clouds.npz", "checkpoint.pt"} & {
         path.name for path in copy.iterdir()
     }
@@ -335,7 +334,7 @@ def test_run_that_is_overwritten_is_not_taken_for_finished(copy, monkeypatch):
 )
 def test_overwrite_with_wrong_input_removes_nothing(copy, options, changes):
     before = files(copy)
-    assert copy.distill("--overwrite", *options, **changes) == 2
+    assert distill(copy, "--overwrite", *options, **changes) == 2
     assert files(copy) == before
 
 
@@ -389,22 +388,22 @@ def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(
 def test_run_can_be_interrupted_twice(interrupted, finished, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(6, patch)
-        assert interrupted.distill("--resume") == 130
-    assert interrupted.distill("--resume") == 0
+        assert distill(interrupted, "--resume") == 130
+    assert distill(interrupted, "--resume") == 0
     assert_same_result(interrupted, finished)
 
 
 def test_lines_written_after_the_last_checkpoint_are_dropped(interrupted, finished):
     with (interrupted / "steps.jsonl").open("a") as file:
         file.write('{"iteration": 4, "matching_loss": [0]}\n{"iteration": 5, "matc')
-    assert interrupted.distill("--resume") == 0
+    assert distill(interrupted, "--resume") == 0
     assert_same_result(interrupted, finished)
 
 
 def test_run_stopped_while_it_was_scored_is_scored_on_resume(copy, finished):
     for name in ("record.json", "clouds.npz", "migration.png", "trajectory.npz"):
         (copy / name).unlink()
-    assert copy.distill("--resume") == 0
+    assert distill(copy, "--resume") == 0
     assert_same_result(copy, finished)
     assert read_record(copy)["scores"] == read_record(finished)["scores"]
 
@@ -420,7 +419,7 @@ def along(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("along") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
-        assert folder.distill(**ALONG) == 0
+        assert distill(folder, **ALONG) == 0
     return folder
 
 
@@ -478,7 +477,7 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     evaluate = runs.evaluate
     monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
     monkeypatch.setattr(runs, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
-    assert folder.distill("--resume", **ALONG) == 0
+    assert distill(folder, "--resume", **ALONG) == 0
     assert len(scored) == 2
     assert read_record(folder)["scores_at"] == record["scores_at"]
     assert read_record(folder)["scores"] == record["scores"]
@@ -574,7 +573,7 @@ def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
     code, said = stop_in_mid_run(folder, signal.SIGINT)
     assert code == 130
     assert "--resume" in said and "Traceback" not in said
-    assert folder.distill("--resume", **LONG) == 0
+    assert distill(folder, "--resume", **LONG) == 0
     rows = [json.loads(row) for row in (folder / "steps.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == list(range(16))
 
@@ -584,7 +583,7 @@ def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(tmp_path):
 
 def test_checkpoint_of_another_configuration_is_refused(interrupted, capsys):
     before = files(interrupted)
-    assert interrupted.distill("--resume", optimiser__step_size=0.123) == 2
+    assert distill(interrupted, "--resume", optimiser__step_size=0.123) == 2
     message = capsys.readouterr().err
     assert "another configuration" in message and str(interrupted) in message
     assert identity(tiny.config(**SCHEDULE)) in message
@@ -614,7 +613,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
     }
     path.write_bytes(content[damage])
     before = files(interrupted)
-    assert interrupted.distill("--resume") == 2
+    assert distill(interrupted, "--resume") == 2
     message = capsys.readouterr().err
     assert (
         message.startswith(f"pcdd: {path}: not a readable checkpoint") and "--overwrite" in message
@@ -643,6 +642,7 @@ def failed(tmp_path, monkeypatch, capsys) -> Path:
             float("nan") if next(calls) >= 10 else 1.0
         )
 
+    broken.__name__ = "sum_of_squares"
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
     assert distill(tmp_path / "failed", objective__distance="sum_of_squares") == 1
     monkeypatch.undo()
