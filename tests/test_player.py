@@ -382,13 +382,15 @@ def test_stopped_run_keeps_its_recording_and_cannot_be_continued():
 def test_orders_act_at_the_end_of_the_iteration_in_progress(monkeypatch):
     begun, may_end = threading.Event(), threading.Event()
 
+    distill = Config.distill
+
     def slow(*arguments):
         for step in distill(*arguments):
             begun.set()
             may_end.wait(30)
             yield step
 
-    monkeypatch.setattr(live_view, "distill", slow)
+    monkeypatch.setattr(Config, "distill", slow)
     watched = live()
     watched.start()
     begun.wait(30)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core.data import shape_files as shapes
+from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import Config, DataConfig, override
+from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.runs import score
 from pcdd_core.scoring.baselines import random
 
@@ -359,7 +360,7 @@ def test_modelnet10_from_voxels(tmp_path):
     assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
     assert (train.also_in_training, test.also_in_training) == (0, 1)
     assert_well_formed(train.points, 20)
-    config = Config(data=DataConfig(name="modelnet10-voxels24", points=20, validation_fraction=0.5))
+    config = Config(data=ModelNet10Voxels24(points=20, validation_fraction=0.5))
     few = override(
         config,
         {
