@@ -38,7 +38,7 @@ from pcdd_core.experiments.config import Config
 from pcdd_core.experiments.runs import Progress
 from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry.clouds import PointClouds, members_per_class
-from pcdd_core.geometry.grid import scattered
+from pcdd_core.geometry import grid as grids
 from pcdd_core.nn import sparse
 from pcdd_core.nn.grid import Network
 from pcdd_core.scoring.evaluate import Protocol, evaluate, project
@@ -323,7 +323,7 @@ def growth(name: str, options: argparse.Namespace) -> dict:
 def scattered(classes: int) -> PointClouds:
     """Return 256 clouds of 100 random points per class. They replace real ones for timing."""
     labels = [label for label in range(classes) for _ in range(256)]
-    return scatter(
+    return grids.scattered(
         [100] * len(labels), labels, (1, 28, 28), tuple(map(str, range(classes))), generator(0)
     )
 
@@ -425,9 +425,9 @@ def sparse_work(
     """
     machine.keep_freed_memory()
     network = Network.of({"name": way, "pooling": "max"}).new(3, grid, 10, generator(0)).to(device)
-    clouds = scattered([points] * CLOUDS, [0] * CLOUDS, grid, tuple("0123456789"), generator(1)).to(
-        device
-    )
+    clouds = grids.scattered(
+        [points] * CLOUDS, [0] * CLOUDS, grid, tuple("0123456789"), generator(1)
+    ).to(device)
     tensor = sparse.from_points(
         clouds.coordinates, clouds.coordinates, clouds.cloud_index, CLOUDS, grid
     )

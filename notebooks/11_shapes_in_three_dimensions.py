@@ -207,12 +207,12 @@ def in_main_table(cell):
     if cell.config.evaluation.classifier.name != "pointnet":
         return False
     if cell.baseline:
-        return cell.baseline != "whole" and not cell.baseline.startswith("herding:")
+        return cell.baseline.name != "whole" and cell.baseline.points is None
     return cell.label.split()[1:] in ([], ['clouds.name="real"'], ["clouds.points_per_cloud=256"])
 
 
 records = pcdd.finished([cell for cell in cells if in_main_table(cell)])
-ceiling = pcdd.finished([cell for cell in cells if cell.baseline == "whole"])
+ceiling = pcdd.finished([cell for cell in cells if isinstance(cell.baseline, pcdd.Whole)])
 scores = pd.DataFrame(
     [(*row_of(record), record["scores"]["standard"]["mean"], record["seconds"].get("distillation")) for record in records],
     columns=["set", "per class", "accuracy", "seconds"],
