@@ -37,8 +37,8 @@ from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import Config
 from pcdd_core.experiments.runs import Progress
 from pcdd_core.files import atomic_write_text
-from pcdd_core.geometry.clouds import PointClouds, members_per_class
 from pcdd_core.geometry import grid as grids
+from pcdd_core.geometry.clouds import PointClouds, members_per_class
 from pcdd_core.nn import sparse
 from pcdd_core.nn.grid import Network
 from pcdd_core.scoring.evaluate import Protocol, evaluate, project
