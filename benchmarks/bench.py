@@ -34,14 +34,14 @@ from limits import seconds_of
 
 import pcdd_core as pcdd
 from pcdd_core.experiments import machine
-from pcdd_core.experiments.config import Config, DataConfig, EvaluationConfig, NetworkConfig
+from pcdd_core.experiments.config import Config
 from pcdd_core.experiments.runs import Progress
 from pcdd_core.files import atomic_write_text
+from pcdd_core.geometry import grid as grids
 from pcdd_core.geometry.clouds import PointClouds, members_per_class
-from pcdd_core.geometry.grid import scatter
 from pcdd_core.nn import sparse
-from pcdd_core.nn.grid import build_network
-from pcdd_core.scoring.evaluate import evaluate, project
+from pcdd_core.nn.grid import Network
+from pcdd_core.scoring.evaluate import Protocol, evaluate, project
 from pcdd_core.seeds import generator
 
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ def ours_iteration(config: Config, real: PointClouds, device: torch.device) -> C
     """Return a function that makes one iteration. A pool of real gradients is full before that."""
     machine.keep_freed_memory()
     steps = config.distill(real, device)
-    if config.objective.real_gradients != "fresh":
+    if config.method.stored_gradients:
         for _ in range(FILLED):
             next(steps)
     return lambda: next(steps)
@@ -157,11 +157,9 @@ def published_iteration(
 def ours_evaluation(epochs: int, device: torch.device) -> Callable[[], object]:
     """Return a function that trains 20 classifiers on `mnist-1` (10 clouds) and tests one cloud."""
     machine.keep_freed_memory()
-    clouds, settings = (
-        pcdd.released("mnist-1"),
-        EvaluationConfig(protocols=["standard"], networks=CLASSIFIERS, epochs=epochs),
-    )
-    return lambda: evaluate(clouds, clouds.select(torch.arange(1)), settings, 0, device)
+    clouds, protocol = pcdd.released("mnist-1"), Protocol(networks=CLASSIFIERS, epochs=epochs)
+    test = clouds.select(torch.arange(1))
+    return lambda: evaluate(clouds, test, protocol=protocol, device=device)
 
 
 def published_evaluation(epochs: int, device: torch.device) -> Callable[[], object]:
@@ -253,7 +251,7 @@ def iteration(name: str, options: argparse.Namespace) -> dict:
     pairs, peak = in_turns(*ways, options.rounds)
     network, batch = config.network, config.objective.real_batch
     settings = {
-        "backend": network.name,
+        "network": network.name,
         "layers": network.layers,
         "width": network.width,
         "real_batch": batch,
@@ -325,7 +323,7 @@ def growth(name: str, options: argparse.Namespace) -> dict:
 def scattered(classes: int) -> PointClouds:
     """Return 256 clouds of 100 random points per class. They replace real ones for timing."""
     labels = [label for label in range(classes) for _ in range(256)]
-    return scatter(
+    return grids.scattered(
         [100] * len(labels), labels, (1, 28, 28), tuple(map(str, range(classes))), generator(0)
     )
 
@@ -423,14 +421,13 @@ def sparse_work(
 ) -> Callable[[], object]:
     """Return a function: forward pass and first derivative of a network for scattered clouds.
 
-    way: backend
+    way: name of the network
     """
     machine.keep_freed_memory()
-    description = NetworkConfig(layers=3, width=32, norm="instance", backend=way)
-    network = build_network(description, 3, grid, 10, generator(0)).to(device)
-    clouds = scatter([points] * CLOUDS, [0] * CLOUDS, grid, tuple("0123456789"), generator(1)).to(
-        device
-    )
+    network = Network.of({"name": way, "pooling": "max"}).new(3, grid, 10, generator(0)).to(device)
+    clouds = grids.scattered(
+        [points] * CLOUDS, [0] * CLOUDS, grid, tuple("0123456789"), generator(1)
+    ).to(device)
     tensor = sparse.from_points(
         clouds.coordinates, clouds.coordinates, clouds.cloud_index, CLOUDS, grid
     )
@@ -455,7 +452,7 @@ def start_up(name: str, options: argparse.Namespace) -> dict:
 
 def mnist(data: str | None) -> PointClouds:
     """Return the training clouds of MNIST."""
-    return pcdd.load_data(DataConfig(name="mnist", max_points=250), data).train
+    return pcdd.Mnist(max_points=250).load(data).train
 
 
 BENCHMARKS = {

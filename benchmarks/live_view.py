@@ -83,7 +83,7 @@ def notebook(folder: Path, config, options: argparse.Namespace) -> None:
 sys.path.insert(0, {str(HERE)!r})
 import live_view, pcdd_core as pcdd
 config = pcdd.Config(**json.loads({json.dumps(json.dumps(to_dict(config)))}))
-real = pcdd.load_data(config.data, {options.data!r}).train
+real = config.data.load({options.data!r}).train
 live = pcdd.watch(config, real, {str(options.device)!r})
 live"""
     work = f"""import time; time.sleep(3)

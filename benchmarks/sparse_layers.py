@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -26,18 +27,17 @@ import torch.nn.functional as F
 
 import pcdd_core as pcdd
 from pcdd_core.experiments import machine
-from pcdd_core.experiments.config import DataConfig, NetworkConfig
 from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry.clouds import from_occupancy
 from pcdd_core.nn import sparse
-from pcdd_core.nn.grid import build_network
+from pcdd_core.nn.grid import GridNetwork, MinkowskiNetwork, SparseNetwork
 from pcdd_core.seeds import generator
 
 WAYS = {
-    "minkowski": {"backend": "minkowski"},
-    "sparse, minkowski's maps": {"backend": "sparse", "kernel_maps": "minkowski"},
-    "sparse, torch's maps": {"backend": "sparse"},
-    "torch (dense)": {"backend": "torch"},
+    "minkowski": MinkowskiNetwork(pooling="max"),
+    "sparse, minkowski's maps": SparseNetwork(pooling="max", kernel_maps="minkowski"),
+    "sparse, torch's maps": SparseNetwork(pooling="max"),
+    "torch (dense)": GridNetwork(pooling="max"),
 }
 STAGES = ("forward", "first derivative", "second derivative")
 CASES = ("MNIST, 256 clouds on 1 x 28 x 28", "boxes, 64 clouds on 24 x 24 x 24")
@@ -46,9 +46,7 @@ CASES = ("MNIST, 256 clouds on 1 x 28 x 28", "boxes, 64 clouds on 24 x 24 x 24")
 def clouds_of(case: str, data: str | None):
     """Return the clouds of a case."""
     if case == CASES[0]:
-        return pcdd.load_data(DataConfig(name="mnist", max_points=250), data).train.select(
-            torch.arange(256)
-        )
+        return pcdd.Mnist(max_points=250).load(data).train.select(torch.arange(256))
     draws, occupied = generator(0), torch.zeros(64, 24, 24, 24, dtype=torch.bool)
     for box in occupied:
         low = torch.randint(0, 8, (3,), generator=draws).tolist()
@@ -75,8 +73,8 @@ class Work:
     ):
         clouds = clouds_of(case, data).to(device)
         clouds = clouds.select(torch.arange(len(clouds))[:most])
-        description = NetworkConfig(layers=3, width=width, norm="instance", **WAYS[way])
-        self.network = build_network(description, 3, clouds.grid, 10, generator(0)).to(device)
+        network = replace(WAYS[way], width=width)
+        self.network = network.new(3, clouds.grid, 10, generator(0)).to(device)
         points = (
             clouds.coordinates,
             clouds.coordinates,

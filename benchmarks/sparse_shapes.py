@@ -31,18 +31,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-import pcdd_core as pcdd
+from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.engine import lifts
 from pcdd_core.experiments import machine
-from pcdd_core.experiments.config import DataConfig, NetworkConfig, override
+from pcdd_core.experiments.config import override
 from pcdd_core.experiments.presets import PRESETS
 from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry.clouds import PointClouds, members_per_class, sample
 from pcdd_core.nn import sparse
-from pcdd_core.nn.grid import build_network
+from pcdd_core.nn.grid import Network
 from pcdd_core.seeds import generator
 
-TRAINED = {  # (backend, factor of the width)
+TRAINED = {  # (name of the network, factor of the width)
     "dense": ("torch", 1),
     "sparse": ("sparse", 1),
     "sparse, twice as wide": ("sparse", 2),
@@ -60,9 +60,9 @@ DISTILLATION = {
 }
 
 
-def shown(clouds: PointClouds, backend: str):
+def shown(clouds: PointClouds, name: str):
     """Return the occupied cells as network input: a dense grid, or a sparse tensor of ones."""
-    if backend == "torch":
+    if name == "torch":
         return lifts.occupancy(clouds)
     return sparse.from_points(
         clouds.coordinates,
@@ -105,7 +105,7 @@ def distil(way: str, lift: str, cells: int, options: argparse.Namespace) -> dict
         "lift.name": lift,
     }
     config = override(PRESETS["shapes-1"].config, DISTILLATION | changed)
-    real = pcdd.load_data(config.data, options.data).train.to(options.device)
+    real = config.data.load(options.data).train.to(options.device)
     before, seconds = memory_from_here(options.device), []
     iterations, start = config.distill(real), time.perf_counter()
     for _ in range(1 + options.iterations):
@@ -132,7 +132,7 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     """
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
-    data = pcdd.load_data(DataConfig(name="modelnet10-voxels24", cells=cells), options.data)
+    data = ModelNet10Voxels24(cells=cells).load(options.data)
     draws, names = generator(seed, "training"), data.train.class_names
     counts = [min(options.shapes, len(members)) for members in members_per_class(data.train)]
     train, test = (
@@ -142,16 +142,12 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
             data.test,
         )
     )
-    backend, times = TRAINED[way]
-    description = NetworkConfig(
-        backend=backend,
-        layers=layers(cells),
-        width=times * options.width,
-        norm="instance",
-        pooling="max",
-    )
-    network = build_network(description, 1, train.grid, len(names), generator(seed, "network")).to(
-        options.device
+    name, times = TRAINED[way]
+    size = {"layers": layers(cells), "width": times * options.width}
+    network = (
+        Network.of({"name": name, "pooling": "max", **size})
+        .new(1, train.grid, len(names), generator(seed, "network"))
+        .to(options.device)
     )
     optimiser, seconds = torch.optim.Adam(network.parameters(), 1e-3), []
     before = memory_from_here(options.device)
@@ -161,7 +157,7 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
         ):
             start, chosen = time.perf_counter(), train.select(batch)
             optimiser.zero_grad()
-            F.cross_entropy(network(shown(chosen, backend)), chosen.labels).backward()
+            F.cross_entropy(network(shown(chosen, name)), chosen.labels).backward()
             optimiser.step()
             if options.device.type == "cuda":
                 torch.cuda.synchronize()
@@ -169,7 +165,7 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     peak = machine.peak_memory(options.device) - before
     with torch.no_grad():
         right = [
-            network(shown(test.select(part), backend)).argmax(1) == test.labels[part]
+            network(shown(test.select(part), name)).argmax(1) == test.labels[part]
             for part in torch.arange(len(test)).split(options.batch)
         ]
     accuracy = 100 * torch.cat(right).double().mean().item()

@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
             name = preset_name(depth, distance)
             for seed in range(options.seeds):
                 config = measured_config(name, options.real_batch, seed)
-                real = pcdd.load_data(config.data, options.data).train
+                real = config.data.load(options.data).train
                 moments = {"start": (config.start(real), 0)}
                 run = override(pcdd.preset(name).config, {"seed": seed})
                 end = Path(options.runs) / folder_name(name, run) / "clouds.npz"

@@ -57,7 +57,7 @@ config = pcdd.override(pcdd.Config(), {"data.name": dataset, "seed": seed})
 
 
 def load(threshold):
-    return pcdd.load_data(pcdd.override(config, {"data.threshold": threshold}).data, data_folder or None).train
+    return pcdd.override(config, {"data.threshold": threshold}).data.load(data_folder or None).train
 
 
 clouds_at = {threshold: load(threshold) for threshold in thresholds}

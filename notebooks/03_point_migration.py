@@ -56,8 +56,8 @@ import pcdd_core as pcdd
 
 # %%
 config = pcdd.override(pcdd.preset(preset).config, {"data.name": dataset, "seed": seed, **settings})
-real = pcdd.load_data(config.data, data_folder or None)
-pcdd.figures.gallery(pcdd.BASELINES["random"](real.train, 1, seed))
+real = config.data.load(data_folder or None)
+pcdd.figures.gallery(pcdd.Random().choose(real.train, seed))
 
 # %% [markdown]
 # ## 2. The distillation, live

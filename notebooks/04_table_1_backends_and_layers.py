@@ -116,7 +116,7 @@ def say(sentence):
 
 
 def cell_of(config):
-    return backends[config["network"]["backend"]], config["network"]["layers"]
+    return backends[config["network"]["name"]], config["network"]["layers"]
 
 
 def score_of(record, protocol):
@@ -420,7 +420,7 @@ for cell in stated:
     lines[cell] = {"seeds": len(moved), "cells per iteration": moved.mean()}
     if cell in kept:
         end = pcdd.load_clouds(kept[cell]["clouds_file"])
-        start = pcdd.initial_clouds(starts[cell], end).coordinates
+        start = starts[cell].start(end).coordinates
         start = start.minimum(start.new_tensor(end.grid) - 1)  # as iteration 0 begins
         way = (end.coordinates - start).norm(dim=1)
         left = (end.coordinates.floor() != start.floor()).any(1)
@@ -481,7 +481,7 @@ for record in why:
     row = {
         "norm": network["norm"],
         "origin shift": "yes" if network["origin_shift"] else "no",
-        "second derivatives": "all" if network["backend"] == "sparse" else "some lost",
+        "second derivatives": "all" if network["name"] == "sparse" else "some lost",
         "network": "redrawn" if schedule["iterations_per_network"] else "fixed",
         "seed": record["config"]["seed"],
     }

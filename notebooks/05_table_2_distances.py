@@ -106,7 +106,7 @@ def say(sentence):
 def cell_of(config):
     """The network and the distance."""
     network = config["network"]
-    name = f"{backends[network['backend']]}, {network['layers']} layers"
+    name = f"{backends[network['name']]}, {network['layers']} layers"
     return name, distances[config["objective"]["distance"]]
 
 

@@ -96,7 +96,7 @@ def say(sentence):
 
 def cell_of(config):
     network = config["network"]
-    return backends[network["backend"]], network["layers"]
+    return backends[network["name"]], network["layers"]
 
 
 def in_words(values):
@@ -277,7 +277,7 @@ plt.show()
 # scatter that a run starts from.
 
 # %%
-start = pcdd.initial_clouds(of_paper[0].config, real)
+start = of_paper[0].config.start(real)
 figure, panels = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
 shares, colours = {}, ("#20508a", "#e08a1e")
 for number, (name, shown) in enumerate({kind: real, "scattered points": start}.items()):

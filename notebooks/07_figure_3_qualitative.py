@@ -127,7 +127,7 @@ nothing = "" if sets else "no record with clouds is here, so there is nothing to
 everything = dict(sets)  # and the scatter that runs begin with
 if sets:
     template = next(iter(next(iter(sets.values())).values()))
-    start = pcdd.initial_clouds(chosen["table1"][0].config, template)
+    start = chosen["table1"][0].config.start(template)
     everything["even scatter"] = {0: start}
 print(nothing or f"sets: {'; '.join(f'{text} ({len(kept)})' for text, kept in sets.items())}")
 
@@ -195,7 +195,7 @@ def training_clouds():
     folder = Path(data_folder or os.environ.get("PCDD_DATA") or "~/.cache/pcdd").expanduser()
     if dataset == "mnist" and not (folder / "MNIST" / "raw").is_dir():
         return None
-    return pcdd.load_data(chosen["table1"][0].config.data, folder).train
+    return chosen["table1"][0].config.data.load(folder).train
 
 
 config = chosen["table1"][0].config  # real batches are the same for all networks

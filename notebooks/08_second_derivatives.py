@@ -178,7 +178,7 @@ for record in records:
     kind["seed"] = record["config"]["seed"]
     logged = record.get("mean_absolute_gradient_as_logged", record.get("mean_absolute_gradient"))
     scores = {protocol: score["mean"] for protocol, score in record["scores"].items()}
-    about = {"backend": network["backend"], "gradient": logged, "clouds": record["clouds_file"]}
+    about = {"backend": network["name"], "gradient": logged, "clouds": record["clouds_file"]}
     rows.append(kind | about | scores)
     found = record.get("second_derivatives", {})
     if "missed" in found:
@@ -293,7 +293,7 @@ try:
     for distance, text in distances.items():
         smaller = {"data.name": "digits", "objective.real_batch": 16}
         config = pcdd.override(pcdd.preset(f"paper-minkowski-2-{distance}-small").config, smaller)
-        train = pcdd.load_data(config.data).train
+        train = config.data.load().train
         found = pcdd.missed_gradient(config, train, pcdd.config.start(train))
         on_the_spot[text] = {
             "missing, %": round(100 * found["missed"], 1),

@@ -79,7 +79,7 @@ def runs_of(name, count, **options):
         optimiser, standard = record["config"].get("optimiser", {}), scores.get("standard", {})
         row = {protocol: score["mean"] for protocol, score in scores.items()}
         row |= {"name": record["name"].removesuffix("-small"), "seed": record["config"]["seed"]}
-        row |= {"backend": network.get("backend"), "layers": network.get("layers")}
+        row |= {"backend": network.get("name"), "layers": network.get("layers")}
         row |= {"step size": optimiser.get("step_size"), "momentum": optimiser.get("momentum")}
         row |= {"between classifiers": standard.get("standard_deviation")}
         row |= {"classifiers": standard.get("networks"), "iterations": record.get("iterations")}

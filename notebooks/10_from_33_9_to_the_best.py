@@ -75,7 +75,7 @@ wanted = [{}, *changes]
 cells = [
     cell
     for cell in cells
-    if cell.baseline in baselines or not cell.baseline and changed_in(pcdd.to_dict(cell.config)) in wanted
+    if cell.baseline and cell.baseline.name in baselines or not cell.baseline and changed_in(pcdd.to_dict(cell.config)) in wanted
 ]
 records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
 print(f"{len(records)} of {len(cells)} runs, scored on: {records[0]['scored_on']}")

@@ -100,9 +100,9 @@ pcdd.show(pcdd.still(on_grid))
 
 # %%
 config = pcdd.override(pcdd.preset(preset).config, {"data.name": shapes, "seed": seed, **settings})
-real = pcdd.load_data(config.data, data_folder or None)
+real = config.data.load(data_folder or None)
 print({split: len(getattr(real, split)) for split in ("train", "validation", "test")})
-pcdd.figures.gallery(pcdd.BASELINES["random"](real.train, 1, seed))
+pcdd.figures.gallery(pcdd.Random().choose(real.train, seed))
 
 # %% [markdown]
 # ## 3. What sees them: PointNet
@@ -161,7 +161,7 @@ else:
 # that see as many real shapes, drawn at random.
 
 # %%
-candidates = {"distilled": recording.clouds, "random real": pcdd.BASELINES["random"](real.train, config.clouds.clouds_per_class, seed)}
+candidates = {"distilled": recording.clouds, "random real": pcdd.Random(config.clouds.clouds_per_class).choose(real.train, seed)}
 for name, clouds in candidates.items():
     clouds, record = pcdd.score(clouds, name, config, data=data_folder or None, device=device or None)
     score = record["scores"]["standard"]
@@ -192,7 +192,7 @@ def row_of(record):
         if record["name"].endswith("points"):
             return "split, random real ones", int(count) // 8
         return kind.replace("_", "-"), int(count)
-    begun = "from real ones" if record["config"]["clouds"]["initialisation"] == "real" else "from scatter"
+    begun = "from real ones" if record["config"]["clouds"]["name"] == "real" else "from scatter"
     if record["name"].endswith("split"):
         return f"split, {begun}", int(count)
     if record["config"]["clouds"]["points_per_cloud"] == 256:
@@ -204,15 +204,15 @@ cells = pcdd.experiment("shapes", "paper", seeds=3)
 
 
 def in_main_table(cell):
-    if cell.config.evaluation.classifier != "pointnet":
+    if cell.config.evaluation.classifier.name != "pointnet":
         return False
     if cell.baseline:
-        return cell.baseline != "whole" and not cell.baseline.startswith("herding:")
+        return cell.baseline.name != "whole" and cell.baseline.points is None
     return cell.label.split()[1:] in ([], ['clouds.name="real"'], ["clouds.points_per_cloud=256"])
 
 
 records = pcdd.finished([cell for cell in cells if in_main_table(cell)])
-ceiling = pcdd.finished([cell for cell in cells if cell.baseline == "whole"])
+ceiling = pcdd.finished([cell for cell in cells if isinstance(cell.baseline, pcdd.Whole)])
 scores = pd.DataFrame(
     [(*row_of(record), record["scores"]["standard"]["mean"], record["seconds"].get("distillation")) for record in records],
     columns=["set", "per class", "accuracy", "seconds"],
@@ -265,7 +265,7 @@ GRIDS = {"sparse": ", on a grid, sparse network", "torch": ", on a grid, dense n
 rows = []
 for record in others:
     turned = ", clouds turned" if record["config"]["optimiser"]["turn_step_size"] else ""
-    kind = NAMES[record["config"]["objective"]["name"]] + turned + GRIDS.get(record["config"]["network"]["backend"], "")
+    kind = NAMES[record["config"]["objective"]["name"]] + turned + GRIDS.get(record["config"]["network"]["name"], "")
     rows.append({"compared": kind, "accuracy": record["scores"]["standard"]["mean"], "minutes": record["seconds"]["distillation"] / 60})
 pd.DataFrame(rows, columns=["compared", "accuracy", "minutes"]).groupby("compared", sort=False).mean().round(1)
 
@@ -277,8 +277,8 @@ pd.DataFrame(rows, columns=["compared", "accuracy", "minutes"]).groupby("compare
 # the table of PointNets above.
 
 # %%
-seen = pcdd.finished([cell for cell in cells if cell.config.evaluation.classifier != "pointnet"])
-rows = [(record["config"]["evaluation"]["classifier"], "random real ones" if record["name"].startswith("random") else "distilled",
+seen = pcdd.finished([cell for cell in cells if cell.config.evaluation.classifier.name != "pointnet"])
+rows = [(record["config"]["evaluation"]["classifier"]["name"], "random real ones" if record["name"].startswith("random") else "distilled",
          record["scores"]["standard"]["mean"]) for record in seen]  # fmt: skip
 pd.DataFrame(rows, columns=["classifier", "clouds", "accuracy"]).pivot_table("accuracy", "classifier", "clouds").round(1)
 

@@ -86,8 +86,7 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd show`: describe and draw a run or a set."""
-    from ..experiments import second_order
-    from ..experiments import figures, records
+    from ..experiments import figures, records, second_order
     from ..geometry.storage import RELEASED, load_clouds
 
     path = _place_of_set(options.path)

@@ -112,7 +112,7 @@ def table_1_rows(records: list[dict]) -> list[list[str]]:
     return [
         [
             str(layers),
-            *(in_words(scores_of(records, p, backend=b, layers=layers)) for p in PROTOCOLS),
+            *(in_words(scores_of(records, p, name=b, layers=layers)) for p in PROTOCOLS),
         ]
         for b in NAMES
         for layers in (2, 3, 4)
@@ -129,7 +129,7 @@ def test_notebook_runs_from_end_to_end(name, tiny_run, runs):
     made = [read_record(folder) for folder in runs.iterdir()]
     assert {record["config"]["data"]["name"] for record in made} == {"digits"}
     networks = [record["config"]["network"] for record in made if "network" in record["config"]]
-    assert {network["backend"] for network in networks} == set(NAMES)
+    assert {network["name"] for network in networks} == set(NAMES)
     for table in EXPERIMENTS[name]:
         records = tiny_records(runs, table)
         if table == "step-size":  # without the rows beside it
@@ -154,7 +154,7 @@ def test_sparse_is_compared_with_minkowskiengine_seed_by_seed(tiny_run, runs):
     rows = body(tiny_run(TABLE_1).table("sparse - MinkowskiEngine"))
     for layers, row in zip((2, 3, 4), rows, strict=True):
         pairs = [
-            [scores_of(records, p, backend=b, layers=layers)[0] for b in ("sparse", "minkowski")]
+            [scores_of(records, p, name=b, layers=layers)[0] for b in ("sparse", "minkowski")]
             for p in PROTOCOLS
         ]
         expected = [f"{ours - theirs:+.1f} (1)" for ours, theirs in pairs]
@@ -179,7 +179,7 @@ def test_why_has_all_combinations_and_a_sentence_per_cause(tiny_run, runs):
             pairs, [r for r in records if r["config"]["network"]["norm"] == "instance"]
         )
         if record["config"]["network"]["origin_shift"]
-        and record["config"]["network"]["backend"] == "minkowski"
+        and record["config"]["network"]["name"] == "minkowski"
         and not record["config"]["schedule"]["iterations_per_network"]
     )
     gain = np.mean([after - before for before, after in pairs])
@@ -206,7 +206,7 @@ def test_table_2_sets_both_distances_side_by_side_and_varies_the_step_size(tiny_
         scores_of(
             [r for r in records if r["config"].get("objective", {}).get("distance") == distance],
             "paper",
-            backend=backend,
+            name=backend,
         )
         for backend in NAMES
         for distance in ("layerwise_cosine", "sum_of_squares")
@@ -228,7 +228,7 @@ def test_average_pooling_is_held_against_maximum_and_the_paper_s_words(tiny_run,
         for layers in (2, 3):
             for protocol in PROTOCOLS:
                 pooled = [
-                    scores_of(records, protocol, backend=backend, layers=layers, pooling=pooling)
+                    scores_of(records, protocol, name=backend, layers=layers, pooling=pooling)
                     for pooling in ("max", "average")
                 ]
                 gain = f"{pooled[1][0] - pooled[0][0]:+.1f} (1)"
@@ -250,7 +250,7 @@ def curved(tiny_run, runs, tmp_path_factory):
     for path in runs.glob("*/record.json"):
         record = json.loads(path.read_text())
         network = record["config"].get("network", {})
-        if network.get("backend") == "minkowski":
+        if network.get("name") == "minkowski":
             continue
         record["config"]["evaluation"]["curve"] = [0, 2]
         if network:
@@ -436,5 +436,5 @@ def test_with_default_parameters_records_are_read_and_nothing_is_run(name, tmp_p
         assert [row[-1] for row in rows] == ["11.37", "33.9", "10.23", "30.22", "", ""]
     if name == POOLING:
         rows = [row[-5:] for row in body(executed.table("average - max"))]
-        shown = scores_of(records, "standard", backend="torch", layers=3, pooling="average")
+        shown = scores_of(records, "standard", name="torch", layers=3, pooling="average")
         assert rows[6][2] == in_words(shown) and rows[6][4] == "significantly hurting"

@@ -18,8 +18,9 @@ import tiny
 import torch
 from PIL import Image
 
-from pcdd_core.engine.distill import Step, distill
+from pcdd_core.engine.distill import Step
 from pcdd_core.errors import DistillationFailed, InputError
+from pcdd_core.experiments.config import Config
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
 from pcdd_core.geometry.storage import save_clouds
 from pcdd_core.view import live as live_view
@@ -332,7 +333,7 @@ def test_watched_distillation_ends_where_an_unwatched_one_does():
     watched = live()
     assert watched.status == "ready, update 0 of 6" and len(watched.recording) == 1
     recorded = watched.finish()
-    *_, last = distill(tiny.config(schedule__iterations=6), tiny.three_digits())
+    *_, last = tiny.config(schedule__iterations=6).distill(tiny.three_digits())
     assert torch.equal(recorded.clouds.coordinates, last.clouds.coordinates)
     assert watched.status == "finished, update 6 of 6" and recorded.updates.tolist() == list(
         range(7)
@@ -368,7 +369,7 @@ def test_nothing_moves_after_a_pause_and_start_goes_on():
     watched.stop()
     watched.wait()
     *_, last = islice(
-        distill(tiny.config(schedule__iterations=ENDLESS), tiny.three_digits()), updates(watched)
+        tiny.config(schedule__iterations=ENDLESS).distill(tiny.three_digits()), updates(watched)
     )
     assert torch.equal(watched.recording.clouds.coordinates, last.clouds.coordinates)
 
@@ -387,6 +388,7 @@ def test_stopped_run_keeps_its_recording_and_cannot_be_continued():
 
 def test_orders_act_at_the_end_of_the_iteration_in_progress(monkeypatch):
     begun, may_end = threading.Event(), threading.Event()
+    distill = Config.distill
 
     def slow(*arguments):
         for step in distill(*arguments):
@@ -394,7 +396,7 @@ def test_orders_act_at_the_end_of_the_iteration_in_progress(monkeypatch):
             may_end.wait(HUNG)
             yield step
 
-    monkeypatch.setattr(live_view, "distill", slow)
+    monkeypatch.setattr(Config, "distill", slow)
     watched = live()
     watched.start()
     assert begun.wait(HUNG)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcdd_core.engine.distill import matching_losses
-from pcdd_core.experiments.config import override, to_dict
+from pcdd_core.experiments.config import override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import members_per_class
 from pcdd_core.geometry.grid import cell_centres
@@ -55,7 +55,7 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
         [
             part()
             for part in matching_losses(
-                config, network, cell_centres(batch), synthetic.with_coordinates(own), 0
+                config.method, network, cell_centres(batch), synthetic.with_coordinates(own), 0
             )
         ]
     )
@@ -96,15 +96,13 @@ def _in_the_engine_s_order(network):
     yield from network.classifier.parameters()
 
 
-@pytest.mark.parametrize(
-    "backend", ["torch", pytest.param("minkowski", marks=tiny.needs_minkowski)]
-)
-def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, backend):
+@pytest.mark.parametrize("name", ["torch", pytest.param("minkowski", marks=tiny.needs_minkowski)])
+def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, name):
     changes = {
-        f"network.{name}": value
-        for name, value in to_dict(preset(f"paper-{backend}-2-sum-of-squares").config)[
-            "network"
-        ].items()
+        f"network.{setting}": value
+        for setting, value in preset(f"paper-{name}-2-sum-of-squares")
+        .config.network.to_dict()
+        .items()
     }
     changes |= {
         "network.width": 4,
@@ -118,7 +116,9 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
     losses = torch.cat(
         [
             part()
-            for part in matching_losses(config, network, batch, synthetic.with_coordinates(own), 0)
+            for part in matching_losses(
+                config.method, network, batch, synthetic.with_coordinates(own), 0
+            )
         ]
     )
     losses.sum().backward()
@@ -129,11 +129,11 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
             partial(published_style.coordinate_images, size=real.grid[1]),
         ),
         "minkowski": (published_style.PaperMinkowskiNet, published_style.minkowski_tensor),
-    }[backend]
+    }[name]
     published = make(real.grid[1], 3, width=4, layers=2)
     by_kind = {"kernel": [], "weight": [], "bias": []}
-    for name, parameter in published.features.named_parameters():
-        by_kind[name.rpartition(".")[2]].append(parameter)
+    for parameter_name, parameter in published.features.named_parameters():
+        by_kind[parameter_name.rpartition(".")[2]].append(parameter)
     in_order = [
         *by_kind["kernel"],
         *by_kind["weight"],
@@ -162,7 +162,7 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, b
 
 
 def test_the_published_classifier_is_the_engine_s(published_style):
-    engine, images = classifiers.ConvNet(28, 28, 10, channels=4), torch.rand(3, 1, 28, 28)
+    engine, images = classifiers.ConvNetModule(28, 28, 10, channels=4), torch.rand(3, 1, 28, 28)
     published = published_style.ConvNet(28, 10, width=4, first_padding=3)
     by_kind = [
         p

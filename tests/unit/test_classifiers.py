@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from typing import get_args, get_type_hints
 
 import pytest
 import tiny
@@ -14,29 +13,30 @@ from torch import nn
 
 from pcdd_core.engine.lifts import centred_points, padded_coordinates
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import EvaluationConfig
+from pcdd_core.experiments.config import Config, Evaluation
 from pcdd_core.geometry.clouds import clouds_from_list
 from pcdd_core.geometry.moves import draw_moves
-from pcdd_core.nn.classifiers import (
-    CLASSIFIERS,
-    OF_POINTS,
-    SMALLEST,
-    ConvNet,
-    Ensemble,
-    build_classifier,
-)
-from pcdd_core.nn.grid import build_network
+from pcdd_core.nn.classifiers import Classifier, ConvNetModule, Ensemble
 from pcdd_core.nn.points import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest
 from pcdd_core.scoring import evaluate as evaluation
-from pcdd_core.scoring.evaluate import augment_points, evaluate, project
+from pcdd_core.scoring.augment import augment_points
+from pcdd_core.scoring.evaluate import STANDARD, Hard, project
 from pcdd_core.seeds import generator
 
+CLASSIFIERS = Classifier.choices
+OF_POINTS = [name for name, choice in CLASSIFIERS.items() if choice.of_points]
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
 
 
+def classifier(name, width=4):
+    """Return the classifier; `width` counts where it has this setting."""
+    choice = CLASSIFIERS[name]
+    return choice(width=width) if "width" in choice.settings() else choice()
+
+
 def built(name, height=28, width=28, classes=10, seed=0):
-    return build_classifier(name, height, width, classes, 4, generator(seed, "classifier", 0))
+    return classifier(name).new(height, width, classes, generator(seed, "classifier", 0))
 
 
 def input_of(name, clouds):
@@ -54,10 +54,6 @@ def assert_close(actual, expected):
 # --- every architecture ---------------------------------------------------------------------------
 
 
-def test_the_setting_s_choices_are_the_classifiers_there_are():
-    assert get_args(get_type_hints(EvaluationConfig)["classifier"]) == tuple(CLASSIFIERS)
-
-
 @ALL
 def test_a_classifier_maps_what_it_is_shown_to_logits(name):
     assert built(name)(input_of(name, tiny.three_digits())).shape == (24, 10)
@@ -73,15 +69,18 @@ def test_a_classifier_takes_other_grids(random_clouds, name, grid):
     assert logits.shape == (3, 3) and logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name", [name for name, choice in CLASSIFIERS.items() if choice.smallest > 1]
+)
 def test_the_smallest_images_are_told_apart_and_smaller_ones_refused(name):
-    side = SMALLEST[name]
+    side = CLASSIFIERS[name].smallest
     # a pattern with zeros: the input of the sparse network are the pixels that are not 0
     images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
     logits = built(name, side, side)(images)
     assert logits.isfinite().all() and not torch.allclose(logits[0], logits[1])
     with pytest.raises(
-        InputError, match=f"evaluation.classifier = '{name}'.* {side} pixels.* {side} x {side - 1}"
+        InputError,
+        match=f"evaluation.classifier.name = '{name}'.* {side} pixels.* {side} x {side - 1}",
     ):
         built(name, side, side - 1)
 
@@ -151,14 +150,12 @@ def test_no_image_or_cloud_changes_what_is_said_of_another():
 
 def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
     network, images = built("sparse"), project(tiny.three_digits())
-    again = build_network(
-        network.network.description, 1, (1, 28, 28), 10, generator(0, "classifier", 0)
-    )
+    again = network.network.description.new(1, (1, 28, 28), 10, generator(0, "classifier", 0))
     assert torch.equal(network(images), again(images[:, :, None]))
 
 
 def test_the_classifiers_are_there_without_torchvision():
-    code = "import sys, pcdd_core.engine.evaluate; sys.exit('torchvision' in sys.modules)"
+    code = "import sys, pcdd_core.scoring.evaluate; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -349,8 +346,8 @@ def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(mo
         evaluation, "_train", lambda ensemble, points, *rest: trained_on.append(points)
     )
     for projection in ("hard", "soft"):
-        evaluate(given, real, settings("pointnet", projection=projection), 0)
-    view = evaluation._view(settings("pointnet"), FLAT)
+        scored(given, real, settings("pointnet", projection=projection))
+    view = evaluation._view(classifier("pointnet"), Hard(), STANDARD, FLAT)
     assert torch.equal(trained_on[0], view.test(real)) and torch.equal(
         trained_on[1], centred_points(given)
     )
@@ -359,16 +356,20 @@ def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(mo
 # --- as scorers -----------------------------------------------------------------------------------
 
 
-def settings(name, **changes):
-    return EvaluationConfig(
-        **{"classifier": name, "networks": 2, "epochs": 2, "width": 4, **changes}
+def settings(name, width=4, **changes):
+    return Evaluation(
+        **{"classifier": classifier(name, width), "networks": 2, "epochs": 2, **changes}
     )
+
+
+def scored(clouds, test, scoring):
+    return Config(evaluation=scoring).evaluate(clouds, test)
 
 
 @ALL
 def test_every_classifier_is_trained_and_scored(name):
     clouds = tiny.three_digits().select(torch.arange(0, 24, 4))
-    scores = [evaluate(clouds, clouds, settings(name), 0) for _ in range(2)]
+    scores = [scored(clouds, clouds, settings(name)) for _ in range(2)]
     assert scores[0] == scores[1] and list(scores[0]) == ["standard", "paper"]
     assert all(
         0 <= accuracy <= 100 for score in scores[0].values() for accuracy in score.accuracies
@@ -395,7 +396,7 @@ def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
         "012",
     )
     long = settings(name, epochs=epochs, width=8, protocols=("standard",))
-    assert evaluate(clouds, clouds, long, 0)["standard"].mean > 50  # chance is a third
+    assert scored(clouds, clouds, long)["standard"].mean > 50  # chance is a third
 
 
 @pytest.mark.parametrize("name", ["convnet", "pointnet"])
@@ -410,7 +411,7 @@ def test_pointnet_takes_points_others_take_projections_each_with_its_augmentatio
             kind,
             lambda *all, real=real, calls=calls: calls.append(all[0].shape) or real(*all),
         )
-    evaluate(clouds, clouds.select(torch.arange(5)), settings(name, epochs=1), 0)
+    scored(clouds, clouds.select(torch.arange(5)), settings(name, epochs=1))
     sizes = (int(clouds.sizes.max()), int(clouds.sizes[:5].max()))
     # in training, then in the test of protocol paper
     points = [(2, 24, sizes[0], 4), (2, 5, sizes[1], 4)]
@@ -435,7 +436,7 @@ def test_neighbourhood_classifiers_test_on_clouds_as_dense_as_in_training(name, 
         "centred_points",
         lambda clouds: converted.append(clouds) or convert(clouds),
     )
-    evaluate(given, real, settings(name, projection="soft", networks=1, epochs=1), 0)
+    scored(given, real, settings(name, projection="soft", networks=1, epochs=1))
     assert converted[0].sizes.tolist() == [20, 15, 20] and converted[1].sizes.tolist() == [
         count,
         min(50, count),
@@ -496,9 +497,9 @@ def test_an_ensemble_of_any_dense_kind_can_run_as_one(name):
 
 
 def classifiers(count):
-    networks = [ConvNet(8, 12, 5, channels=3).double() for _ in range(count)]
+    networks = [ConvNetModule(8, 12, 5, channels=3).double() for _ in range(count)]
     for seed, network in enumerate(networks):
-        network.draw(generator(seed))
+        network.initialise(generator(seed))
     return networks
 
 
@@ -518,7 +519,7 @@ def test_convnet_equals_literal_layers():
 
 @pytest.mark.parametrize("shape", [(28, 28), (8, 8), (9, 14)])
 def test_convnet_takes_images_of_any_size(shape):
-    assert ConvNet(*shape, 5, channels=2)(torch.rand(3, 1, *shape)).shape == (3, 5)
+    assert ConvNetModule(*shape, 5, channels=2)(torch.rand(3, 1, *shape)).shape == (3, 5)
 
 
 def test_an_ensemble_equals_its_networks_one_by_one():

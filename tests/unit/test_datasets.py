@@ -11,11 +11,10 @@ import torch
 import torchvision
 
 from pcdd_core.data import datasets
-from pcdd_core.data.datasets import MNIST_FILES
+from pcdd_core.data.datasets import MNIST_FILES, DataSet, Digits, Folder, Mnist, Solids
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import DataConfig
 
-MNIST = DataConfig(name="mnist")
+MNIST = Mnist()
 REAL_MNIST = os.environ.get("PCDD_DATA", "")
 
 
@@ -111,7 +110,7 @@ def test_pixels_above_the_threshold_become_points_and_those_at_it_do_not(loaded)
 
 
 def test_threshold_is_a_setting(mnist):
-    clouds = datasets.load_data(DataConfig(threshold=80 / 255), mnist).test
+    clouds = Mnist(threshold=80 / 255).load(mnist).test
     assert [tuple(point) for point in clouds[0].tolist()] == [(0, 27, 27)]
 
 
@@ -121,8 +120,8 @@ def test_clouds_keep_different_numbers_of_points(loaded):
 
 
 def test_max_points_keeps_the_first_in_raster_order(mnist):
-    splits = datasets.load_data(DataConfig(max_points=3), mnist)
-    whole = datasets.load_data(DataConfig(), mnist)
+    splits = Mnist(max_points=3).load(mnist)
+    whole = Mnist().load(mnist)
     assert splits.train.sizes.max() == 3 and splits.test.sizes.max() > 3
     for cut, uncut in zip(
         splits.train.coordinates.split(splits.train.sizes.tolist())[:50],
@@ -156,7 +155,7 @@ def test_splits_are_stratified(loaded):
 
 def test_image_without_a_bright_pixel_is_refused_by_threshold():
     with pytest.raises(InputError, match=r"data\.threshold = 0\.99.*image 0 of digits"):
-        datasets.load_data(DataConfig(name="digits", threshold=0.99))
+        Digits(threshold=0.99).load()
 
 
 def test_missing_folder_is_named(tmp_path):
@@ -269,7 +268,7 @@ def test_digits_lie_within_the_frame_of_mnist_s():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_every_class_gives_the_validation_fraction(fraction):
-    real = datasets.load_data(DataConfig(name="digits", validation_fraction=fraction))
+    real = Digits(validation_fraction=fraction).load()
     kept, held_out = (
         torch.bincount(part.labels, minlength=10) for part in (real.train, real.validation)
     )
@@ -282,9 +281,7 @@ def test_every_class_gives_the_validation_fraction(fraction):
 
 
 def test_solids_are_clouds_inside_a_grid_split_in_three():
-    splits = datasets.load_data(
-        DataConfig(name="solids", points=16, cells=12, validation_fraction=0.25)
-    )
+    splits = Solids(points=16, cells=12, validation_fraction=0.25).load()
     assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [
         600,
         200,
@@ -307,27 +304,28 @@ def test_a_folder_of_one_s_own_shapes_is_a_data_set(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(6):
             np.save(tmp_path / name / f"{number}.npy", draws.normal(size=(30, 3)))
-    splits = datasets.load_data(
-        DataConfig(name="folder", folder=str(tmp_path), points=20, validation_fraction=0.25)
-    )
+    splits = Folder(folder=str(tmp_path), points=20, validation_fraction=0.25).load()
     assert splits.train.class_names == ("chair", "lamp")
     assert [len(clouds) for clouds in (splits.train, splits.validation, splits.test)] == [6, 2, 4]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"name": "folder"},
-        {"name": "solids", "folder": "shapes"},
-        {"name": "modelnet40", "folder": "x"},
-    ],
-)
-def test_a_folder_is_given_for_one_s_own_shapes_and_for_nothing_else(wrong):
+def test_folder_of_own_shapes_must_be_given():
+    with pytest.raises(InputError, match="setting data.folder = '': expected the folder of your"):
+        Folder().load()
+
+
+@pytest.mark.parametrize("name", ["solids", "modelnet40"])
+def test_other_data_sets_have_no_folder_setting(name):
     with pytest.raises(
         InputError,
-        match="setting data.folder = .* with data.name=.*: data.name=folder needs the folder",
+        match=f"no setting of data={name} is called 'data.folder'; .*validation_fraction",
     ):
-        datasets.load_data(DataConfig(**wrong))
+        DataSet.of({"name": name, "folder": "shapes"}, "data")
+
+
+def test_data_set_can_be_loaded_by_name():
+    by_name = datasets.load_data("digits").test
+    assert torch.equal(by_name.coordinates, tiny.digits().test.coordinates)
 
 
 def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
@@ -340,7 +338,7 @@ def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
                     root / name / split / f"{number}.npy",
                     np.random.default_rng(number).normal(size=(30, 3)),
                 )
-    config = DataConfig(name="modelnet10", points=20, validation_fraction=0.25)
+    config = DataSet.of({"name": "modelnet10", "points": 20, "validation_fraction": 0.25})
     given = datasets.load_data(config, tmp_path)
     monkeypatch.setenv("PCDD_DATA", str(tmp_path))
     assert torch.equal(datasets.load_data(config).train.coordinates, given.train.coordinates)

@@ -13,30 +13,33 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.experiments.config import EvaluationConfig
+from pcdd_core.experiments.config import Config, Evaluation
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
 from pcdd_core.geometry.grid import cell_centres
+from pcdd_core.nn.classifiers import Classifier, ConvNet
+from pcdd_core.scoring import augment as augmentation
 from pcdd_core.scoring import evaluate as evaluation
-from pcdd_core.scoring.baselines import BASELINES, herding, random
-from pcdd_core.scoring.evaluate import (
+from pcdd_core.scoring.augment import (
     CROP,
-    PROTOCOLS,
     ROTATION,
     SCALE,
     AugmentationDraws,
-    Score,
     apply_augmentation,
     augment,
     augment_fast,
     draw_augmentation,
-    evaluate,
+)
+from pcdd_core.scoring.baselines import Baseline, herding, random
+from pcdd_core.scoring.evaluate import (
+    PROTOCOLS,
+    Score,
     project,
     soft_project,
 )
 from pcdd_core.seeds import generator
 
 DRAWS = 1200
-SELECTIONS = [name for name in BASELINES if name not in ("class_mean", "whole")]
+SELECTIONS = [name for name in Baseline.choices if name not in ("class_mean", "whole", "released")]
 SQUARE_AND_NOT = pytest.mark.parametrize(("height", "width"), [(28, 28), (24, 40), (44, 26)])
 
 
@@ -73,9 +76,9 @@ def test_classifiers_learn_from_the_projection_asked_for(monkeypatch):
     monkeypatch.setattr(
         evaluation, "_train", lambda ensemble, images, *rest: trained_on.append(images)
     )
-    spots = {"evaluation__projection_bandwidth": 0.4, "evaluation__projection_saturation": 20.0}
-    for change in ({}, {"evaluation__projection": "soft", **spots}):
-        evaluate(clouds, tiny.three_digits(), tiny.config(**change).evaluation, 0)
+    spots = {"bandwidth": 0.4, "saturation": 20.0}
+    for projection in ("hard", {"name": "soft", **spots}):
+        scored(clouds, tiny.three_digits(), settings(projection=projection), 0)
     assert torch.equal(trained_on[0], project(clouds))
     assert torch.equal(trained_on[1], soft_project(clouds, 0.4, 20.0))
 
@@ -362,8 +365,15 @@ def real_test_clouds() -> PointClouds:
     return tiny.digits().test.select(torch.arange(60))
 
 
-def settings(**changes) -> EvaluationConfig:
-    return EvaluationConfig(**{"networks": 2, "epochs": 2, "width": 4, **changes})
+def settings(classifier: str = "convnet", width: int = 4, **changes) -> Evaluation:
+    """Return tiny settings; `width` counts for classifiers that have this setting."""
+    choice = Classifier.choices[classifier]
+    chosen = choice(width=width) if "width" in choice.settings() else choice()
+    return Evaluation(**{"classifier": chosen, "networks": 2, "epochs": 2, **changes})
+
+
+def scored(clouds, test, scoring: Evaluation, seed: int, **options) -> dict[str, Score]:
+    return Config(evaluation=scoring, seed=seed).evaluate(clouds, test, **options)
 
 
 @pytest.fixture(scope="module")
@@ -372,13 +382,13 @@ def one_per_class() -> PointClouds:
 
 
 def test_same_seed_same_scores(one_per_class, real_test_clouds):
-    once, again = (evaluate(one_per_class, real_test_clouds, settings(), 3) for _ in range(2))
+    once, again = (scored(one_per_class, real_test_clouds, settings(), 3) for _ in range(2))
     assert once == again
 
 
 def test_other_seed_other_scores(one_per_class, real_test_clouds):
     once, other = (
-        evaluate(one_per_class, real_test_clouds, settings(networks=4), seed) for seed in (3, 4)
+        scored(one_per_class, real_test_clouds, settings(networks=4), seed) for seed in (3, 4)
     )
     assert once["standard"].accuracies != other["standard"].accuracies
 
@@ -387,7 +397,7 @@ def test_scores_do_not_depend_on_torch_s_own_random_numbers(one_per_class, real_
     scores = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        scores.append(evaluate(one_per_class, real_test_clouds, settings(), 0))
+        scores.append(scored(one_per_class, real_test_clouds, settings(), 0))
     assert scores[0] == scores[1]
 
 
@@ -398,7 +408,7 @@ def test_real_clouds_rank_above_label_shuffled_ones(real_test_clouds):
     )
     long = settings(epochs=40, width=8, protocols=("standard",))
     right, shuffled = (
-        evaluate(clouds, real_test_clouds, long, 0)["standard"].mean for clouds in (real, wrong)
+        scored(clouds, real_test_clouds, long, 0)["standard"].mean for clouds in (real, wrong)
     )
     assert right > 35 and shuffled < 10
 
@@ -412,7 +422,7 @@ def test_classifiers_learn_from_so_many_clouds_at_a_time(batch, sizes, one_per_c
         lambda images, draws: batch_sizes.append(images.shape[1]) or real_augment(images, draws),
     )
     once = settings(epochs=1, batch=batch, protocols=("standard",))
-    evaluate(one_per_class, one_per_class, once, 0)
+    scored(one_per_class, one_per_class, once, 0)
     assert batch_sizes == sizes
 
 
@@ -434,7 +444,7 @@ def test_classifiers_trained_side_by_side_are_bit_for_bit_those_trained_in_turn(
     )
     for number in (1, count):
         threads(number)
-        evaluate(one_per_class, one_per_class, settings(networks=5), 0)
+        scored(one_per_class, one_per_class, settings(networks=5), 0)
         assert torch.get_num_threads() == number
     alone, together = trained
     assert len(alone) == 1 and len(together) == count
@@ -450,7 +460,7 @@ def test_an_error_in_a_thread_is_raised_and_threads_are_as_before(
     threads(2)
     monkeypatch.setattr(evaluation, "augment", lambda images, draws: images[..., :20])
     with pytest.raises(RuntimeError):
-        evaluate(one_per_class, one_per_class, settings(networks=2), 0)
+        scored(one_per_class, one_per_class, settings(networks=2), 0)
     assert torch.get_num_threads() == 2
 
 
@@ -459,20 +469,20 @@ def test_training_that_diverges_is_refused_in_its_epoch_instead_of_scored(
     networks, threads, one_per_class, monkeypatch
 ):
     threads(2)
-    build, begun = evaluation.build_classifier, []
+    build, begun = ConvNet.build, []
 
-    def last_one_explodes(*kind):
-        network = build(*kind)
+    def last_one_explodes(*arguments):
+        network = build(*arguments)
         begun.append(network)
         with torch.no_grad():
             for parameter in network.parameters() if len(begun) == networks else ():
                 parameter.mul_(1e30)
         return network
 
-    monkeypatch.setattr(evaluation, "build_classifier", last_one_explodes)
-    says = r"epoch 0 of training.*'convnet' computes is (nan|inf).*diverged"
+    monkeypatch.setattr(ConvNet, "build", last_one_explodes)
+    says = r"epoch 0 of training classifiers: the classifier computes (nan|inf).*diverged"
     with pytest.raises(EvaluationFailed, match=says):
-        evaluate(one_per_class, one_per_class, settings(networks=networks), 0)
+        scored(one_per_class, one_per_class, settings(networks=networks), 0)
 
 
 def test_scores_that_are_no_numbers_are_refused(one_per_class, monkeypatch):
@@ -480,9 +490,9 @@ def test_scores_that_are_no_numbers_are_refused(one_per_class, monkeypatch):
         shares[0].stacked[0].data.fill_(float("nan"))
 
     monkeypatch.setattr(evaluation, "_train", last_step_explodes)
-    says = "^scoring: what the classifier 'convnet' computes is nan"
+    says = "^scoring: the classifier computes nan"
     with pytest.raises(EvaluationFailed, match=says):
-        evaluate(one_per_class, one_per_class, settings(networks=1), 0)
+        scored(one_per_class, one_per_class, settings(networks=1), 0)
 
 
 def test_learned_labels_are_what_classifiers_learn(real_test_clouds):
@@ -491,29 +501,29 @@ def test_learned_labels_are_what_classifiers_learn(real_test_clouds):
     certain = torch.nn.functional.one_hot(right.labels, 10).float()
     long = settings(epochs=40, width=8, protocols=("standard",))
     by_labels, by_probabilities = (
-        evaluate(clouds, real_test_clouds, long, 0)["standard"].accuracies
+        scored(clouds, real_test_clouds, long, 0)["standard"].accuracies
         for clouds in (right, replace(wrong, label_probabilities=certain))
     )
     assert by_probabilities == pytest.approx(by_labels, abs=2)  # the same loss with other rounding
 
 
 def test_protocols_have_their_own_numbers_of_classifiers(one_per_class, real_test_clouds):
-    scores = evaluate(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
+    scores = scored(one_per_class, real_test_clouds, settings(networks=None, epochs=1), 0)
     counts = {name: len(score.accuracies) for name, score in scores.items()}
     assert counts == {"standard": 20, "paper": 5}
     for name, score in scores.items():
-        assert (score.protocol, score.epochs, score.width) == (name, 1, 4)
+        assert score.protocol == name
 
 
 def test_number_of_classifiers_can_be_scaled_down(one_per_class, real_test_clouds):
-    scores = evaluate(one_per_class, real_test_clouds, settings(networks=3), 0)
+    scores = scored(one_per_class, real_test_clouds, settings(networks=3), 0)
     assert [len(score.accuracies) for score in scores.values()] == [3, 3]
 
 
 def test_standard_score_is_the_same_with_and_without_the_paper_s(one_per_class, real_test_clouds):
     once = settings(networks=None, epochs=1)
-    both = evaluate(one_per_class, real_test_clouds, once, 0)
-    alone = evaluate(one_per_class, real_test_clouds, replace(once, protocols=("standard",)), 0)
+    both = scored(one_per_class, real_test_clouds, once, 0)
+    alone = scored(one_per_class, real_test_clouds, replace(once, protocols=("standard",)), 0)
     assert list(alone) == ["standard"] and alone["standard"] == both["standard"]
 
 
@@ -521,8 +531,8 @@ def test_standard_score_is_the_same_with_and_without_the_paper_s(one_per_class, 
 def test_each_score_is_the_same_alone_where_the_number_of_classifiers_is_set(
     protocol, one_per_class, real_test_clouds
 ):
-    alone = evaluate(one_per_class, real_test_clouds, settings(protocols=(protocol,)), 0)
-    assert alone[protocol] == evaluate(one_per_class, real_test_clouds, settings(), 0)[protocol]
+    alone = scored(one_per_class, real_test_clouds, settings(protocols=(protocol,)), 0)
+    assert alone[protocol] == scored(one_per_class, real_test_clouds, settings(), 0)[protocol]
 
 
 def test_only_the_paper_s_protocol_augments_test_images(
@@ -535,10 +545,10 @@ def test_only_the_paper_s_protocol_augments_test_images(
         "augment",
         lambda images, draws: shapes.append(images.shape[:2]) or real_augment(images, draws),
     )
-    evaluate(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
+    scored(one_per_class, real_test_clouds, settings(protocols=("standard",)), 0)
     assert set(shapes) == {(2, 10)}  # only the 10 training images of 2 networks
     shapes.clear()
-    evaluate(one_per_class, real_test_clouds, settings(protocols=("paper",)), 0)
+    scored(one_per_class, real_test_clouds, settings(protocols=("paper",)), 0)
     assert set(shapes) == {(2, 10), (2, 60)}
 
 
@@ -547,7 +557,7 @@ def test_paper_protocol_augments_test_images_in_batches_in_their_order(
     batch, one_per_class, monkeypatch
 ):
     test, drawn, tested = tiny.digits().test, [], []
-    draw, forward = evaluation.draw_augmentation, evaluation.Ensemble.forward
+    draw, forward = draw_augmentation, evaluation.Ensemble.forward
 
     def spied_draw(*given):
         drawn.append(draw(*given))
@@ -558,10 +568,10 @@ def test_paper_protocol_augments_test_images_in_batches_in_their_order(
             tested.append(inputs)
         return forward(ensemble, inputs)
 
-    monkeypatch.setattr(evaluation, "draw_augmentation", spied_draw)
+    monkeypatch.setattr(augmentation, "draw_augmentation", spied_draw)
     monkeypatch.setattr(evaluation.Ensemble, "forward", spied_forward)
     changes = {} if batch == 256 else {"batch": batch}  # 256 is the default
-    evaluate(one_per_class, test, settings(epochs=1, width=1, protocols=("paper",), **changes), 0)
+    scored(one_per_class, test, settings(epochs=1, width=1, protocols=("paper",), **changes), 0)
     batches = project(test).split(batch)
     assert len(batches) > 1 and len(batches[-1]) < batch
     expected = []
@@ -595,7 +605,7 @@ def test_training_has_the_published_step_sizes_in_two_stages(
     monkeypatch.setattr(torch.optim, "SGD", Spied)
     monkeypatch.setattr(evaluation, "augment", lambda images, draws: images)
     few = settings(classifier="mlp", networks=1, epochs=epochs, protocols=("standard",))
-    evaluate(one_per_class, one_per_class, few, 0)
+    scored(one_per_class, one_per_class, few, 0)
     assert [optimiser.steps for optimiser in optimisers] == stages
     assert [optimiser.defaults["lr"] for optimiser in optimisers] == [0.01, 0.001][: len(stages)]
     assert {optimiser.defaults["momentum"] for optimiser in optimisers} == {0.9}
@@ -609,7 +619,7 @@ def test_fast_augmentation_of_images_is_refused_on_the_test_split(
     monkeypatch.setattr(evaluation, "_train", None)  # training would fail
     wrong = settings(classifier=classifier, augmentation="fast", split="test")
     with pytest.raises(InputError) as error:
-        evaluate(one_per_class, one_per_class, wrong, 0)
+        scored(one_per_class, one_per_class, wrong, 0)
     assert str(error.value) == (
         "setting evaluation.augmentation = 'fast': allowed for evaluation.split = 'validation' "
         "only; use 'published' to score on the test split"
@@ -638,25 +648,25 @@ def test_inputs_are_augmented_as_the_setting_says(changes, expected, one_per_cla
             return inner(*given)
 
         monkeypatch.setattr(evaluation, name, spied)
-    evaluate(one_per_class, one_per_class, settings(epochs=1, **changes), 0)
+    scored(one_per_class, one_per_class, settings(epochs=1, **changes), 0)
     assert called == expected
 
 
 def test_every_test_cloud_counts_once(one_per_class, monkeypatch, real_test_clouds):
     monkeypatch.setattr(evaluation, "CPU_CHUNK", 7)  # 60 is not a multiple of 7
-    in_parts = evaluate(one_per_class, real_test_clouds, settings(), 0)
+    in_parts = scored(one_per_class, real_test_clouds, settings(), 0)
     monkeypatch.undo()
-    assert in_parts == evaluate(one_per_class, real_test_clouds, settings(), 0)
+    assert in_parts == scored(one_per_class, real_test_clouds, settings(), 0)
 
 
 def test_accuracies_are_percentages_of_the_test_clouds(one_per_class, real_test_clouds):
-    scores = evaluate(one_per_class, real_test_clouds, settings(networks=5), 0)
+    scores = scored(one_per_class, real_test_clouds, settings(networks=5), 0)
     for accuracy in scores["standard"].accuracies:
         assert accuracy * 60 / 100 == pytest.approx(round(accuracy * 60 / 100), abs=1e-4)
 
 
 def test_mean_and_standard_deviation_are_over_the_classifiers():
-    score = Score("standard", (10.0, 20.0, 60.0), 1, 4)
+    score = Score("standard", (10.0, 20.0, 60.0))
     assert score.mean == pytest.approx(30)
     assert score.standard_deviation == pytest.approx((1400 / 3) ** 0.5)
 
@@ -667,7 +677,7 @@ def test_progress_reaches_the_end_of_training_and_of_testing(one_per_class, real
     def progress(fraction, text):
         ends[text] = fraction
 
-    evaluate(one_per_class, real_test_clouds, settings(), 0, progress=progress)
+    scored(one_per_class, real_test_clouds, settings(), 0, progress=progress)
     assert len(ends) == 3 and set(ends.values()) == {1.0}
 
 
@@ -678,7 +688,7 @@ def test_progress_reaches_the_end_of_training_and_of_testing(one_per_class, real
 @pytest.mark.parametrize("count", [1, 3])
 def test_baseline_has_so_many_different_training_clouds_of_every_class(name, count):
     real = tiny.three_digits()
-    chosen = BASELINES[name](real, count, 0)
+    chosen = Baseline.choices[name].select(real, count, 0)
     assert chosen.labels.tolist() == [label for label in range(3) for _ in range(count)]
     sources = [
         (n, int(label))
@@ -738,4 +748,4 @@ def test_herding_picks_no_cloud_twice_even_where_that_would_be_nearest():
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_baseline_refuses_more_clouds_than_a_class_has(name):
     with pytest.raises(InputError, match="class '0' has 8 clouds"):
-        BASELINES[name](tiny.three_digits(), 9, 0)
+        Baseline.choices[name].select(tiny.three_digits(), 9, 0)

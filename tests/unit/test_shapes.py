@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core.data import shape_files as shapes
+from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import Config, DataConfig, override
+from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.runs import score
-from pcdd_core.scoring.baselines import random
+from pcdd_core.scoring.baselines import Random
 
 DRAWS = np.random.default_rng(0)
 BOX = trimesh.creation.box((1, 2, 3))
@@ -359,7 +360,7 @@ def test_modelnet10_from_voxels(tmp_path):
     assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
     assert (train.also_in_training, test.also_in_training) == (0, 1)
     assert_well_formed(train.points, 20)
-    config = Config(data=DataConfig(name="modelnet10-voxels24", points=20, validation_fraction=0.5))
+    config = Config(data=ModelNet10Voxels24(points=20, validation_fraction=0.5))
     few = override(
         config,
         {
@@ -369,7 +370,7 @@ def test_modelnet10_from_voxels(tmp_path):
             "evaluation.projection": "soft",
         },
     )
-    _, record = score(lambda real: random(real, 1, 0), "random", few, data=tmp_path, device="cpu")
+    _, record = score(Random(), "random", few, data=tmp_path, device="cpu")
     assert (
         record["scored_on"]
         == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"

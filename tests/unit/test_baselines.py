@@ -11,13 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcdd_core.data.datasets import load_data
+from pcdd_core.data.datasets import Solids
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import DataConfig
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, from_occupancy
-from pcdd_core.scoring import baselines as coresets
+from pcdd_core.scoring import baselines
 from pcdd_core.scoring.baselines import (
-    BASELINES,
+    Baseline,
     class_mean,
     craig,
     forgetting,
@@ -27,6 +26,7 @@ from pcdd_core.scoring.baselines import (
 )
 from pcdd_core.scoring.evaluate import project
 
+FUNCTIONS = {name: choice.select for name, choice in Baseline.choices.items() if name != "released"}
 CHOOSING = ["random", "herding", "k_center", "forgetting", "craig"]
 REAL = pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
 
@@ -70,7 +70,7 @@ def same(one: PointClouds, other: PointClouds) -> bool:
 
 def taught(monkeypatch, logits: torch.Tensor) -> None:
     """Replace the outputs of the trained classifier by `logits` (epochs, clouds, classes)."""
-    monkeypatch.setattr(coresets, "_learning", lambda real, seed: logits)
+    monkeypatch.setattr(baselines, "_learning", lambda real, seed: logits)
 
 
 # --- what all have in common ----------------------------------------------------------------------
@@ -79,7 +79,7 @@ def taught(monkeypatch, logits: torch.Tensor) -> None:
 @REAL
 @pytest.mark.parametrize("name", CHOOSING)
 def test_chosen_clouds_are_real_ones_of_their_class_and_none_is_chosen_twice(name, real):
-    chosen = BASELINES[name](real(), 3, 0)
+    chosen = FUNCTIONS[name](real(), 3, 0)
     assert chosen.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert (chosen.grid, chosen.class_names) == (real().grid, real().class_names)
     candidates = sources(real(), chosen)  # these clouds are pairwise different
@@ -92,13 +92,13 @@ def test_chosen_clouds_are_real_ones_of_their_class_and_none_is_chosen_twice(nam
 def test_all_clouds_of_a_class_can_be_chosen_even_if_some_are_equal(name):
     clouds = [torch.tensor([[0.0, 1.0, column]]) for column in (0.0, 1.0, 1.0, 1.0, 3.0)]
     real = clouds_from_list([*clouds, *clouds], [0] * 5 + [1] * 5, (1, 5, 4), ["a", "b"])
-    columns = BASELINES[name](real, 5, 0).coordinates[:, 2].view(2, 5)
+    columns = FUNCTIONS[name](real, 5, 0).coordinates[:, 2].view(2, 5)
     assert columns.sort(1).values.tolist() == [[0, 1, 1, 1, 3]] * 2
 
 
 @pytest.mark.parametrize("name", [*CHOOSING, "class_mean"])
 def test_class_with_too_few_clouds_is_refused_before_anything_is_trained(name, monkeypatch):
-    monkeypatch.setattr(coresets, "_learning", None)
+    monkeypatch.setattr(baselines, "_learning", None)
     real = random_clouds(0)
     count = 1 if name == "class_mean" else 20
     real = real.select(torch.tensor([n for n in range(len(real)) if real.labels[n] != 1]))
@@ -106,21 +106,21 @@ def test_class_with_too_few_clouds_is_refused_before_anything_is_trained(name, m
         InputError,
         match=f"class '{'b' if count == 1 else 'a'}' has . clouds .* {count} were asked for",
     ):
-        BASELINES[name](real, count, 0)
+        FUNCTIONS[name](real, count, 0)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_seed_same_clouds_whatever_was_drawn_elsewhere(name):
     torch.manual_seed(1)
-    once = BASELINES[name](tiny.three_digits(), 1, 5)
+    once = FUNCTIONS[name](tiny.three_digits(), 1, 5)
     torch.manual_seed(2)
-    assert same(once, BASELINES[name](tiny.three_digits(), 1, 5))
+    assert same(once, FUNCTIONS[name](tiny.three_digits(), 1, 5))
 
 
 @pytest.mark.parametrize("name", ["herding", "k_center", "class_mean", "whole"])
 def test_seed_changes_nothing_where_nothing_is_random(name):
     assert same(
-        BASELINES[name](tiny.three_digits(), 1, 0), BASELINES[name](tiny.three_digits(), 1, 1)
+        FUNCTIONS[name](tiny.three_digits(), 1, 0), FUNCTIONS[name](tiny.three_digits(), 1, 1)
     )
 
 
@@ -170,7 +170,7 @@ def test_k_center_equals_a_naive_loop(seed):
 
 def told_apart(real: PointClouds, seed: int = 0) -> float:
     """Return the share of clouds whose description is nearest to the mean of their own class."""
-    parts = list(coresets._descriptions(real, 1, seed))
+    parts = list(baselines._descriptions(real, 1, seed))
     means = torch.stack([described.mean(0) for _, described in parts])
     right = [
         torch.cdist(described, means).argmin(1) == label
@@ -181,23 +181,23 @@ def told_apart(real: PointClouds, seed: int = 0) -> float:
 
 @pytest.mark.slow
 def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
-    monkeypatch.setattr(coresets, "BATCH_OF_SHAPES", 8)
-    solids = load_data(DataConfig(name="solids", points=48)).train
+    monkeypatch.setattr(baselines, "BATCH_OF_SHAPES", 8)
+    solids = Solids(points=48).load().train
     solids = solids.select(
         torch.cat([(solids.labels == label).nonzero().flatten()[:30] for label in range(8)])
     )
     assert told_apart(solids) > 0.85
-    first = next(iter(coresets._descriptions(solids, 1, 0)))
+    first = next(iter(baselines._descriptions(solids, 1, 0)))
     assert torch.equal(first[0], (solids.labels == 0).nonzero().flatten()) and first[1].shape == (
         30,
         1024,
     )
 
 
-@pytest.mark.parametrize("choose", [coresets.herding, k_center])
+@pytest.mark.parametrize("choose", [baselines.herding, k_center])
 def test_first_shape_chosen_is_the_nearest_to_its_class_s_mean(choose, monkeypatch):
     real = tiny.three_solids()
-    parts = list(coresets._descriptions(real, 2, 3))
+    parts = list(baselines._descriptions(real, 2, 3))
     chosen = choose(real, 2, 3)
     for label, (indices, described) in enumerate(parts):
         nearest = (described - described.mean(0)).square().sum(1).argmin()
@@ -353,17 +353,17 @@ def test_craig_tells_well_learnt_clouds_apart(monkeypatch):
 
 
 def test_classifier_learns_and_is_asked_after_every_epoch(monkeypatch):
-    monkeypatch.setattr(coresets, "BATCH", 16)
+    monkeypatch.setattr(baselines, "BATCH", 16)
     digits = tiny.digits().train
     digits = digits.select(
         torch.cat([(digits.labels == label).nonzero().flatten()[:40] for label in range(3)])
     )
-    logits = coresets._learning(digits, 0)
-    assert logits.shape == (coresets.EPOCHS, 120, 10) and not logits.requires_grad
+    logits = baselines._learning(digits, 0)
+    assert logits.shape == (baselines.EPOCHS, 120, 10) and not logits.requires_grad
     right = (logits.argmax(2) == digits.labels).double().mean(1)
     assert right[-1] > 0.9 and right[-1] > right[0] + 0.2
 
 
 def test_classifier_depends_on_the_seed():
-    first, other = (coresets._learning(tiny.three_digits(), seed) for seed in (0, 1))
+    first, other = (baselines._learning(tiny.three_digits(), seed) for seed in (0, 1))
     assert not torch.allclose(first, other)
