@@ -28,9 +28,9 @@ from .engine.objectives import MaximumMeanDiscrepancy as MaximumMeanDiscrepancy
 from .engine.objectives import Objective as Objective
 from .engine.objectives import SortedFeatureMatching as SortedFeatureMatching
 from .engine.objectives import UnrolledTraining as UnrolledTraining
+from .engine.optimisers import SGD as SGD
 from .engine.optimisers import Adam as Adam
 from .engine.optimisers import Optimiser as Optimiser
-from .engine.optimisers import SGD as SGD
 from .engine.optimisers import Schedule as Schedule
 from .errors import DistillationFailed as DistillationFailed
 from .errors import EvaluationFailed as EvaluationFailed
@@ -73,10 +73,10 @@ from .geometry.storage import released_names as released_names
 from .geometry.storage import released_path as released_path
 from .geometry.storage import save_clouds as save_clouds
 from .nn import sparse as sparse
+from .nn.classifiers import MLP as MLP
 from .nn.classifiers import Classifier as Classifier
 from .nn.classifiers import ConvNet as ConvNet
 from .nn.classifiers import LeNet as LeNet
-from .nn.classifiers import MLP as MLP
 from .nn.classifiers import ResNet18 as ResNet18
 from .nn.classifiers import SparseConvNet as SparseConvNet
 from .nn.grid import GridNetwork as GridNetwork
@@ -95,11 +95,11 @@ from .scoring.baselines import Herding as Herding
 from .scoring.baselines import KCenter as KCenter
 from .scoring.baselines import Random as Random
 from .scoring.baselines import Whole as Whole
-from .scoring.evaluate import Hard as Hard
 from .scoring.evaluate import PAPER as PAPER
+from .scoring.evaluate import STANDARD as STANDARD
+from .scoring.evaluate import Hard as Hard
 from .scoring.evaluate import Projection as Projection
 from .scoring.evaluate import Protocol as Protocol
-from .scoring.evaluate import STANDARD as STANDARD
 from .scoring.evaluate import Score as Score
 from .scoring.evaluate import Soft as Soft
 from .scoring.evaluate import evaluate as evaluate

@@ -17,17 +17,19 @@ import torch
 
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
 from pcdd_core.experiments import records, runs, sweeps
-from pcdd_core.experiments.config import override, to_dict
+from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.presets import PRESETS, preset
 from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
 from pcdd_core.experiments.tables import COLUMNS, INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
 from pcdd_core.files import sole_user
 from pcdd_core.geometry.storage import load_clouds, released
-from pcdd_core.nn.classifiers import CLASSIFIERS, OF_POINTS
-from pcdd_core.scoring.baselines import Baseline
+from pcdd_core.nn.classifiers import Classifier
+from pcdd_core.scoring.baselines import Baseline, Herding, KCenter, Random, Whole
 
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
-OF_DIGITS = [kind for kind in CLASSIFIERS if kind not in OF_POINTS or kind == "pointnet"]
+OF_DIGITS = [
+    name for name, kind in Classifier.choices.items() if not kind.of_points or name == "pointnet"
+]
 # long enough to kill a process during the run
 SLOW = {**TINY, "schedule.iterations": 400, "network.width": 16, "objective.real_batch": 16}
 HUNG = 30 * 60  # seconds: far above the time on a busy machine
@@ -75,7 +77,8 @@ def test_ingredients_score_on_the_validation_split_and_differ_from_the_base_as_n
     assert len(distilled) == 2 * kinds and chosen == set(Baseline.choices) - {"whole", "released"}
     for changed in (changed for group in INGREDIENTS.values() for changed in group):
         for name, value in changed.items():
-            one = override(distilled[0].config, {**_name_of_piece(changed), name: value})
+            pieces = {key: kept for key, kept in changed.items() if key.endswith(".name")}
+            one = override(distilled[0].config, {**pieces, name: value})
             assert one != distilled[0].config, changed
     # no variant equals the base or another variant
     assert len({cell.label for cell in distilled}) == kinds
@@ -165,19 +168,19 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split
             assert clouds.clouds_per_class * clouds.points_per_cloud == count * 1024
         assert {cell.baseline for cell in own} >= {
             None,
-            "random",
-            "herding",
-            "k_center",
-            "herding:256",
-            "herding:128",
+            Random(count),
+            Herding(count),
+            KCenter(count),
+            Herding(count, points=256),
+            Herding(count, points=128),
         }
         assert {cell.config.clouds.name for cell in split_own} == {"scatter", "real"}
-        assert {cell.baseline for cell in split_own} == {None, "random:128"}
+        assert {cell.baseline for cell in split_own} == {None, Random(8 * count, points=128)}
     seeds = {
         cell.baseline: {other.config.seed for other in planned if other.baseline == cell.baseline}
         for cell in planned
     }
-    assert seeds["herding"] == seeds["random"] == {0, 1, 2} and seeds["whole"] == {0}
+    assert seeds[Herding()] == seeds[Random()] == {0, 1, 2} and seeds[Whole()] == {0}
 
 
 def test_a_baseline_may_be_of_fewer_points(tmp_path):
@@ -185,8 +188,8 @@ def test_a_baseline_may_be_of_fewer_points(tmp_path):
         preset("solids").config,
         {"evaluation.networks": 1, "evaluation.epochs": 1, "clouds.clouds_per_class": 2},
     )
-    run_cell(Cell("solids", config, "random:40"), tmp_path / "fewer")
-    run_cell(Cell("solids", config, "random"), tmp_path / "all")
+    run_cell(Cell("solids", config, Random(2, points=40)), tmp_path / "fewer")
+    run_cell(Cell("solids", config, Random(2)), tmp_path / "all")
     fewer, whole = (load_clouds(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
     assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [256] * 16
     for cloud in range(16):
@@ -336,7 +339,7 @@ def test_finished_cells_are_not_run_again(tmp_path, capsys, monkeypatch):
 
 def test_record_from_before_a_setting_existed_is_found(tmp_path):
     (record,) = obtain(cells(seeds=1), tmp_path / "runs")
-    del record["config"]["network"]["kernel_maps"], record["clouds_file"]
+    del record["config"]["network"]["padding"], record["clouds_file"]
     tiny_folder = tmp_path / "old"
     tiny_folder.mkdir()
     (tiny_folder / "old.json").write_text(json.dumps(record))
@@ -358,9 +361,9 @@ def test_failed_scoring_is_told_and_leaves_a_record_of_a_run_none_of_a_baseline(
     def diverging(*_):
         raise EvaluationFailed("scoring: no numbers")
 
-    monkeypatch.setattr(runs, "evaluate", diverging)
+    monkeypatch.setattr(Config, "evaluate", diverging)
     (cell,) = cells(seeds=1)
-    (record,) = obtain([dataclasses.replace(cell, baseline="random"), cell], tmp_path / "runs")
+    (record,) = obtain([dataclasses.replace(cell, baseline=Random()), cell], tmp_path / "runs")
     assert record["health"] == "failed at scoring: no numbers" and record["name"] == "quickstart"
     assert capsys.readouterr().out.count("failed at scoring: no numbers") == 2
 
