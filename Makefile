@@ -1,6 +1,6 @@
 # Every target except clean installs pcdd into .venv first.
 # make demo             run the quickstart notebook without a browser (DATASET=mnist: on MNIST)
-# make check            lint, check the format, run the unit tests: before every commit
+# make check            lint, format, types, layers and unit tests: before every commit
 # make test             build MinkowskiEngine (Linux; MINKOWSKI=no: skip), run the whole test suite
 # make minkowski        build and install MinkowskiEngine, for the backend of that name
 # make notebooks        run every notebook without a browser, with the smallest settings (minutes)
@@ -57,6 +57,8 @@ demo: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --no-loadscope-reorder \
 		-m "not slow and not minkowski and not browser and not ray and not gpu"
 
