@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from pcdd_core.data import datasets
-from pcdd_core.data.datasets import MNIST_FILES
+from pcdd_core.data.mnist import MNIST_FILES
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import DataConfig
 

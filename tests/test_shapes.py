@@ -10,6 +10,7 @@ import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcdd_core.data import layouts, solids
 from pcdd_core.data import shape_files as shapes
 from pcdd_core.engine.baselines import random
 from pcdd_core.errors import InputError
@@ -271,7 +272,7 @@ def test_modelnet_as_hdf5(tmp_path):
         *(f"data/modelnet40_ply_hdf5_2048/ply_data_train{number}.h5" for number in (0, 1)),
     )
     lines(root / "test_files.txt", "data/modelnet40_ply_hdf5_2048/ply_data_test0.h5")
-    train, test, names = shapes.read_published("modelnet40", tmp_path, 16)
+    train, test, names = layouts.read_published("modelnet40", tmp_path, 16)
     assert (
         names == ("airplane", "bed")
         and train.labels.tolist() == [0, 1, 1]
@@ -290,7 +291,7 @@ def test_modelnet_resampled(classes, tmp_path):
     lines(root / f"modelnet{classes}_shape_names.txt", "bed", "night_stand")
     lines(root / f"modelnet{classes}_train.txt", "night_stand_0001", "bed_0001")
     lines(root / f"modelnet{classes}_test.txt", "night_stand_0002", "bed_0002")
-    train, test, names = shapes.read_published(f"modelnet{classes}", tmp_path, 16)
+    train, test, names = layouts.read_published(f"modelnet{classes}", tmp_path, 16)
     assert (
         names == ("bed", "night_stand") and train.labels.tolist() == [1, 0] == test.labels.tolist()
     )
@@ -299,7 +300,7 @@ def test_modelnet_resampled(classes, tmp_path):
 def test_modelnet_as_meshes(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / "ModelNet10" / "bathtub" / split / "bathtub_0001.off")
-    train, _, names = shapes.read_published("modelnet10", tmp_path, 32)
+    train, _, names = layouts.read_published("modelnet10", tmp_path, 32)
     assert names == ("bathtub",)
     assert_well_formed(train.points, 32)
 
@@ -309,7 +310,7 @@ def test_shapenet_core_and_scanobjectnn(tmp_path):
     for name, labels in (("train0", [0, 1]), ("train1", [1]), ("val0", [0]), ("test0", [1])):
         hdf5(root / f"{name}.h5", labels)
     lines(root / "shape_names.txt", "airplane", "bag")
-    train, test, _ = shapes.read_published("shapenetcore", tmp_path, 16)
+    train, test, _ = layouts.read_published("shapenetcore", tmp_path, 16)
     assert train.labels.tolist() == [0, 1, 1, 0] and test.labels.tolist() == [1]
     for split in ("training", "test"):
         hdf5(
@@ -319,7 +320,7 @@ def test_shapenet_core_and_scanobjectnn(tmp_path):
             / f"{split}_objectdataset_augmentedrot_scale75.h5",
             [14, 0],
         )
-    train, _, names = shapes.read_published("scanobjectnn", tmp_path, 16)
+    train, _, names = layouts.read_published("scanobjectnn", tmp_path, 16)
     assert len(names) == 15 and [names[label] for label in train.labels] == ["toilet", "bag"]
 
 
@@ -335,7 +336,7 @@ def test_shapenet_part(tmp_path):
         lines(path, json.dumps([f"shape_data/{shape}" for shape in listed]))
         for shape in listed:
             write(root / f"{shape}.txt", DRAWS.normal(size=(30, 7)))
-    train, test, names = shapes.read_published("shapenetpart", tmp_path, 16)
+    train, test, names = layouts.read_published("shapenetpart", tmp_path, 16)
     assert (
         names == ("Airplane", "Bag")
         and train.labels.tolist() == [1, 0]
@@ -355,7 +356,7 @@ def test_modelnet10_from_voxels(tmp_path):
         }
     (tmp_path / "modelnet10_voxels24").mkdir()
     np.savez(tmp_path / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
-    train, test, names = shapes.read_published("modelnet10-voxels24", tmp_path, 20)
+    train, test, names = layouts.read_published("modelnet10-voxels24", tmp_path, 20)
     assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
     assert (train.also_in_training, test.also_in_training) == (0, 1)
     assert_well_formed(train.points, 20)
@@ -375,15 +376,15 @@ def test_modelnet10_from_voxels(tmp_path):
         == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"
     )
     with pytest.raises(InputError, match="data.points = 21.*has 20"):
-        shapes.read_published("modelnet10-voxels24", tmp_path, 21)
+        layouts.read_published("modelnet10-voxels24", tmp_path, 21)
 
 
-@pytest.mark.parametrize("name", shapes.PUBLISHED)
+@pytest.mark.parametrize("name", layouts.PUBLISHED)
 def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
     with pytest.raises(
         InputError, match="no such folder; .* is expected there, from .*data.name=solids"
     ):
-        shapes.read_published(name, tmp_path, 16)
+        layouts.read_published(name, tmp_path, 16)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
 def test_a_wrong_hdf5_file_names_the_field(changed, said, tmp_path):
     hdf5(tmp_path / "wrong.h5", [0, 1], **changed)
     with pytest.raises(InputError, match=f"wrong.h5: {said}"):
-        shapes.read_hdf5([tmp_path / "wrong.h5"], 16, ("a", "b"))
+        layouts.read_hdf5([tmp_path / "wrong.h5"], 16, ("a", "b"))
 
 
 def test_shapes_of_an_hdf5_file_that_cannot_be_used_are_left_out(tmp_path):
@@ -416,11 +417,11 @@ def test_shapes_of_an_hdf5_file_that_cannot_be_used_are_left_out(tmp_path):
     with pytest.warns(
         UserWarning, match="1 shapes are left out; the first: .*some.h5, shape 1: all points are at"
     ):
-        loaded = shapes.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
+        loaded = layouts.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
     assert loaded.labels.tolist() == [0, 1]
     (tmp_path / "cut.h5").write_bytes((tmp_path / "some.h5").read_bytes()[:100])
     with pytest.raises(InputError, match="cut.h5: not a readable HDF5 file"):
-        shapes.read_hdf5([tmp_path / "cut.h5"], 16, ("a",))
+        layouts.read_hdf5([tmp_path / "cut.h5"], 16, ("a",))
 
 
 # --- solids ---------------------------------------------------------------------------------------
@@ -430,7 +431,7 @@ def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
     """A plain classifier learns the eight kinds from distances, so they differ."""
     from sklearn.ensemble import RandomForestClassifier
 
-    train, test, names = shapes.solids(128, train=30, test=15)
+    train, test, names = solids.solids(128, train=30, test=15)
     assert_well_formed(train.points, 128)
     assert (
         np.bincount(train.labels).tolist() == [30] * 8
@@ -445,6 +446,6 @@ def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
     )
     assert forest.score(sorted_distances(test.points), test.labels) > 0.7
     assert np.array_equal(
-        shapes.solids(128, train=1, test=1)[0].points[3],
-        shapes.solids(128, train=2, test=1)[0].points[6],
+        solids.solids(128, train=1, test=1)[0].points[3],
+        solids.solids(128, train=2, test=1)[0].points[6],
     )

@@ -2,28 +2,20 @@
 
 import json
 import os
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from . import shape_files as shapes
+from ..errors import InputError
+from ..experiments.config import DataConfig
 from ..geometry.clouds import PointClouds, from_occupancy
 from ..geometry.grid import clouds_from_unit_ball
-from ..experiments.config import DataConfig
-from ..errors import InputError
-
-# name: (magic number, dimensions) of the files in torchvision's layout, folder/MNIST/raw/name
-MNIST_FILES = {
-    "train-images-idx3-ubyte": (2051, (60000, 28, 28)),
-    "train-labels-idx1-ubyte": (2049, (60000,)),
-    "t10k-images-idx3-ubyte": (2051, (10000, 28, 28)),
-    "t10k-labels-idx1-ubyte": (2049, (10000,)),
-}
+from . import mnist
+from .layouts import read_published
+from .shape_files import Shapes, read_folder
+from .solids import solids
 
 
 @dataclass(frozen=True)
@@ -92,24 +84,6 @@ def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
-def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load scikit-learn's 1,797 embedded digits of 8 x 8 pixels. A third of them is the test split.
-
-    Images are resized to 20 x 20 pixels, with a padding of 4 on each side as in MNIST.
-    """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(data.images / 16).float()[:, None]
-    images = F.pad(
-        F.interpolate(images, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)[:, 0],
-        (4, 4, 4, 4),
-    )
-    labels = torch.from_numpy(data.target).long()
-    train, test = _hold_out(labels, 1 / 3)
-    return images[train], labels[train], images[test], labels[test]
-
-
 def _data_folder(folder: Path | str | None) -> Path:
     given = folder or os.environ.get("PCDD_DATA")
     root = Path(given) if given else Path("~/.cache/pcdd").expanduser()
@@ -129,13 +103,13 @@ def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
             "data.name=folder needs the folder of your shapes; other data sets do not use it"
         )
     if config.name == "solids":
-        train, test, names = shapes.solids(config.points)
+        train, test, names = solids(config.points)
     elif config.name == "folder":
-        train, test, names = shapes.read_folder(Path(config.folder), config.points)
+        train, test, names = read_folder(Path(config.folder), config.points)
     else:
-        train, test, names = shapes.read_published(config.name, _data_folder(folder), config.points)
+        train, test, names = read_published(config.name, _data_folder(folder), config.points)
 
-    def clouds(split: shapes.Shapes) -> PointClouds:
+    def clouds(split: Shapes) -> PointClouds:
         return clouds_from_unit_ball(
             torch.from_numpy(split.points), torch.from_numpy(split.labels), names, config.cells
         )
@@ -146,64 +120,17 @@ def _shapes(config: DataConfig, folder: Path | str | None) -> Splits:
 
 
 def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load MNIST through torchvision: brightness in [0, 1] and labels, training, then test."""
-    root = _data_folder(folder)
-    from torchvision.datasets import MNIST
+    return mnist.read_mnist(_data_folder(folder))
 
-    raw = root / "MNIST" / "raw"
-    if not any((raw / name).exists() for name in MNIST_FILES):
-        created = [folder for folder in (root, *root.parents) if not folder.exists()]
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            MNIST(root, download=True)
-        except (RuntimeError, OSError) as error:
-            for empty in (raw, raw.parent, *created):  # remove what the failed download left
-                if empty.is_dir() and not any(empty.iterdir()):
-                    empty.rmdir()
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"MNIST is not in {raw} and could not be downloaded ({reason}). "
-                "Do one of the following: give the folder that contains MNIST/raw with --data DIR; "
-                "set the environment variable PCDD_DATA to that folder; run once with a network "
-                "connection, which downloads MNIST; or take data.name=digits, which needs no files"
-            ) from None
-    for name, (magic, shape) in MNIST_FILES.items():
-        _check_idx(raw / name, magic, shape)
-    train, test = MNIST(root, train=True), MNIST(root, train=False)
-    for name, labels in zip(list(MNIST_FILES)[1::2], (train.targets, test.targets)):
-        if labels.max() > 9:
-            raise InputError(
-                f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; "
-                "put the original file there"
-            )
-    return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
+
+def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Load scikit-learn's digits. A third of them is the test split."""
+    images, labels = mnist.read_digits()
+    train, test = _hold_out(labels, 1 / 3)
+    return images[train], labels[train], images[test], labels[test]
 
 
 IMAGES = {"mnist": _mnist, "digits": _digits}
 # Data sets whose licence allows redistribution of their clouds and of sets made from them.
 # ModelNet's licence does not say so.
 PASSED_ON = (*IMAGES, "solids")
-
-
-def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
-    """Check an IDX file before anything reads it.
-
-    Raises InputError if the file is missing, truncated or of another kind.
-    """
-    remedy = "delete the folder to download it again, or put the original file there"
-    if not path.is_file():
-        raise InputError(f"{path}: missing, while other files of MNIST exist; {remedy}")
-    header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
-    with path.open("rb") as file:
-        start = file.read(len(header))
-    if start[:4] != header[:4]:
-        raise InputError(
-            f"{path}: not an IDX file of MNIST "
-            f"(it starts with {start[:4].hex()}, not {header[:4].hex()}); {remedy}"
-        )
-    expected = len(header) + int(np.prod(shape))
-    if start != header or path.stat().st_size != expected:
-        raise InputError(
-            f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); "
-            f"{remedy}"
-        )
