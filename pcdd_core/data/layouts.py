@@ -5,15 +5,21 @@ All functions return the same format: equally many points per shape, zero mean, 
 """
 
 import json
-import warnings
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..arrays import read_arrays
 from ..errors import InputError
-from .shape_files import Shapes, normalised, read_all, read_folder
+from ..geometry.names import check_class_names
+from .shape_files import Shapes, normalised, read_all, read_folder, usable
+
+LARGEST_SET = 2**30  # bytes of an array; the largest published one, ScanObjectNN's, has 280 MB
+Read = tuple[int, Callable[[], np.ndarray]]  # label of a shape, and a function that reads it
 
 
 @dataclass(frozen=True)
@@ -33,54 +39,90 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
 
     Fields: `data` (shapes, points, 3 or more) and `label` (shapes,) or (shapes, 1). The function
     takes the first `points` points of each shape, because the files store them in random order. It
-    skips shapes that are not finite or have no extent, with a warning. Raises InputError that names
-    the file and the field.
+    skips shapes that are not finite or have no extent, and one warning names them. Raises
+    InputError that names the file and the field.
     """
+    reads: list[Read] = []
+    for path in paths:
+        data, label = (_hdf5_array(path, field) for field in ("data", "label"))
+        reads += _reads(path, ("data", data), ("label", label), points, len(class_names))
+    return usable(reads, class_names, f"{paths[0] if paths else 'HDF5'}: no shapes", "shapes")[0]
+
+
+def _hdf5_array(path: Path, field: str) -> np.ndarray:
+    """Read an array of numbers from an HDF5 file. Raises InputError that names file and field."""
     import h5py
 
-    kept, labels, refused = [], [], []
-    for path in paths:
-        try:
-            with h5py.File(path, "r") as file:
-                arrays = {
-                    field: np.asarray(file[field]) if field in file else None
-                    for field in ("data", "label")
-                }
-        except OSError as error:
-            raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
-        data, label = arrays["data"], arrays["label"]
-        for field, array in arrays.items():
-            if array is None:
+    try:
+        with h5py.File(path, "r") as file:
+            if field not in file:
                 raise InputError(f"{path}: field '{field}' is missing; expected data and label")
-        if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
-            raise InputError(
-                f"{path}: field 'data' is of shape {data.shape}; "
-                f"expected (shapes, {points} points or more, 3)"
-            )
-        if label.size != len(data):
-            raise InputError(
-                f"{path}: field 'label' is of shape {label.shape}; "
-                f"expected one for each of {len(data)} shapes"
-            )
-        label = label.reshape(-1).astype(np.int64)
-        if (wrong := np.flatnonzero((label < 0) | (label >= len(class_names)))).size:
-            raise InputError(
-                f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; "
-                f"expected 0 to {len(class_names) - 1}"
-            )
-        for number, shape in enumerate(data[:, :points, :3]):
-            try:
-                if not np.isfinite(shape).all():
-                    raise InputError(f"{path}, shape {number}: a coordinate that is not finite")
-                kept.append(normalised(shape.astype(np.float64), f"{path}, shape {number}"))
-                labels.append(label[number])
-            except InputError as error:
-                refused.append(str(error))
-    if refused:
-        warnings.warn(f"{len(refused)} shapes are left out; the first: {refused[0]}", stacklevel=2)
-    if not kept:
-        raise InputError(f"{paths[0] if paths else 'HDF5'}: no shapes")
-    return Shapes(np.stack(kept), np.array(labels))
+            dataset = file[field]
+            if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+                raise InputError(f"{path}: field '{field}' is no array; expected an array")
+            if dataset.dtype.kind not in "fiu":
+                raise InputError(
+                    f"{path}: field '{field}' is of type {dataset.dtype}; expected numbers"
+                )
+            # a part of a compressed array is unpacked as a whole, so its size counts too
+            sizes = math.prod(dataset.shape), math.prod(dataset.chunks or ())
+            if max(sizes) * dataset.dtype.itemsize > LARGEST_SET:
+                raise InputError(
+                    f"{path}: field '{field}' has {max(sizes):,} numbers; "
+                    f"expected at most {LARGEST_SET:,} bytes"
+                )
+            return np.asarray(dataset[()])
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected an HDF5 file") from None
+    except Exception as error:  # h5py raises about five types for damaged files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: not a readable HDF5 file (field '{field}': {reason})") from None
+
+
+def _reads(
+    path: Path,
+    shapes: tuple[str, np.ndarray],
+    labels: tuple[str, np.ndarray],
+    points: int,
+    classes: int,
+) -> list[Read]:
+    """Return label and reader of each shape in arrays of labelled shapes.
+
+    shapes: name and content of the field (shapes, points or more, 3 or more)
+    labels: name and content of the field (shapes,) or (shapes, 1)
+    Raises InputError that names the file and the field.
+    """
+    (data_field, data), (label_field, label) = shapes, labels
+    if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
+        raise InputError(
+            f"{path}: field '{data_field}' is of shape {data.shape}; "
+            f"expected (shapes, {points} points or more, 3)"
+        )
+    if data.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: field '{data_field}' is of type {data.dtype}; expected floats or integers"
+        )
+    if label.size != len(data) or label.shape not in ((len(data),), (len(data), 1)):
+        raise InputError(
+            f"{path}: field '{label_field}' is of shape {label.shape}; "
+            f"expected one for each of {len(data)} shapes"
+        )
+    label = label.reshape(-1)
+    known = np.isin(label, np.arange(classes)) if label.dtype.kind in "fiu" else label != label
+    if (wrong := np.flatnonzero(~known)).size:
+        raise InputError(
+            f"{path}: field '{label_field}' is {label[wrong[0]]} at shape {wrong[0]}; "
+            f"expected 0 to {classes - 1}"
+        )
+
+    def read(number: int) -> np.ndarray:
+        with np.errstate(over="ignore"):  # overflow gives inf, which is refused
+            shape = data[number, :points, :3].astype(np.float64)
+        return normalised(shape, f"{path}, shape {number}")
+
+    return [(int(value), partial(read, number)) for number, value in enumerate(label)]
 
 
 def _modelnet(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -94,7 +136,7 @@ def _modelnet(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tu
 
 def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """Read modelnet40_normal_resampled: CLASS/CLASS_0001.txt, and lists of names."""
-    names = tuple(_lines(root / f"modelnet{classes}_shape_names.txt"))
+    names = _class_names(root / f"modelnet{classes}_shape_names.txt")
     splits = []
     for split in ("train", "test"):
         listed = _lines(root / f"modelnet{classes}_{split}.txt")
@@ -108,7 +150,7 @@ def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, t
             (root / owner / f"{shape}.txt", names.index(owner))
             for shape, owner in zip(listed, owners)
         ]
-        splits.append(read_all(named, points, names, seed=0))
+        splits.append(read_all(named, points, names, root))
     return *splits, names
 
 
@@ -117,7 +159,7 @@ def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...
 
     train_files.txt and test_files.txt list the HDF5 files, shape_names.txt lists the classes.
     """
-    names = tuple(_lines(root / "shape_names.txt"))
+    names = _class_names(root / "shape_names.txt")
     splits = [
         [root / Path(line).name for line in _lines(root / f"{split}_files.txt")]
         for split in ("train", "test")
@@ -130,7 +172,7 @@ def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
 
     Training shapes include the validation part.
     """
-    names = tuple(_lines(root / "shape_names.txt"))
+    names = _class_names(root / "shape_names.txt")
     splits = [
         [path for split in parts for path in sorted(root.glob(f"{split}*.h5"))]
         for parts in (("train", "val"), ("test",))
@@ -149,23 +191,30 @@ def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
     """
     rows = [line.split() for line in _lines(root / "synsetoffset2category.txt")]
     folders = [row[-1] for row in rows]
-    names, splits = tuple(row[0] for row in rows), []
+    names = check_class_names([row[0] for row in rows], root / "synsetoffset2category.txt")
+    splits = []
     for parts in (("train", "val"), ("test",)):
         named = []
         for part in parts:
             path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
             try:
-                listed = json.loads(path.read_text())
-            except (OSError, json.JSONDecodeError) as error:
+                listed = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
                 raise InputError(f"{path}: not a readable list ({error})") from None
-            for shape in listed:
-                _, folder, name = shape.rsplit("/", 2)
+            for shape in listed if isinstance(listed, list) else [listed]:
+                parts = shape.split("/") if isinstance(shape, str) else []
+                if len(parts) < 2:
+                    raise InputError(
+                        f"{path}: entry {str(shape)[:100]!r}; "
+                        "expected a list of names such as shape_data/02691156/NAME"
+                    )
+                folder, name = parts[-2:]
                 if folder not in folders:
                     raise InputError(
                         f"{path}: '{shape}' has no class in {root / 'synsetoffset2category.txt'}"
                     )
                 named.append((root / folder / f"{name}.txt", folders.index(folder)))
-        splits.append(read_all(named, points, names, seed=0))
+        splits.append(read_all(named, points, names, root))
     return *splits, names
 
 
@@ -190,27 +239,36 @@ REPEATED = "test_voxels_also_in_train"
 def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
     """Read ModelNet10 as far as 24^3 occupancy grids preserve it: one .npz, see its source."""
     path = root / "modelnet10_voxels24_1024.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {
-                name: archive[name]
-                for name in ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
-            }
-    except Exception as error:  # numpy and zipfile raise about ten types for damaged files
-        raise InputError(f"{path}: not a readable archive ({error})") from None
-    if points > arrays["x_train"].shape[1]:
+    fields = ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
+    arrays = read_arrays(path, fields, LARGEST_SET)
+    for field in fields:
+        if field not in arrays:
+            raise InputError(f"{path}: field '{field}' is missing; expected {', '.join(fields)}")
+    names, repeated = arrays["class_names"], arrays[REPEATED]
+    if names.ndim != 1 or names.dtype.kind != "U":
         raise InputError(
-            f"setting data.points = {points}: {path} has {arrays['x_train'].shape[1]} per shape"
+            f"{path}: field 'class_names' is of type {names.dtype} and shape {names.shape}; "
+            "expected text of shape (classes,)"
         )
-    splits = []
+    if repeated.shape != arrays["y_test"].shape or repeated.dtype.kind != "b":
+        raise InputError(
+            f"{path}: field '{REPEATED}' is of type {repeated.dtype} and shape {repeated.shape}; "
+            f"expected bool of shape {arrays['y_test'].shape}, one for each test shape"
+        )
+    class_names, splits = check_class_names(names.tolist(), path), []
     for split in ("train", "test"):
-        shapes = [
-            normalised(shape, f"{path}, shape {number}")
-            for number, shape in enumerate(arrays[f"x_{split}"][:, :points].astype(np.float64))
-        ]
-        repeated = int(arrays[REPEATED].sum()) if split == "test" else 0
-        splits.append(Shapes(np.stack(shapes), arrays[f"y_{split}"].astype(np.int64), repeated))
-    return *splits, tuple(arrays["class_names"].tolist())
+        data = arrays[f"x_{split}"]
+        if data.ndim == 3 and points > data.shape[1]:
+            raise InputError(
+                f"setting data.points = {points}: {path} has {data.shape[1]} per shape"
+            )
+        shapes, labels = (f"x_{split}", data), (f"y_{split}", arrays[f"y_{split}"])
+        reads = _reads(path, shapes, labels, points, len(class_names))
+        read, places = usable(reads, class_names, f"{path}: no shapes for {split}", "shapes")
+        splits.append(
+            replace(read, also_in_training=int(repeated[places].sum())) if split == "test" else read
+        )
+    return *splits, class_names
 
 
 PUBLISHED = {
@@ -264,8 +322,13 @@ def read_published(name: str, data: Path, points: int) -> tuple[Shapes, Shapes, 
     return published.read(root, points)
 
 
+def _class_names(path: Path) -> tuple[str, ...]:
+    return check_class_names(_lines(path), path)
+
+
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable list of names ({error})") from None
+    return [line.strip() for line in lines if line.strip()]

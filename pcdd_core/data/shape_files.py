@@ -5,14 +5,22 @@ All functions return the same format: equally many points per shape, zero mean, 
 does not waste an hour of reading. It raises an error if a class is left without shapes.
 """
 
+import hashlib
+import os
 import warnings
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..arrays import array_names, read_array, read_arrays
 from ..errors import InputError
+from ..geometry.names import check_class_names
+from .meshes import read_off, read_ply
 
 MESHES, LISTS, ARRAYS = (".off", ".ply"), (".xyz", ".txt"), (".npy", ".npz")
 LARGEST_FILE = 2**28  # bytes; the meshes of the published data sets are far smaller
@@ -45,29 +53,29 @@ def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarra
     Columns after the third, such as normals, are ignored. Raises InputError that names the file and
     what is wrong with it.
     """
-    if path.stat().st_size > LARGEST_FILE:
-        raise InputError(
-            f"{path}: {path.stat().st_size / 2**20:.0f} MiB; "
-            f"expected at most {LARGEST_FILE / 2**20:.0f}"
-        )
     try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise InputError(
+                f"{path}: {size / 2**20:.0f} MiB; expected at most {LARGEST_FILE / 2**20:.0f}"
+            )
         rows, faces = _reader(path)(path)
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a shape") from None
     except Exception as error:  # the libraries raise about ten types for damaged files
-        raise InputError(
-            f"{path}: not a readable {path.suffix} file ({' '.join(str(error).split())[:200]})"
-        ) from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: not a readable {path.suffix} file ({reason})") from None
     if rows.ndim != 2 or rows.shape[1] < 3 or len(rows) == 0:
         raise InputError(
             f"{path}: an array of shape {rows.shape}; expected one or more rows of 3 coordinates"
         )
-    rows = rows[:, :3].astype(np.float64)
-    if (wrong := np.argwhere(~np.isfinite(rows))).size:
-        row, axis = wrong[0]
-        raise InputError(
-            f"{path}: coordinate {rows[row, axis]} in row {row}; expected finite numbers"
-        )
+    if rows.dtype.kind not in "fiu":
+        raise InputError(f"{path}: an array of type {rows.dtype}; expected floats or integers")
+    with np.errstate(over="ignore"):  # overflow gives inf, which is refused
+        rows = rows[:, :3].astype(np.float64)
+    _refuse_infinite(rows, path)
     return normalised(
         _on_surface(path, rows, faces, points, draws)
         if faces is not None
@@ -79,16 +87,32 @@ def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarra
 def normalised(points: np.ndarray, name: str) -> np.ndarray:
     """Move and scale points to zero mean and largest norm 1: float32 (points, 3).
 
+    points: float64 (points, 3), of any size
     name: names the shape in the error message
-    Raises InputError if all points coincide.
+    Raises InputError if a coordinate is not finite or all points coincide.
     """
-    centred = points - points.mean(0)
+    _refuse_infinite(points, name)
+    scaled = np.ldexp(points, -_exponent(points))  # the square of 1e200 would overflow
+    centred = scaled - scaled.mean(0)
     radius = np.linalg.norm(centred, axis=1).max()
-    if not radius > 1e-9 * max(1.0, np.abs(points).max()):
+    if not radius > 1e-9 * np.abs(scaled).max():
         raise InputError(
             f"{name}: all points are at {points[0].tolist()}; expected a shape with some extent"
         )
     return (centred / radius).astype(np.float32)
+
+
+def _exponent(points: np.ndarray) -> int:
+    """Return the power of 2 just above the largest coordinate. A division by it is exact."""
+    return int(np.frexp(np.abs(points).max())[1])
+
+
+def _refuse_infinite(points: np.ndarray, name: object) -> None:
+    if (wrong := np.argwhere(~np.isfinite(points))).size:
+        row, axis = wrong[0]
+        raise InputError(
+            f"{name}: coordinate {points[row, axis]} in row {row}; expected finite numbers"
+        )
 
 
 def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]]:
@@ -98,7 +122,7 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
     """
     suffix = path.suffix.lower()
     if suffix in MESHES:
-        return _read_mesh
+        return read_off if suffix == ".off" else read_ply
     if suffix in LISTS:
         return lambda path: (_read_list(path), None)
     if suffix in ARRAYS:
@@ -109,51 +133,36 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
     )
 
 
-def _read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    import trimesh  # imported here, because it takes long
-
-    loaded = trimesh.load(path, process=False)
-    parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
-    vertices, faces, first = [], [], 0
-    for part in parts:
-        vertices.append(np.asarray(part.vertices))
-        if getattr(part, "faces", None) is not None and len(part.faces):
-            faces.append(np.asarray(part.faces) + first)
-        first += len(part.vertices)
-    if not vertices:
-        raise InputError(f"{path}: no vertices; expected a mesh or points")
-    return np.concatenate(vertices), np.concatenate(faces) if faces else None
-
-
 def _read_list(path: Path) -> np.ndarray:
-    text = path.read_text()
     rows = [
-        line.replace(",", " ").split()
-        for line in text.splitlines()
-        if line.strip() and not line.startswith("#")
+        line.replace(",", " ")
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if line.strip() and not line.lstrip().startswith("#")
     ]
-    if rows and len(rows[0]) == 1:  # some .xyz files start with the number of points
+    if rows and len(first := rows[0].split()) == 1:  # some .xyz files start with the number of rows
         rows = rows[1:]
+        if int(first[0]) != len(rows):
+            raise ValueError(f"{len(rows)} rows; its first line declares {first[0]}")
     for number, row in enumerate(rows):
-        if len(row) < 3:
+        if (count := len(row.split())) < 3:
             raise InputError(
-                f"{path}: {len(row)} numbers in row {number}; "
+                f"{path}: {count} numbers in row {number}; "
                 "expected 3 or more, separated by spaces or commas"
             )
-    return np.array([[float(value) for value in row[:3]] for row in rows])
+    # loadtxt refuses what float() reads, such as 1_000
+    return np.loadtxt(rows, usecols=(0, 1, 2), ndmin=2, comments=None) if rows else np.empty(0)
 
 
 def _read_array(path: Path) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        if "points" not in loaded.files and len(loaded.files) != 1:
-            raise InputError(
-                f"{path}: arrays {', '.join(loaded.files) or 'none'}; "
-                "expected one, or one called points"
-            )
-        return loaded["points" if "points" in loaded.files else loaded.files[0]]
+    if not zipfile.is_zipfile(path):
+        return read_array(path, LARGEST_FILE)
+    names = array_names(path)
+    if "points" not in names and len(names) != 1:
+        raise InputError(
+            f"{path}: arrays {', '.join(names) or 'none'}; expected one, or one called points"
+        )
+    name = "points" if "points" in names else names[0]
+    return read_arrays(path, [name], LARGEST_FILE)[name]
 
 
 def _on_surface(
@@ -163,15 +172,17 @@ def _on_surface(
 
     A triangle is chosen in proportion to its area, then a point uniformly inside it.
     """
-    import trimesh
+    import trimesh  # imported here, because it takes long
 
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    exponent = _exponent(vertices)  # the area of a triangle of sides of 1e200 would overflow
+    mesh = trimesh.Trimesh(np.ldexp(vertices, -exponent), faces, process=False)
     if not mesh.area > 0:
         raise InputError(
             f"{path}: a mesh without surface ({len(faces)} faces of area 0); "
             "expected triangles with some extent"
         )
-    return np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
+    sampled = np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
+    return np.ldexp(sampled, exponent)
 
 
 def _part(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
@@ -183,31 +194,60 @@ def _part(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarr
 # --- many files -----------------------------------------------------------------------------------
 
 
-def read_all(named: Sequence[Named], points: int, class_names: Sequence[str], seed: int) -> Shapes:
+def read_all(
+    named: Sequence[Named], points: int, class_names: Sequence[str], root: Path, seed: int = 0
+) -> Shapes:
     """Read all shapes in `named`.
 
-    Files that cannot be used are skipped, and one warning names the first 20. The points of a file
-    depend on the file, its index in `named` and the seed, but not on other files. Raises InputError
-    if no file of a class can be used.
+    root: folder that contains the files
+    Files that cannot be used are skipped, and one warning names them. The points of a file depend
+    on the file, its path inside `root` and the seed, but not on other files. Raises InputError if
+    no file of a class can be used.
     """
-    kept, labels, refused = [], [], []
-    for number, (path, label) in enumerate(named):
+
+    def read(path: Path) -> np.ndarray:
+        inside = os.fsencode(path.relative_to(root).as_posix())
+        number = int.from_bytes(hashlib.sha256(inside).digest()[:8], "big")
+        return read_shape(path, points, np.random.default_rng((seed, number)))
+
+    reads = [(label, partial(read, path)) for path, label in named]
+    return usable(reads, class_names, f"{root}: no files", "files")[0]
+
+
+def usable(
+    reads: Sequence[tuple[int, Callable[[], np.ndarray]]],
+    class_names: Sequence[str],
+    none: str,
+    kind: str,
+) -> tuple[Shapes, list[int]]:
+    """Read shapes one by one, and skip those that raise InputError.
+
+    reads: for each shape its label and a function that returns its points
+    none:  message if there is nothing to read
+    kind:  what a shape is called in the warning, in which every skipped shape has a line
+    Returns the shapes, and the place of each in `reads`. Raises InputError if nothing can be used,
+    or no shape of a class.
+    """
+    kept, places, refused = [], [], []
+    for place, (_, read) in enumerate(reads):
         try:
-            kept.append(read_shape(path, points, np.random.default_rng((seed, number))))
-            labels.append(label)
-        except (InputError, OSError) as error:
+            kept.append(read())
+            places.append(place)
+        except InputError as error:
             refused.append(str(error))
+    if not reads:
+        raise InputError(none)
     if refused:
-        listed = "\n  ".join(refused[:20])
-        more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
+        listed = "\n  ".join(refused)
         warnings.warn(
-            f"{len(refused)} of {len(named)} files are left out:\n  {listed}{more}", stacklevel=2
+            f"{len(refused)} of {len(reads)} {kind} are left out:\n  {listed}", stacklevel=3
         )
-    for label in sorted({label for _, label in named} - set(labels)):
+    labels = [reads[place][0] for place in places]
+    for label in sorted({label for label, _ in reads} - set(labels)):
         raise InputError(
-            f"class '{class_names[label]}': none of its files can be used; the first: {refused[0]}"
+            f"class '{class_names[label]}': none of its {kind} can be used; the first: {refused[0]}"
         )
-    return Shapes(np.stack(kept), np.array(labels, dtype=np.int64))
+    return Shapes(np.stack(kept), np.array(labels, dtype=np.int64)), places
 
 
 def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -215,15 +255,17 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
 
     Three layouts are read: root/train/CLASS/FILE with root/test/CLASS/FILE; root/CLASS/train/FILE
     with root/CLASS/test/FILE, as ModelNet is published; and root/CLASS/FILE, where every third file
-    in the order of names is a test shape. Raises InputError if the folder, its classes or their
-    files are missing, or if no file of a class can be used.
+    in the order of names is a test shape. A warning counts the files of other endings. Raises
+    InputError if the folder, its classes or their files are missing, if a class has an unprintable
+    name, or if no file of a class can be used.
     """
+    ignored = Counter()
 
     def files(folder: Path) -> list[Path]:
-        endings = MESHES + LISTS + ARRAYS
-        return sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file()
-        )
+        found = [path for path in folder.iterdir() if path.is_file()]
+        read = [path for path in found if path.suffix.lower() in MESHES + LISTS + ARRAYS]
+        ignored.update(path.suffix or path.name for path in set(found) - set(read))
+        return sorted(read)
 
     def folders(folder: Path) -> list[Path]:
         return sorted(
@@ -236,6 +278,13 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
     classes = folders(root / "train" if split_first else root)
     if not classes:
         raise InputError(f"{root}: no folders of classes in it")
+    names = check_class_names([folder.name for folder in classes], root)
+    tested = folders(root / "test") if split_first else []
+    if unknown := [folder.name for folder in tested if folder.name not in names]:
+        raise InputError(
+            f"{root / 'test'}: class {ascii(unknown[0])} is not in {root / 'train'}; "
+            "expected the same classes in both"
+        )
     train, test = [], []
     for label, folder in enumerate(classes):
         if split_first:
@@ -257,5 +306,8 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
                     f"expected some of {', '.join(MESHES + LISTS + ARRAYS)}"
                 )
             kept += [(path, label) for path in paths]
-    names = tuple(folder.name for folder in classes)
-    return read_all(train, points, names, seed), read_all(test, points, names, seed + 1), names
+    if ignored:
+        counts = ", ".join(f"{ending} ({count})" for ending, count in sorted(ignored.items()))
+        warnings.warn(f"{root}: files of other endings are not read: {counts}", stacklevel=2)
+    train, test = (read_all(split, points, names, root, seed) for split in (train, test))
+    return train, test, names
