@@ -1,6 +1,9 @@
 """Images of digits: MNIST in torchvision's layout, and scikit-learn's embedded digits."""
 
+import hashlib
+import math
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +13,36 @@ from torch import Tensor
 
 from ..errors import InputError
 
-# name: (magic number, dimensions) of the files in torchvision's layout, folder/MNIST/raw/name
+# name: shape and SHA-256 of the original files in torchvision's layout, folder/MNIST/raw/name
 MNIST_FILES = {
-    "train-images-idx3-ubyte": (2051, (60000, 28, 28)),
-    "train-labels-idx1-ubyte": (2049, (60000,)),
-    "t10k-images-idx3-ubyte": (2051, (10000, 28, 28)),
-    "t10k-labels-idx1-ubyte": (2049, (10000,)),
+    "train-images-idx3-ubyte": (
+        (60000, 28, 28),
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "train-labels-idx1-ubyte": (
+        (60000,),
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "t10k-images-idx3-ubyte": (
+        (10000, 28, 28),
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        (10000,),
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
 }
+REMEDY = "delete the folder to download MNIST again, or put the original file there"
 
 
 def read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load MNIST through torchvision: brightness in [0, 1] and labels, training, then test."""
+    """Load MNIST: brightness in [0, 1] and labels, training, then test.
+
+    Images: float32 (images, 28, 28); labels: int64 (images,)
+    Missing files are downloaded by torchvision. Another set in the same format, such as
+    Fashion-MNIST, is read with a warning. Raises InputError if a file is damaged, if images and
+    labels differ in number, or if a label is above 9.
+    """
     from torchvision.datasets import MNIST
 
     raw = root / "MNIST" / "raw"
@@ -40,40 +62,63 @@ def read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 "set the environment variable PCDD_DATA to that folder; run once with a network "
                 "connection, which downloads MNIST; or take data.name=digits, which needs no files"
             ) from None
-    for name, (magic, shape) in MNIST_FILES.items():
-        _check_idx(raw / name, magic, shape)
-    train, test = MNIST(root, train=True), MNIST(root, train=False)
-    for name, labels in zip(list(MNIST_FILES)[1::2], (train.targets, test.targets)):
+    other, tensors = [], []
+    for split in ("train", "t10k"):
+        files = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
+        (images, first), (labels, second) = read_idx(raw / files[0], 3), read_idx(raw / files[1], 1)
+        if images.shape[1:] != (28, 28):
+            height, width = images.shape[1:]
+            raise InputError(
+                f"{raw / files[0]}: images of {height} x {width} pixels; expected 28 x 28"
+            )
+        if len(images) != len(labels):
+            raise InputError(
+                f"{raw / files[1]}: {len(labels)} labels for {len(images)} images in {files[0]}; "
+                "put files of the same set there"
+            )
         if labels.max() > 9:
             raise InputError(
-                f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; "
+                f"{raw / files[1]}: label {labels.max()}; MNIST's labels are 0 to 9; "
                 "put the original file there"
             )
-    return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
+        sums = zip(files, (first, second))
+        other += [name for name, checksum in sums if checksum != MNIST_FILES[name][1]]
+        tensors += [torch.from_numpy(images) / 255, torch.from_numpy(labels).long()]
+    if other:
+        warnings.warn(
+            f"{raw}: not the original MNIST, by the checksum of {', '.join(other)}; "
+            "if it is meant to be, put the original files there",
+            stacklevel=2,
+        )
+    return tuple(tensors)
 
 
-def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
-    """Check an IDX file before anything reads it.
+def read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
+    """Read an IDX file of bytes: the array, uint8, and the SHA-256 of the file.
 
-    Raises InputError if the file is missing, truncated or of another kind.
+    Source: the description of the format at yann.lecun.com/exdb/mnist
+    Raises InputError if the file is missing, of another kind, or cut short.
     """
-    remedy = "delete the folder to download it again, or put the original file there"
     if not path.is_file():
-        raise InputError(f"{path}: missing, while other files of MNIST exist; {remedy}")
-    header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
+        raise InputError(f"{path}: missing, while other files of MNIST exist; {REMEDY}")
+    magic, header = struct.pack(">I", 2048 + dimensions), 4 + 4 * dimensions
     with path.open("rb") as file:
-        start = file.read(len(header))
-    if start[:4] != header[:4]:
+        start = file.read(header)
+    if start[:4] != magic:
         raise InputError(
-            f"{path}: not an IDX file of MNIST "
-            f"(it starts with {start[:4].hex()}, not {header[:4].hex()}); {remedy}"
+            f"{path}: not an IDX file of {dimensions} dimensions "
+            f"(it starts with {start[:4].hex()}, not {magic.hex()}); {REMEDY}"
         )
-    expected = len(header) + int(np.prod(shape))
-    if start != header or path.stat().st_size != expected:
+    shape = struct.unpack(f">{dimensions}I", start[4:]) if len(start) == header else ()
+    size, expected = path.stat().st_size, header + math.prod(shape)
+    if not shape or size != expected:
         raise InputError(
-            f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); "
-            f"{remedy}"
+            f"{path}: damaged or cut short ({size} bytes, expected {expected}); {REMEDY}"
         )
+    if 0 in shape:
+        raise InputError(f"{path}: an empty array of shape {shape}; {REMEDY}")
+    content = np.fromfile(path, np.uint8)
+    return content[header:].reshape(shape), hashlib.sha256(content).hexdigest()
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
