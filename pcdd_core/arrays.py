@@ -36,7 +36,8 @@ def array_names(path: Path) -> list[str]:
     Raises InputError if the file is missing or damaged.
     """
     with _refusals(path, ".npz file"), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+        members = archive.namelist()
+        return [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
 
 
 def read_arrays(path: Path, fields: Iterable[str], limit: int) -> dict[str, np.ndarray]:

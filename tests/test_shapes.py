@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+import zipfile
 
 import h5py
 import numpy as np
@@ -158,6 +159,12 @@ def test_arrays_that_could_run_code_or_are_ambiguous_are_refused(tmp_path):
         InputError, match="two.npz: arrays a, b; expected one, or one called points"
     ):
         shapes.read_shape(tmp_path / "two.npz", 10, draws())
+    for members, said in ((["a\nb", "c"], r"arrays a\\nb, c"), (["notes.md"], "arrays none")):
+        with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+            for member in members:
+                archive.writestr(member if "." in member else f"{member}.npy", b"")
+        with pytest.raises(InputError, match=f"odd.npz: {said}; expected one"):
+            shapes.read_shape(tmp_path / "odd.npz", 10, draws())
     np.save(tmp_path / "plane.npy", np.ones((5, 2)))
     with pytest.raises(InputError, match=r"plane.npy: an array of shape \(5, 2\)"):
         shapes.read_shape(tmp_path / "plane.npy", 10, draws())

@@ -6,7 +6,7 @@ All functions return the same format: equally many points per shape, zero mean, 
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,11 +42,13 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
     skips shapes that are not finite or have no extent, and one warning names them. Raises
     InputError that names the file and the field.
     """
-    reads: list[Read] = []
-    for path in paths:
-        data, label = (_hdf5_array(path, field) for field in ("data", "label"))
-        reads += _reads(path, ("data", data), ("label", label), points, len(class_names))
-    return usable(reads, class_names, f"{paths[0] if paths else 'HDF5'}: no shapes", "shapes")[0]
+
+    def reads() -> Iterator[Read]:  # one file after another, because all may not fit into memory
+        for path in paths:
+            data, label = (_hdf5_array(path, field) for field in ("data", "label"))
+            yield from _reads(path, ("data", data), ("label", label), points, len(class_names))
+
+    return usable(reads(), class_names, f"{paths[0] if paths else 'HDF5'}: no shapes", "shapes")[0]
 
 
 def _hdf5_array(path: Path, field: str) -> np.ndarray:
@@ -60,9 +62,10 @@ def _hdf5_array(path: Path, field: str) -> np.ndarray:
             dataset = file[field]
             if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
                 raise InputError(f"{path}: field '{field}' is no array; expected an array")
-            if dataset.dtype.kind not in "fiu":
+            if dataset.dtype.kind not in "fiu":  # text of any length cannot be sized
                 raise InputError(
-                    f"{path}: field '{field}' is of type {dataset.dtype}; expected numbers"
+                    f"{path}: field '{field}' is of type {dataset.dtype}; "
+                    "expected floats or integers"
                 )
             # a part of a compressed array is unpacked as a whole, so its size counts too
             sizes = math.prod(dataset.shape), math.prod(dataset.chunks or ())
@@ -100,18 +103,18 @@ def _reads(
             f"{path}: field '{data_field}' is of shape {data.shape}; "
             f"expected (shapes, {points} points or more, 3)"
         )
-    if data.dtype.kind not in "fiu":
-        raise InputError(
-            f"{path}: field '{data_field}' is of type {data.dtype}; expected floats or integers"
-        )
+    for field, array in (shapes, labels):
+        if array.dtype.kind not in "fiu":
+            raise InputError(
+                f"{path}: field '{field}' is of type {array.dtype}; expected floats or integers"
+            )
     if label.size != len(data) or label.shape not in ((len(data),), (len(data), 1)):
         raise InputError(
             f"{path}: field '{label_field}' is of shape {label.shape}; "
             f"expected one for each of {len(data)} shapes"
         )
     label = label.reshape(-1)
-    known = np.isin(label, np.arange(classes)) if label.dtype.kind in "fiu" else label != label
-    if (wrong := np.flatnonzero(~known)).size:
+    if (wrong := np.flatnonzero(~np.isin(label, np.arange(classes)))).size:
         raise InputError(
             f"{path}: field '{label_field}' is {label[wrong[0]]} at shape {wrong[0]}; "
             f"expected 0 to {classes - 1}"

@@ -8,9 +8,8 @@ does not waste an hour of reading. It raises an error if a class is left without
 import hashlib
 import os
 import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -154,12 +153,15 @@ def _read_list(path: Path) -> np.ndarray:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK":  # of a zip archive
         return read_array(path, LARGEST_FILE)
     names = array_names(path)
     if "points" not in names and len(names) != 1:
         raise InputError(
-            f"{path}: arrays {', '.join(names) or 'none'}; expected one, or one called points"
+            f"{path}: arrays {ascii(', '.join(names)[:200])[1:-1] or 'none'}; "
+            "expected one, or one called points"
         )
     name = "points" if "points" in names else names[0]
     return read_arrays(path, [name], LARGEST_FILE)[name]
@@ -215,7 +217,7 @@ def read_all(
 
 
 def usable(
-    reads: Sequence[tuple[int, Callable[[], np.ndarray]]],
+    reads: Iterable[tuple[int, Callable[[], np.ndarray]]],
     class_names: Sequence[str],
     none: str,
     kind: str,
@@ -228,22 +230,23 @@ def usable(
     Returns the shapes, and the place of each in `reads`. Raises InputError if nothing can be used,
     or no shape of a class.
     """
-    kept, places, refused = [], [], []
-    for place, (_, read) in enumerate(reads):
+    every, kept, places, refused = [], [], [], []  # labels; points, places; messages
+    for place, (label, read) in enumerate(reads):
+        every.append(label)
         try:
             kept.append(read())
             places.append(place)
         except InputError as error:
             refused.append(str(error))
-    if not reads:
+    if not every:
         raise InputError(none)
     if refused:
         listed = "\n  ".join(refused)
         warnings.warn(
-            f"{len(refused)} of {len(reads)} {kind} are left out:\n  {listed}", stacklevel=3
+            f"{len(refused)} of {len(every)} {kind} are left out:\n  {listed}", stacklevel=3
         )
-    labels = [reads[place][0] for place in places]
-    for label in sorted({label for label, _ in reads} - set(labels)):
+    labels = [every[place] for place in places]
+    for label in sorted(set(every) - set(labels)):
         raise InputError(
             f"class '{class_names[label]}': none of its {kind} can be used; the first: {refused[0]}"
         )
