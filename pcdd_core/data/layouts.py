@@ -154,7 +154,8 @@ def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, t
             for shape, owner in zip(listed, owners)
         ]
         splits.append(read_all(named, points, names, root))
-    return *splits, names
+    train, test = splits
+    return train, test, names
 
 
 def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -167,7 +168,8 @@ def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...
         [root / Path(line).name for line in _lines(root / f"{split}_files.txt")]
         for split in ("train", "test")
     ]
-    return *(read_hdf5(paths, points, names) for paths in splits), names
+    train, test = (read_hdf5(paths, points, names) for paths in splits)
+    return train, test, names
 
 
 def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -183,7 +185,8 @@ def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
     for paths, split in zip(splits, ("train", "test")):
         if not paths:
             raise InputError(f"{root}: no files {split}*.h5")
-    return *(read_hdf5(paths, points, names) for paths in splits), names
+    train, test = (read_hdf5(paths, points, names) for paths in splits)
+    return train, test, names
 
 
 def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -218,7 +221,8 @@ def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, 
                     )
                 named.append((root / folder / f"{name}.txt", folders.index(folder)))
         splits.append(read_all(named, points, names, root))
-    return *splits, names
+    train, test = splits
+    return train, test, names
 
 
 SCANOBJECTNN = (
@@ -233,7 +237,8 @@ def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, .
         root / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5"
         for split in ("training", "test")
     ]
-    return *(read_hdf5([path], points, SCANOBJECTNN) for path in files), SCANOBJECTNN
+    train, test = (read_hdf5([path], points, SCANOBJECTNN) for path in files)
+    return train, test, SCANOBJECTNN
 
 
 REPEATED = "test_voxels_also_in_train"
@@ -258,8 +263,9 @@ def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]
             f"{path}: field '{REPEATED}' is of type {repeated.dtype} and shape {repeated.shape}; "
             f"expected bool of shape {arrays['y_test'].shape}, one for each test shape"
         )
-    class_names, splits = check_class_names(names.tolist(), path), []
-    for split in ("train", "test"):
+    class_names = check_class_names(names.tolist(), path)
+
+    def read(split: str) -> tuple[Shapes, list[int]]:
         data = arrays[f"x_{split}"]
         if data.ndim == 3 and points > data.shape[1]:
             raise InputError(
@@ -267,11 +273,10 @@ def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]
             )
         shapes, labels = (f"x_{split}", data), (f"y_{split}", arrays[f"y_{split}"])
         reads = _reads(path, shapes, labels, points, len(class_names))
-        read, places = usable(reads, class_names, f"{path}: no shapes for {split}", "shapes")
-        splits.append(
-            replace(read, also_in_training=int(repeated[places].sum())) if split == "test" else read
-        )
-    return *splits, class_names
+        return usable(reads, class_names, f"{path}: no shapes for {split}", "shapes")
+
+    (train, _), (test, places) = read("train"), read("test")
+    return train, replace(test, also_in_training=int(repeated[places].sum())), class_names
 
 
 PUBLISHED = {

@@ -20,7 +20,7 @@ def read_off(path: Path) -> Mesh:
     Columns of colours, normals and texture are ignored.
     Raises ValueError with the reason if the file is damaged.
     """
-    import trimesh  # imported here, because it takes long
+    from trimesh.geometry import triangulate_quads  # imported here, because it takes long
 
     lines = path.read_text(encoding="utf-8").split("\n")
     rows = [row for line in lines if (row := line.partition("#")[0].strip())]
@@ -39,7 +39,7 @@ def read_off(path: Path) -> Mesh:
             raise ValueError(f"face {number} has {len(indices)} indices; it declares {size}")
         polygons.append([int(index) for index in indices[: int(size)]])
     points = np.loadtxt(rows[1 : 1 + vertices], usecols=(0, 1, 2), ndmin=2) if vertices else []
-    return _checked(np.asarray(points), trimesh.geometry.triangulate_quads(polygons))
+    return _checked(np.asarray(points), triangulate_quads(polygons))
 
 
 def read_ply(path: Path) -> Mesh:
@@ -47,14 +47,15 @@ def read_ply(path: Path) -> Mesh:
 
     Raises ValueError with the reason if the file is damaged; trimesh raises several other types.
     """
-    import trimesh
+    from trimesh.exchange.ply import load_ply
+    from trimesh.geometry import triangulate_quads
 
     with path.open("rb") as file, warnings.catch_warnings():
         # numpy keeps the numbers before a word that is none
         warnings.filterwarnings("error", message="string or file could not be read")
         _check_text_rows(file.read())
         file.seek(0)
-        loaded = trimesh.exchange.ply.load_ply(file, skip_materials=True)
+        loaded = load_ply(file, skip_materials=True)
     for name, element in loaded["metadata"]["_ply_raw"].items():
         _check_list_sizes(name, element.get("data"))
     faces = loaded.get("faces")
@@ -62,7 +63,7 @@ def read_ply(path: Path) -> Mesh:
         raise ValueError("the indices of its faces are not integers")
     return _checked(
         np.asarray(loaded.get("vertices", [])),
-        trimesh.geometry.triangulate_quads([] if faces is None else faces),
+        triangulate_quads([] if faces is None else faces),
     )
 
 

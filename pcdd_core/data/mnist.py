@@ -62,35 +62,37 @@ def read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                 "set the environment variable PCDD_DATA to that folder; run once with a network "
                 "connection, which downloads MNIST; or take data.name=digits, which needs no files"
             ) from None
-    other, tensors = [], []
-    for split in ("train", "t10k"):
-        files = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
-        (images, first), (labels, second) = read_idx(raw / files[0], 3), read_idx(raw / files[1], 1)
-        if images.shape[1:] != (28, 28):
-            height, width = images.shape[1:]
-            raise InputError(
-                f"{raw / files[0]}: images of {height} x {width} pixels; expected 28 x 28"
-            )
-        if len(images) != len(labels):
-            raise InputError(
-                f"{raw / files[1]}: {len(labels)} labels for {len(images)} images in {files[0]}; "
-                "put files of the same set there"
-            )
-        if labels.max() > 9:
-            raise InputError(
-                f"{raw / files[1]}: label {labels.max()}; MNIST's labels are 0 to 9; "
-                "put the original file there"
-            )
-        sums = zip(files, (first, second))
-        other += [name for name, checksum in sums if checksum != MNIST_FILES[name][1]]
-        tensors += [torch.from_numpy(images) / 255, torch.from_numpy(labels).long()]
-    if other:
+    images, labels, other = _read_split(raw, "train")
+    test_images, test_labels, other_test = _read_split(raw, "t10k")
+    if other + other_test:
         warnings.warn(
-            f"{raw}: not the original MNIST, by the checksum of {', '.join(other)}; "
+            f"{raw}: not the original MNIST, by the checksum of {', '.join(other + other_test)}; "
             "if it is meant to be, put the original files there",
             stacklevel=2,
         )
-    return tuple(tensors)
+    return images, labels, test_images, test_labels
+
+
+def _read_split(raw: Path, split: str) -> tuple[Tensor, Tensor, list[str]]:
+    """Read images and labels of one split, and the names of its files that are not the original."""
+    files = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
+    (images, first), (labels, second) = read_idx(raw / files[0], 3), read_idx(raw / files[1], 1)
+    if images.shape[1:] != (28, 28):
+        height, width = images.shape[1:]
+        raise InputError(f"{raw / files[0]}: images of {height} x {width} pixels; expected 28 x 28")
+    if len(images) != len(labels):
+        raise InputError(
+            f"{raw / files[1]}: {len(labels)} labels for {len(images)} images in {files[0]}; "
+            "put files of the same set there"
+        )
+    if labels.max() > 9:
+        raise InputError(
+            f"{raw / files[1]}: label {labels.max()}; MNIST's labels are 0 to 9; "
+            "put the original file there"
+        )
+    sums = zip(files, (first, second))
+    other = [name for name, checksum in sums if checksum != MNIST_FILES[name][1]]
+    return torch.from_numpy(images) / 255, torch.from_numpy(labels).long(), other
 
 
 def read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
@@ -118,7 +120,7 @@ def read_idx(path: Path, dimensions: int) -> tuple[np.ndarray, str]:
     if 0 in shape:
         raise InputError(f"{path}: an empty array of shape {shape}; {REMEDY}")
     content = np.fromfile(path, np.uint8)
-    return content[header:].reshape(shape), hashlib.sha256(content).hexdigest()
+    return content[header:].reshape(shape), hashlib.sha256(content.data).hexdigest()
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
