@@ -235,6 +235,30 @@ def test_a_damaged_file_that_still_parses_is_refused(name, content, said, tmp_pa
         shapes.read_shape(tmp_path / name, 10, draws())
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "text.txt",
+            b"\xef\xbb\xbf# caf\xe9\r\n0 0 0\r\n  # more\r\n1,0,0,7 # normal\r\n\r\n0 1 0\r\n",
+        ),
+        ("count.xyz", b"3\n0 0 0\n1 0 0\n0 1 0"),
+        (
+            "mesh.off",
+            b"# caf\xe9\r\nOFF 3 1\r\n0 0 0\r\n1 0 0 # x\r\n0 1 0\r\n\r\n3 0 1 2 9\r\n",
+        ),
+        ("colours.off", b"COFF\n3 1 3\n0 0 0 9 9 9\n1 0 0 9 9 9\n0 1 0 9 9 9\n3 0 1 2\n"),
+    ],
+)
+def test_byte_order_marks_comments_and_other_line_ends_do_no_harm(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    made = shapes.read_shape(tmp_path / name, 3, draws())
+    assert_well_formed(made, 3)
+    if name[-3:] != "off":
+        expected = shapes.normalised(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), "")
+        assert sorted(made.tolist()) == sorted(expected.tolist())
+
+
 @pytest.mark.parametrize("read", [meshes.read_off, meshes.read_ply])
 def test_polygons_of_all_sizes_become_triangles(read, tmp_path):
     content = OFF if read == meshes.read_off else PLY

@@ -22,7 +22,7 @@ def read_off(path: Path) -> Mesh:
     """
     from trimesh.geometry import triangulate_quads  # imported here, because it takes long
 
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     rows = [row for line in lines if (row := line.partition("#")[0].strip())]
     header = re.match("(ST)?C?N?OFF", rows[0] if rows else "")
     if not header:

@@ -135,7 +135,7 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
 def _read_list(path: Path) -> np.ndarray:
     rows = [
         line.replace(",", " ")
-        for line in path.read_text(encoding="utf-8").split("\n")
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
         if line.strip() and not line.lstrip().startswith("#")
     ]
     if rows and len(first := rows[0].split()) == 1:  # some .xyz files start with the number of rows
