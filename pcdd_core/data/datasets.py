@@ -1,31 +1,22 @@
 """Real labelled clouds with train, validation and test splits."""
 
 import os
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from . import shape_files as shapes
-from .shape_files import Shapes
+from ..errors import InputError
 from ..geometry.clouds import PointClouds, from_occupancy
 from ..geometry.grid import clouds_from_unit_ball
 from ..pieces import Count, Fraction, Piece, setting
-from ..errors import InputError
-
-# name: (magic number, dimensions) of the files in torchvision's layout, folder/MNIST/raw/name
-MNIST_FILES = {
-    "train-images-idx3-ubyte": (2051, (60000, 28, 28)),
-    "train-labels-idx1-ubyte": (2049, (60000,)),
-    "t10k-images-idx3-ubyte": (2051, (10000, 28, 28)),
-    "t10k-labels-idx1-ubyte": (2049, (10000,)),
-}
+from . import mnist
+from .layouts import read_published
+from .shape_files import Shapes, read_folder
+from .solids import solids
 
 
 @dataclass(frozen=True)
@@ -119,15 +110,17 @@ class Mnist(Images, name="mnist"):
 
     def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Read MNIST's files, see `Images.read`."""
-        return _mnist(folder)
+        return mnist.read_mnist(_data_folder(folder))
 
 
 class Digits(Images, name="digits"):
-    """The handwritten digits of scikit-learn, which need no files."""
+    """The handwritten digits of scikit-learn, which need no files. A third is the test split."""
 
     def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the digits, see `Images.read`."""
-        return _digits(folder)
+        images, labels = mnist.read_digits()
+        train, test = _hold_out(labels, 1 / 3)
+        return images[train], labels[train], images[test], labels[test]
 
 
 class ShapeSet(DataSet):
@@ -162,7 +155,7 @@ class Solids(ShapeSet, name="solids"):
 
     def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
         """Generate the solids."""
-        return shapes.solids(self.points)
+        return solids(self.points)
 
 
 class Folder(ShapeSet, name="folder"):
@@ -174,7 +167,7 @@ class Folder(ShapeSet, name="folder"):
         """Read the folder of the setting."""
         if not self.folder:
             raise InputError("setting data.folder = '': expected the folder of your shapes")
-        return shapes.read_folder(Path(self.folder), self.points)
+        return read_folder(Path(self.folder), self.points)
 
 
 class PublishedShapes(ShapeSet):
@@ -182,7 +175,7 @@ class PublishedShapes(ShapeSet):
 
     def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
         """Read the files of the data set."""
-        return shapes.read_published(self.name, _data_folder(folder), self.points)
+        return read_published(self.name, _data_folder(folder), self.points)
 
 
 class ModelNet10(PublishedShapes, name="modelnet10"):
@@ -228,24 +221,6 @@ def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
-def _digits(_folder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load scikit-learn's 1,797 embedded digits of 8 x 8 pixels. A third of them is the test split.
-
-    Images are resized to 20 x 20 pixels, with a padding of 4 on each side as in MNIST.
-    """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    images = torch.from_numpy(data.images / 16).float()[:, None]
-    images = F.pad(
-        F.interpolate(images, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)[:, 0],
-        (4, 4, 4, 4),
-    )
-    labels = torch.from_numpy(data.target).long()
-    train, test = _hold_out(labels, 1 / 3)
-    return images[train], labels[train], images[test], labels[test]
-
-
 def _data_folder(folder: Path | str | None) -> Path:
     given = folder or os.environ.get("PCDD_DATA")
     root = Path(given) if given else Path("~/.cache/pcdd").expanduser()
@@ -255,61 +230,3 @@ def _data_folder(folder: Path | str | None) -> Path:
             "give the folder that contains MNIST/raw or the folders of the shapes"
         )
     return root
-
-
-def _mnist(folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load MNIST through torchvision: brightness in [0, 1] and labels, training, then test."""
-    root = _data_folder(folder)
-    from torchvision.datasets import MNIST
-
-    raw = root / "MNIST" / "raw"
-    if not any((raw / name).exists() for name in MNIST_FILES):
-        created = [folder for folder in (root, *root.parents) if not folder.exists()]
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            MNIST(root, download=True)
-        except (RuntimeError, OSError) as error:
-            for empty in (raw, raw.parent, *created):  # remove what the failed download left
-                if empty.is_dir() and not any(empty.iterdir()):
-                    empty.rmdir()
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"MNIST is not in {raw} and could not be downloaded ({reason}). "
-                "Do one of the following: give the folder that contains MNIST/raw with --data DIR; "
-                "set the environment variable PCDD_DATA to that folder; run once with a network "
-                "connection, which downloads MNIST; or take data.name=digits, which needs no files"
-            ) from None
-    for name, (magic, shape) in MNIST_FILES.items():
-        _check_idx(raw / name, magic, shape)
-    train, test = MNIST(root, train=True), MNIST(root, train=False)
-    for name, labels in zip(list(MNIST_FILES)[1::2], (train.targets, test.targets)):
-        if labels.max() > 9:
-            raise InputError(
-                f"{raw / name}: label {int(labels.max())}; MNIST's labels are 0 to 9; "
-                "put the original file there"
-            )
-    return train.data / 255, train.targets.long(), test.data / 255, test.targets.long()
-
-
-def _check_idx(path: Path, magic: int, shape: tuple[int, ...]) -> None:
-    """Check an IDX file before anything reads it.
-
-    Raises InputError if the file is missing, truncated or of another kind.
-    """
-    remedy = "delete the folder to download it again, or put the original file there"
-    if not path.is_file():
-        raise InputError(f"{path}: missing, while other files of MNIST exist; {remedy}")
-    header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
-    with path.open("rb") as file:
-        start = file.read(len(header))
-    if start[:4] != header[:4]:
-        raise InputError(
-            f"{path}: not an IDX file of MNIST "
-            f"(it starts with {start[:4].hex()}, not {header[:4].hex()}); {remedy}"
-        )
-    expected = len(header) + int(np.prod(shape))
-    if start != header or path.stat().st_size != expected:
-        raise InputError(
-            f"{path}: damaged or cut short ({path.stat().st_size} bytes, expected {expected}); "
-            f"{remedy}"
-        )

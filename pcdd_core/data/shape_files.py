@@ -1,20 +1,25 @@
-"""Three-dimensional shapes, read from files in their published layouts or generated as solids.
+"""Three-dimensional shapes, read from one file, many files, or a folder of classes.
 
 All functions return the same format: equally many points per shape, zero mean, largest norm 1.
-`read_all` and `read_hdf5` skip files and shapes that they cannot use and report them in a warning,
-so that one damaged mesh does not waste an hour of reading. `read_all` raises an error if a class is
-left without shapes.
+`read_all` skips files that it cannot use and reports them in a warning, so that one damaged mesh
+does not waste an hour of reading. It raises an error if a class is left without shapes.
 """
 
-import json
+import hashlib
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..arrays import array_names, read_array, read_arrays
 from ..errors import InputError
+from ..geometry.names import check_class_names
+from .meshes import read_off, read_ply
 
 MESHES, LISTS, ARRAYS = (".off", ".ply"), (".xyz", ".txt"), (".npy", ".npz")
 LARGEST_FILE = 2**28  # bytes; the meshes of the published data sets are far smaller
@@ -35,18 +40,6 @@ class Shapes:
     also_in_training: int = 0
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published data set: its folder inside the data folder, its source, and its reader.
-
-    read: maps folder and points per shape to training shapes, test shapes and class names
-    """
-
-    folder: str
-    source: str
-    read: Callable[[Path, int], tuple[Shapes, Shapes, tuple[str, ...]]]
-
-
 # --- one file -------------------------------------------------------------------------------------
 
 
@@ -59,29 +52,29 @@ def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarra
     Columns after the third, such as normals, are ignored. Raises InputError that names the file and
     what is wrong with it.
     """
-    if path.stat().st_size > LARGEST_FILE:
-        raise InputError(
-            f"{path}: {path.stat().st_size / 2**20:.0f} MiB; "
-            f"expected at most {LARGEST_FILE / 2**20:.0f}"
-        )
     try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise InputError(
+                f"{path}: {size / 2**20:.0f} MiB; expected at most {LARGEST_FILE / 2**20:.0f}"
+            )
         rows, faces = _reader(path)(path)
     except InputError:
         raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; expected a shape") from None
     except Exception as error:  # the libraries raise about ten types for damaged files
-        raise InputError(
-            f"{path}: not a readable {path.suffix} file ({' '.join(str(error).split())[:200]})"
-        ) from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: not a readable {path.suffix} file ({reason})") from None
     if rows.ndim != 2 or rows.shape[1] < 3 or len(rows) == 0:
         raise InputError(
             f"{path}: an array of shape {rows.shape}; expected one or more rows of 3 coordinates"
         )
-    rows = rows[:, :3].astype(np.float64)
-    if (wrong := np.argwhere(~np.isfinite(rows))).size:
-        row, axis = wrong[0]
-        raise InputError(
-            f"{path}: coordinate {rows[row, axis]} in row {row}; expected finite numbers"
-        )
+    if rows.dtype.kind not in "fiu":
+        raise InputError(f"{path}: an array of type {rows.dtype}; expected floats or integers")
+    with np.errstate(over="ignore"):  # overflow gives inf, which is refused
+        rows = rows[:, :3].astype(np.float64)
+    _refuse_infinite(rows, path)
     return normalised(
         _on_surface(path, rows, faces, points, draws)
         if faces is not None
@@ -93,16 +86,32 @@ def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarra
 def normalised(points: np.ndarray, name: str) -> np.ndarray:
     """Move and scale points to zero mean and largest norm 1: float32 (points, 3).
 
+    points: float64 (points, 3), of any size
     name: names the shape in the error message
-    Raises InputError if all points coincide.
+    Raises InputError if a coordinate is not finite or all points coincide.
     """
-    centred = points - points.mean(0)
+    _refuse_infinite(points, name)
+    scaled = np.ldexp(points, -_exponent(points))  # the square of 1e200 would overflow
+    centred = scaled - scaled.mean(0)
     radius = np.linalg.norm(centred, axis=1).max()
-    if not radius > 1e-9 * max(1.0, np.abs(points).max()):
+    if not radius > 1e-9 * np.abs(scaled).max():
         raise InputError(
             f"{name}: all points are at {points[0].tolist()}; expected a shape with some extent"
         )
     return (centred / radius).astype(np.float32)
+
+
+def _exponent(points: np.ndarray) -> int:
+    """Return the power of 2 just above the largest coordinate. A division by it is exact."""
+    return int(np.frexp(np.abs(points).max())[1])
+
+
+def _refuse_infinite(points: np.ndarray, name: object) -> None:
+    if (wrong := np.argwhere(~np.isfinite(points))).size:
+        row, axis = wrong[0]
+        raise InputError(
+            f"{name}: coordinate {points[row, axis]} in row {row}; expected finite numbers"
+        )
 
 
 def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]]:
@@ -112,7 +121,7 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
     """
     suffix = path.suffix.lower()
     if suffix in MESHES:
-        return _read_mesh
+        return read_off if suffix == ".off" else read_ply
     if suffix in LISTS:
         return lambda path: (_read_list(path), None)
     if suffix in ARRAYS:
@@ -123,51 +132,39 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
     )
 
 
-def _read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    import trimesh  # imported here, because it takes long
-
-    loaded = trimesh.load(path, process=False)
-    parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
-    vertices, faces, first = [], [], 0
-    for part in parts:
-        vertices.append(np.asarray(part.vertices))
-        if getattr(part, "faces", None) is not None and len(part.faces):
-            faces.append(np.asarray(part.faces) + first)
-        first += len(part.vertices)
-    if not vertices:
-        raise InputError(f"{path}: no vertices; expected a mesh or points")
-    return np.concatenate(vertices), np.concatenate(faces) if faces else None
-
-
 def _read_list(path: Path) -> np.ndarray:
-    text = path.read_text()
     rows = [
-        line.replace(",", " ").split()
-        for line in text.splitlines()
-        if line.strip() and not line.startswith("#")
+        line.replace(",", " ")
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        if line.strip() and not line.lstrip().startswith("#")
     ]
-    if rows and len(rows[0]) == 1:  # some .xyz files start with the number of points
+    if rows and len(first := rows[0].split()) == 1:  # some .xyz files start with the number of rows
         rows = rows[1:]
+        if int(first[0]) != len(rows):
+            raise ValueError(f"{len(rows)} rows; its first line declares {first[0]}")
     for number, row in enumerate(rows):
-        if len(row) < 3:
+        if (count := len(row.split())) < 3:
             raise InputError(
-                f"{path}: {len(row)} numbers in row {number}; "
+                f"{path}: {count} numbers in row {number}; "
                 "expected 3 or more, separated by spaces or commas"
             )
-    return np.array([[float(value) for value in row[:3]] for row in rows])
+    # loadtxt refuses what float() reads, such as 1_000
+    return np.loadtxt(rows, usecols=(0, 1, 2), ndmin=2, comments=None) if rows else np.empty(0)
 
 
 def _read_array(path: Path) -> np.ndarray:
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        if "points" not in loaded.files and len(loaded.files) != 1:
-            raise InputError(
-                f"{path}: arrays {', '.join(loaded.files) or 'none'}; "
-                "expected one, or one called points"
-            )
-        return loaded["points" if "points" in loaded.files else loaded.files[0]]
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK":  # of a zip archive
+        return read_array(path, LARGEST_FILE)
+    names = array_names(path)
+    if "points" not in names and len(names) != 1:
+        raise InputError(
+            f"{path}: arrays {ascii(', '.join(names)[:200])[1:-1] or 'none'}; "
+            "expected one, or one called points"
+        )
+    name = "points" if "points" in names else names[0]
+    return read_arrays(path, [name], LARGEST_FILE)[name]
 
 
 def _on_surface(
@@ -177,15 +174,17 @@ def _on_surface(
 
     A triangle is chosen in proportion to its area, then a point uniformly inside it.
     """
-    import trimesh
+    import trimesh  # imported here, because it takes long
 
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    exponent = _exponent(vertices)  # the area of a triangle of sides of 1e200 would overflow
+    mesh = trimesh.Trimesh(np.ldexp(vertices, -exponent), faces, process=False)
     if not mesh.area > 0:
         raise InputError(
             f"{path}: a mesh without surface ({len(faces)} faces of area 0); "
             "expected triangles with some extent"
         )
-    return np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
+    sampled = np.asarray(trimesh.sample.sample_surface(mesh, points, seed=draws)[0])
+    return np.ldexp(sampled, exponent)
 
 
 def _part(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
@@ -197,31 +196,61 @@ def _part(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarr
 # --- many files -----------------------------------------------------------------------------------
 
 
-def read_all(named: Sequence[Named], points: int, class_names: Sequence[str], seed: int) -> Shapes:
+def read_all(
+    named: Sequence[Named], points: int, class_names: Sequence[str], root: Path, seed: int = 0
+) -> Shapes:
     """Read all shapes in `named`.
 
-    Files that cannot be used are skipped, and one warning names the first 20. The points of a file
-    depend on the file, its index in `named` and the seed, but not on other files. Raises InputError
-    if no file of a class can be used.
+    root: folder that contains the files
+    Files that cannot be used are skipped, and one warning names them. The points of a file depend
+    on the file, its path inside `root` and the seed, but not on other files. Raises InputError if
+    no file of a class can be used.
     """
-    kept, labels, refused = [], [], []
-    for number, (path, label) in enumerate(named):
+
+    def read(path: Path) -> np.ndarray:
+        inside = os.fsencode(path.relative_to(root).as_posix())
+        number = int.from_bytes(hashlib.sha256(inside).digest()[:8], "big")
+        return read_shape(path, points, np.random.default_rng((seed, number)))
+
+    reads = [(label, partial(read, path)) for path, label in named]
+    return usable(reads, class_names, f"{root}: no files", "files")[0]
+
+
+def usable(
+    reads: Iterable[tuple[int, Callable[[], np.ndarray]]],
+    class_names: Sequence[str],
+    none: str,
+    kind: str,
+) -> tuple[Shapes, list[int]]:
+    """Read shapes one by one, and skip those that raise InputError.
+
+    reads: for each shape its label and a function that returns its points
+    none:  message if there is nothing to read
+    kind:  what a shape is called in the warning, in which every skipped shape has a line
+    Returns the shapes, and the place of each in `reads`. Raises InputError if nothing can be used,
+    or no shape of a class.
+    """
+    every, kept, places, refused = [], [], [], []  # labels; points, places; messages
+    for place, (label, read) in enumerate(reads):
+        every.append(label)
         try:
-            kept.append(read_shape(path, points, np.random.default_rng((seed, number))))
-            labels.append(label)
-        except (InputError, OSError) as error:
+            kept.append(read())
+            places.append(place)
+        except InputError as error:
             refused.append(str(error))
+    if not every:
+        raise InputError(none)
     if refused:
-        listed = "\n  ".join(refused[:20])
-        more = f"\n  and {len(refused) - 20} more" if len(refused) > 20 else ""
+        listed = "\n  ".join(refused)
         warnings.warn(
-            f"{len(refused)} of {len(named)} files are left out:\n  {listed}{more}", stacklevel=2
+            f"{len(refused)} of {len(every)} {kind} are left out:\n  {listed}", stacklevel=3
         )
-    for label in sorted({label for _, label in named} - set(labels)):
+    labels = [every[place] for place in places]
+    for label in sorted(set(every) - set(labels)):
         raise InputError(
-            f"class '{class_names[label]}': none of its files can be used; the first: {refused[0]}"
+            f"class '{class_names[label]}': none of its {kind} can be used; the first: {refused[0]}"
         )
-    return Shapes(np.stack(kept), np.array(labels, dtype=np.int64))
+    return Shapes(np.stack(kept), np.array(labels, dtype=np.int64)), places
 
 
 def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -229,15 +258,17 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
 
     Three layouts are read: root/train/CLASS/FILE with root/test/CLASS/FILE; root/CLASS/train/FILE
     with root/CLASS/test/FILE, as ModelNet is published; and root/CLASS/FILE, where every third file
-    in the order of names is a test shape. Raises InputError if the folder, its classes or their
-    files are missing, or if no file of a class can be used.
+    in the order of names is a test shape. A warning counts the files of other endings. Raises
+    InputError if the folder, its classes or their files are missing, if a class has an unprintable
+    name, or if no file of a class can be used.
     """
+    ignored = Counter()
 
     def files(folder: Path) -> list[Path]:
-        endings = MESHES + LISTS + ARRAYS
-        return sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in endings and path.is_file()
-        )
+        found = [path for path in folder.iterdir() if path.is_file()]
+        read = [path for path in found if path.suffix.lower() in MESHES + LISTS + ARRAYS]
+        ignored.update(path.suffix or path.name for path in set(found) - set(read))
+        return sorted(read)
 
     def folders(folder: Path) -> list[Path]:
         return sorted(
@@ -250,6 +281,13 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
     classes = folders(root / "train" if split_first else root)
     if not classes:
         raise InputError(f"{root}: no folders of classes in it")
+    names = check_class_names([folder.name for folder in classes], root)
+    tested = folders(root / "test") if split_first else []
+    if unknown := [folder.name for folder in tested if folder.name not in names]:
+        raise InputError(
+            f"{root / 'test'}: class {ascii(unknown[0])} is not in {root / 'train'}; "
+            "expected the same classes in both"
+        )
     train, test = [], []
     for label, folder in enumerate(classes):
         if split_first:
@@ -271,341 +309,8 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
                     f"expected some of {', '.join(MESHES + LISTS + ARRAYS)}"
                 )
             kept += [(path, label) for path in paths]
-    names = tuple(folder.name for folder in classes)
-    return read_all(train, points, names, seed), read_all(test, points, names, seed + 1), names
-
-
-# --- published layouts ----------------------------------------------------------------------------
-
-
-def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) -> Shapes:
-    """Read shapes from HDF5 files in the layout of PointNet's authors.
-
-    Fields: `data` (shapes, points, 3 or more) and `label` (shapes,) or (shapes, 1). The function
-    takes the first `points` points of each shape, because the files store them in random order. It
-    skips shapes that are not finite or have no extent, with a warning. Raises InputError that names
-    the file and the field.
-    """
-    import h5py
-
-    kept, labels, refused = [], [], []
-    for path in paths:
-        try:
-            with h5py.File(path, "r") as file:
-                arrays = {
-                    field: np.asarray(file[field]) if field in file else None
-                    for field in ("data", "label")
-                }
-        except OSError as error:
-            raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
-        data, label = arrays["data"], arrays["label"]
-        for field, array in arrays.items():
-            if array is None:
-                raise InputError(f"{path}: field '{field}' is missing; expected data and label")
-        if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
-            raise InputError(
-                f"{path}: field 'data' is of shape {data.shape}; "
-                f"expected (shapes, {points} points or more, 3)"
-            )
-        if label.size != len(data):
-            raise InputError(
-                f"{path}: field 'label' is of shape {label.shape}; "
-                f"expected one for each of {len(data)} shapes"
-            )
-        label = label.reshape(-1).astype(np.int64)
-        if (wrong := np.flatnonzero((label < 0) | (label >= len(class_names)))).size:
-            raise InputError(
-                f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; "
-                f"expected 0 to {len(class_names) - 1}"
-            )
-        for number, shape in enumerate(data[:, :points, :3]):
-            try:
-                if not np.isfinite(shape).all():
-                    raise InputError(f"{path}, shape {number}: a coordinate that is not finite")
-                kept.append(normalised(shape.astype(np.float64), f"{path}, shape {number}"))
-                labels.append(label[number])
-            except InputError as error:
-                refused.append(str(error))
-    if refused:
-        warnings.warn(f"{len(refused)} shapes are left out; the first: {refused[0]}", stacklevel=2)
-    if not kept:
-        raise InputError(f"{paths[0] if paths else 'HDF5'}: no shapes")
-    return Shapes(np.stack(kept), np.array(labels))
-
-
-def _modelnet(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read ModelNet10 or 40 in any of its three forms: .off meshes, resampled .txt, HDF5."""
-    if (root / f"modelnet{classes}_train.txt").exists():
-        return _resampled(root, points, classes)
-    if (root / "train_files.txt").exists():
-        return _hdf5_lists(root, points)
-    return read_folder(root, points)
-
-
-def _resampled(root: Path, points: int, classes: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read modelnet40_normal_resampled: CLASS/CLASS_0001.txt, and lists of names."""
-    names = tuple(_lines(root / f"modelnet{classes}_shape_names.txt"))
-    splits = []
-    for split in ("train", "test"):
-        listed = _lines(root / f"modelnet{classes}_{split}.txt")
-        owners = [shape.rpartition("_")[0] for shape in listed]
-        if unknown := set(owners) - set(names):
-            raise InputError(
-                f"{root / f'modelnet{classes}_{split}.txt'}: "
-                f"class '{min(unknown)}' is not in the list of names"
-            )
-        named = [
-            (root / owner / f"{shape}.txt", names.index(owner))
-            for shape, owner in zip(listed, owners)
-        ]
-        splits.append(read_all(named, points, names, seed=0))
-    return *splits, names
-
-
-def _hdf5_lists(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read modelnet40_ply_hdf5_2048.
-
-    train_files.txt and test_files.txt list the HDF5 files, shape_names.txt lists the classes.
-    """
-    names = tuple(_lines(root / "shape_names.txt"))
-    splits = [
-        [root / Path(line).name for line in _lines(root / f"{split}_files.txt")]
-        for split in ("train", "test")
-    ]
-    return *(read_hdf5(paths, points, names) for paths in splits), names
-
-
-def _shapenet_core(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read shapenetcorev2_hdf5_2048: train0.h5 ..., val0.h5, test0.h5 ..., shape_names.txt.
-
-    Training shapes include the validation part.
-    """
-    names = tuple(_lines(root / "shape_names.txt"))
-    splits = [
-        [path for split in parts for path in sorted(root.glob(f"{split}*.h5"))]
-        for parts in (("train", "val"), ("test",))
-    ]
-    for paths, split in zip(splits, ("train", "test")):
-        if not paths:
-            raise InputError(f"{root}: no files {split}*.h5")
-    return *(read_hdf5(paths, points, names) for paths in splits), names
-
-
-def _shapenet_part(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read shapenetcore_partanno_segmentation_benchmark_v0_normal.
-
-    The shapes are SYNSET/SHAPE.txt, and JSON files list them. Training shapes include the
-    validation part.
-    """
-    rows = [line.split() for line in _lines(root / "synsetoffset2category.txt")]
-    folders = [row[-1] for row in rows]
-    names, splits = tuple(row[0] for row in rows), []
-    for parts in (("train", "val"), ("test",)):
-        named = []
-        for part in parts:
-            path = root / "train_test_split" / f"shuffled_{part}_file_list.json"
-            try:
-                listed = json.loads(path.read_text())
-            except (OSError, json.JSONDecodeError) as error:
-                raise InputError(f"{path}: not a readable list ({error})") from None
-            for shape in listed:
-                _, folder, name = shape.rsplit("/", 2)
-                if folder not in folders:
-                    raise InputError(
-                        f"{path}: '{shape}' has no class in {root / 'synsetoffset2category.txt'}"
-                    )
-                named.append((root / folder / f"{name}.txt", folders.index(folder)))
-        splits.append(read_all(named, points, names, seed=0))
-    return *splits, names
-
-
-SCANOBJECTNN = (
-    "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed",
-    "pillow", "sink", "sofa", "toilet",
-)  # fmt: skip
-
-
-def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read PB_T50_RS, the hardest variant of ScanObjectNN, with background."""
-    files = [
-        root / "main_split" / f"{split}_objectdataset_augmentedrot_scale75.h5"
-        for split in ("training", "test")
-    ]
-    return *(read_hdf5([path], points, SCANOBJECTNN) for path in files), SCANOBJECTNN
-
-
-REPEATED = "test_voxels_also_in_train"
-
-
-def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read ModelNet10 as far as 24^3 occupancy grids preserve it: one .npz, see its source."""
-    path = root / "modelnet10_voxels24_1024.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {
-                name: archive[name]
-                for name in ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
-            }
-    except Exception as error:  # numpy and zipfile raise about ten types for damaged files
-        raise InputError(f"{path}: not a readable archive ({error})") from None
-    if points > arrays["x_train"].shape[1]:
-        raise InputError(
-            f"setting data.points = {points}: {path} has {arrays['x_train'].shape[1]} per shape"
-        )
-    splits = []
-    for split in ("train", "test"):
-        shapes = [
-            normalised(shape, f"{path}, shape {number}")
-            for number, shape in enumerate(arrays[f"x_{split}"][:, :points].astype(np.float64))
-        ]
-        repeated = int(arrays[REPEATED].sum()) if split == "test" else 0
-        splits.append(Shapes(np.stack(shapes), arrays[f"y_{split}"].astype(np.int64), repeated))
-    return *splits, tuple(arrays["class_names"].tolist())
-
-
-PUBLISHED = {
-    "modelnet10": Published(
-        "ModelNet10",
-        "modelnet.cs.princeton.edu: ModelNet10.zip",
-        lambda root, points: _modelnet(root, points, 10),
-    ),
-    "modelnet40": Published(
-        "ModelNet40",
-        "modelnet.cs.princeton.edu: ModelNet40.zip, or its forms modelnet40_normal_resampled and "
-        "modelnet40_ply_hdf5_2048, unpacked into this folder",
-        lambda root, points: _modelnet(root, points, 40),
-    ),
-    "shapenetcore": Published(
-        "shapenetcorev2_hdf5_2048", "github.com/antao97/PointCloudDatasets", _shapenet_core
-    ),
-    "shapenetpart": Published(
-        "shapenetcore_partanno_segmentation_benchmark_v0_normal",
-        "the archive of that name, from shapenet.org after registration",
-        _shapenet_part,
-    ),
-    "scanobjectnn": Published(
-        "ScanObjectNN",
-        "hkust-vgd.github.io/scanobjectnn, h5_files.zip, after registration",
-        _scanobjectnn,
-    ),
-    "modelnet10-voxels24": Published(
-        "modelnet10_voxels24",
-        "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; "
-        "not comparable with ModelNet10",
-        _voxels24,
-    ),
-}
-
-
-def read_published(name: str, data: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read a published data set: training shapes, test shapes, class names.
-
-    name: a key of `PUBLISHED`
-    data: the folder that contains the folder of the data set
-    Raises InputError that names the source if the folder is missing.
-    """
-    published = PUBLISHED[name]
-    root = data / published.folder
-    if not root.is_dir():
-        raise InputError(
-            f"{root}: no such folder; {name} is expected there, from {published.source}. "
-            "data.name=solids needs no files"
-        )
-    return published.read(root, points)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable list of names ({error})") from None
-
-
-# --- solids ---------------------------------------------------------------------------------------
-
-
-def solids(
-    points: int, seed: int = 0, train: int = 100, test: int = 50
-) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Generate a data set of eight simple solids, which needs no files.
-
-    train, test: number of shapes per solid
-    Each shape has random proportions, a random rotation about the vertical and a small random tilt.
-    Returns training shapes, test shapes and class names.
-    """
-    names = tuple(SOLIDS)
-    splits = []
-    for split, count in enumerate((train, test)):
-        generated = []
-        for label, name in enumerate(names):
-            for number in range(count):
-                draws = np.random.default_rng((seed, split, label, number))
-                shape = SOLIDS[name](points, draws) * draws.uniform(0.6, 1.4, 3)
-                generated.append(
-                    normalised(
-                        shape @ _turn(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T, name
-                    )
-                )
-        splits.append(Shapes(np.stack(generated), np.repeat(np.arange(len(names)), count)))
-    return *splits, names
-
-
-def _turn(angle: float, tilt: np.ndarray) -> np.ndarray:
-    """Return the matrix (3, 3) of a rotation about z, followed by small ones about x and y.
-
-    angle, tilt: radians
-    """
-    matrix = np.eye(3)
-    for axes, by in (((0, 1), angle), ((1, 2), tilt[0]), ((0, 2), tilt[1])):
-        step = np.eye(3)
-        step[np.ix_(axes, axes)] = [[np.cos(by), -np.sin(by)], [np.sin(by), np.cos(by)]]
-        matrix = step @ matrix
-    return matrix
-
-
-def _mesh(name: str) -> Callable[[int, np.random.Generator], np.ndarray]:
-    def sampled(points: int, draws: np.random.Generator) -> np.ndarray:
-        import trimesh
-
-        make = {
-            "ball": lambda: trimesh.creation.icosphere(radius=1.0),
-            "box": lambda: trimesh.creation.box((1.5, 1.5, 1.5)),
-            "cylinder": lambda: trimesh.creation.cylinder(0.7, 2.0),
-            "cone": lambda: trimesh.creation.cone(0.9, 2.0),
-            "ring": lambda: trimesh.creation.torus(0.8, 0.25),
-            "capsule": lambda: trimesh.creation.capsule(1.5, 0.4),
-        }[name]
-        return np.asarray(trimesh.sample.sample_surface(make(), points, seed=draws)[0])
-
-    return sampled
-
-
-def _cross(points: int, draws: np.random.Generator) -> np.ndarray:
-    """Sample points in three bars at right angles."""
-    along, across = draws.uniform(-1, 1, points), draws.uniform(-0.15, 0.15, (points, 2))
-    bar, made = draws.integers(3, size=points), np.empty((points, 3))
-    for axis in range(3):
-        own = bar == axis
-        made[own, axis], made[np.ix_(own, [(axis + 1) % 3, (axis + 2) % 3])] = (
-            along[own],
-            across[own],
-        )
-    return made
-
-
-def _table(points: int, draws: np.random.Generator) -> np.ndarray:
-    """Sample points in a plate on four legs."""
-    made = draws.uniform((-1, -1, 0.7), (1, 1, 0.8), (points, 3))
-    legs = draws.random(points) < 0.4
-    corner = draws.choice([-0.85, 0.85], (points, 2))
-    made[legs] = np.column_stack(
-        [corner + draws.uniform(-0.06, 0.06, (points, 2)), draws.uniform(-1, 0.7, points)]
-    )[legs]
-    return made
-
-
-SOLIDS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
-    **{name: _mesh(name) for name in ("ball", "box", "cylinder", "cone", "ring", "capsule")},
-    "cross": _cross,
-    "table": _table,
-}
+    if ignored:
+        counts = ", ".join(f"{ending} ({count})" for ending, count in sorted(ignored.items()))
+        warnings.warn(f"{root}: files of other endings are not read: {counts}", stacklevel=2)
+    train, test = (read_all(split, points, names, root, seed) for split in (train, test))
+    return train, test, names

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 import torchvision
 
 from pcdd_core.data import datasets
-from pcdd_core.data.datasets import MNIST_FILES, DataSet, Digits, Folder, Mnist, Solids
+from pcdd_core.data.datasets import DataSet, Digits, Folder, Mnist, Solids
+from pcdd_core.data.mnist import MNIST_FILES
 from pcdd_core.errors import InputError
 
+# most tests read made-up images in MNIST's format
+pytestmark = pytest.mark.filterwarnings("ignore:.*not the original MNIST:UserWarning")
 MNIST = Mnist()
 REAL_MNIST = os.environ.get("PCDD_DATA", "")
 
@@ -36,25 +40,31 @@ def numbers(clouds) -> list[int]:
     )
 
 
+def idx(content: np.ndarray) -> bytes:
+    """Return an IDX file of bytes."""
+    header = np.array([2048 + content.ndim, *content.shape], dtype=">u4")
+    return header.tobytes() + content.tobytes()
+
+
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory) -> Path:
     """Make a folder with files of MNIST's exact sizes; the labels are 0, 1, ... 9, 0, 1 ..."""
     folder = tmp_path_factory.mktemp("mnist")
     (folder / "MNIST" / "raw").mkdir(parents=True)
-    for name, (magic, shape) in MNIST_FILES.items():
+    for name, (shape, _) in MNIST_FILES.items():
         content = (
             made_up_images(shape[0])
             if len(shape) == 3
             else (np.arange(shape[0]) % 10).astype(np.uint8)
         )
-        header = np.array([magic, *shape], dtype=">u4")
-        (folder / "MNIST" / "raw" / name).write_bytes(header.tobytes() + content.tobytes())
+        (folder / "MNIST" / "raw" / name).write_bytes(idx(content))
     return folder
 
 
 @pytest.fixture(scope="session")
 def loaded(mnist):
-    return datasets.load_data(MNIST, mnist)
+    with pytest.warns(UserWarning, match=f"raw: not the original MNIST.*{', '.join(MNIST_FILES)};"):
+        return datasets.load_data(MNIST, mnist)
 
 
 @pytest.fixture
@@ -209,7 +219,50 @@ def test_images_of_another_shape_are_refused(linked):
     (linked / name).unlink()
     header = np.array([2051, 10000, 14, 56], dtype=">u4").tobytes()
     (linked / name).write_bytes(header + content[16:])  # the same length
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=f"{name}: images of 14 x 56 pixels; expected 28 x 28"):
+        datasets.load_data(MNIST, linked.parents[1])
+
+
+def replace(raw, name, content):
+    (raw / name).unlink(missing_ok=True)
+    (raw / name).write_bytes(idx(content))
+
+
+def test_another_set_of_the_same_format_is_read(linked):
+    for split, count in (("train", 40), ("t10k", 20)):
+        replace(linked, f"{split}-images-idx3-ubyte", made_up_images(count))
+        replace(linked, f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
+    real = Mnist(validation_fraction=0.25).load(linked.parents[1])
+    assert [len(part) for part in (real.train, real.validation, real.test)] == [30, 10, 20]
+    assert numbers(real.test) == list(range(20))
+
+
+@pytest.mark.parametrize("split", ["train", "t10k"])
+def test_images_and_labels_of_different_number_are_refused(linked, split):
+    replace(linked, f"{split}-labels-idx1-ubyte", np.zeros(123, np.uint8))
+    with pytest.raises(
+        InputError,
+        match=f"{split}-labels-idx1-ubyte: 123 labels for .0000 images in {split}-images",
+    ):
+        datasets.load_data(MNIST, linked.parents[1])
+
+
+def test_a_label_above_9_and_an_empty_file_are_refused(linked):
+    replace(linked, "train-labels-idx1-ubyte", np.full(60000, 26, np.uint8))
+    with pytest.raises(InputError, match="train-labels-idx1-ubyte: label 26"):
+        datasets.load_data(MNIST, linked.parents[1])
+    replace(linked, "train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte: an empty array of shape \(0,"):
+        datasets.load_data(MNIST, linked.parents[1])
+
+
+@pytest.mark.parametrize("length", [4, 15])
+def test_a_header_cut_short_is_refused(linked, length):
+    name = "train-images-idx3-ubyte"
+    content = (linked / name).read_bytes()[:length]
+    (linked / name).unlink()
+    (linked / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: damaged or cut short .{length} bytes"):
         datasets.load_data(MNIST, linked.parents[1])
 
 
@@ -229,11 +282,30 @@ def test_without_a_folder_the_download_goes_to_the_cache(no_network, monkeypatch
         datasets.load_data(MNIST)
 
 
-@pytest.mark.skipif(
+needs_real_mnist = pytest.mark.skipif(
     not (Path(REAL_MNIST) / "MNIST").is_dir(), reason="PCDD_DATA names no folder with MNIST"
 )
+
+
+@needs_real_mnist
+def test_a_changed_byte_of_mnist_is_named_in_a_warning(tmp_path):
+    raw, name = tmp_path / "MNIST" / "raw", "t10k-labels-idx1-ubyte"
+    raw.mkdir(parents=True)
+    for file in MNIST_FILES:
+        (raw / file).symlink_to((Path(REAL_MNIST) / "MNIST" / "raw" / file).resolve())
+    content = bytearray((raw / name).read_bytes())
+    content[500] = (content[500] + 1) % 10
+    (raw / name).unlink()
+    (raw / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"raw: not the original MNIST, by .* of {name};"):
+        datasets.load_data(MNIST, tmp_path)
+
+
+@needs_real_mnist
 def test_real_mnist():
-    real = datasets.load_data(MNIST, REAL_MNIST)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its checksums are the original's
+        real = datasets.load_data(MNIST, REAL_MNIST)
     assert (len(real.train) + len(real.validation), len(real.test)) == (60000, 10000)
     assert torch.bincount(real.test.labels).tolist() == [
         980,

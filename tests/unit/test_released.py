@@ -6,7 +6,7 @@ import pytest
 from tiny import EVALUATION, arguments
 
 from pcdd_core.cli.main import main
-from pcdd_core.data.shape_files import SOLIDS
+from pcdd_core.data.solids import SOLIDS
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.records import read_record
 from pcdd_core.geometry.storage import RELEASED, released, released_names

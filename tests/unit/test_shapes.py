@@ -1,7 +1,9 @@
 """Shapes from files: every format and layout, damaged files, and simple solids."""
 
 import json
+import os
 import warnings
+import zipfile
 
 import h5py
 import numpy as np
@@ -10,6 +12,7 @@ import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcdd_core.data import layouts, meshes, solids
 from pcdd_core.data import shape_files as shapes
 from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.errors import InputError
@@ -111,7 +114,7 @@ def test_normalised_points_do_not_depend_on_place_and_size(seed, count, scale, s
         (
             "index.off",
             b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n",
-            "index.off: not a readable .off file",
+            "index.off: not a readable .off file .triangle 0 has vertex 7",
         ),
         (
             "nan.off",
@@ -134,6 +137,7 @@ def test_normalised_points_do_not_depend_on_place_and_size(seed, count, scale, s
             r"same.xyz: all points are at \[1.0, 2.0, 3.0\]; expected a shape with some extent",
         ),
         ("noise.npy", b"\x93NUMPY", "noise.npy: not a readable .npy file"),
+        ("text.npy", b"no array at all", "text.npy: not a readable .npy file .the magic string"),
         (
             "shape.obj",
             b"v 0 0 0\n",
@@ -149,16 +153,154 @@ def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(name, content, s
 
 def test_arrays_that_could_run_code_or_are_ambiguous_are_refused(tmp_path):
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match="object.npy: not a readable .npy file"):
+    with pytest.raises(InputError, match="object.npy: not a readable .npy file .*pickle"):
         shapes.read_shape(tmp_path / "object.npy", 10, draws())
     np.savez(tmp_path / "two.npz", a=np.ones((3, 3)), b=np.ones((3, 3)))
     with pytest.raises(
         InputError, match="two.npz: arrays a, b; expected one, or one called points"
     ):
         shapes.read_shape(tmp_path / "two.npz", 10, draws())
+    for members, said in ((["a\nb", "c"], r"arrays a\\nb, c"), (["notes.md"], "arrays none")):
+        with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+            for member in members:
+                archive.writestr(member if "." in member else f"{member}.npy", b"")
+        with pytest.raises(InputError, match=f"odd.npz: {said}; expected one"):
+            shapes.read_shape(tmp_path / "odd.npz", 10, draws())
     np.save(tmp_path / "plane.npy", np.ones((5, 2)))
     with pytest.raises(InputError, match=r"plane.npy: an array of shape \(5, 2\)"):
         shapes.read_shape(tmp_path / "plane.npy", 10, draws())
+
+
+@pytest.mark.parametrize("kind", ["c16", "M8[s]", "U4", "S4", "?", "f4,f4,f4"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_that_are_no_numbers_are_refused(kind, suffix, tmp_path):
+    numbers = np.arange(30).reshape(10, 3) % 7
+    array = numbers.astype("i8" if kind[0] == "M" else "f8").astype(kind)
+    write(tmp_path / f"shape{suffix}", array)
+    with pytest.raises(InputError, match=f"shape{suffix}: an array of type .*; expected floats"):
+        shapes.read_shape(tmp_path / f"shape{suffix}", 10, draws())
+
+
+PLY = """ply
+format ascii 1.0
+element vertex 4
+property float x
+property float y
+property float z
+element face 2
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+1 1 0
+0 1 0.5
+3 0 1 2
+3 0 2 3
+"""
+OFF = "OFF\n4 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0.5\n3 0 1 2\n3 0 2 3\n"
+
+
+def with_faces(faces) -> bytes:
+    """Return a binary .ply file of three vertices."""
+    return trimesh.Trimesh(np.eye(3), faces, process=False).export(file_type="ply")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("seven.ply", PLY.replace("2 3\n", "2 7\n"), "triangle 1 has vertex 7; expected 0 to 3"),
+        ("minus.ply", PLY.replace("2 3\n", "2 -1\n"), "triangle 1 has vertex -1; expected 0 to 3"),
+        ("binary.ply", with_faces([[0, 1, 7]]), "triangle 0 has vertex 7; expected 0 to 2"),
+        ("below.ply", with_faces([[0, 1, -1]]), "triangle 0 has vertex -1; expected 0 to 2"),
+        ("cut.ply", PLY[:-8], "5 rows; it declares 4 of vertex, 2 of face"),
+        ("short.ply", PLY[:-3], "face 1 has 3 numbers; expected 4"),
+        ("word.ply", PLY.replace("1 1 0", "1 x 0"), "vertex 2 has 3 numbers|could not be read"),
+        (
+            "mixed.ply",
+            with_faces([[0, 1, 2], [2, 1, 0]])[:-13] + b"\x04" + b"\0" * 12,
+            "face 1 has 4 indices, others 3",
+        ),
+        ("minus.off", OFF.replace("2 3\n", "2 -1\n"), "triangle 1 has vertex -1"),
+        ("cut.off", OFF[:-8], "5 rows; it declares 4 vertices and 2 faces"),
+        ("more.off", OFF.replace("4 2 0", "4 1 0"), "6 rows; it declares 4 vertices and 1 faces"),
+        ("short.off", OFF[:-3], "face 1 has 2 indices; it declares 3"),
+        ("negative.off", OFF.replace("4 2 0", "4 -2 0"), "its counts are 4 vertices and -2 faces"),
+        ("count.xyz", "4\n0 0 0\n1 0 0\n0 1 0\n", "3 rows; its first line declares 4"),
+        ("digits.xyz", "0 0 0\n1_000 0 0\n", "1_000"),
+    ],
+)
+def test_a_damaged_file_that_still_parses_is_refused(name, content, said, tmp_path):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: not a readable .*({said})"):
+        shapes.read_shape(tmp_path / name, 10, draws())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "text.txt",
+            b"\xef\xbb\xbf# caf\xe9\r\n0 0 0\r\n  # more\r\n1,0,0,7 # normal\r\n\r\n0 1 0\r\n",
+        ),
+        ("count.xyz", b"3\n0 0 0\n1 0 0\n0 1 0"),
+        (
+            "mesh.off",
+            b"# caf\xe9\r\nOFF 3 1\r\n0 0 0\r\n1 0 0 # x\r\n0 1 0\r\n\r\n3 0 1 2 9\r\n",
+        ),
+        ("colours.off", b"COFF\n3 1 3\n0 0 0 9 9 9\n1 0 0 9 9 9\n0 1 0 9 9 9\n3 0 1 2\n"),
+    ],
+)
+def test_byte_order_marks_comments_and_other_line_ends_do_no_harm(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    made = shapes.read_shape(tmp_path / name, 3, draws())
+    assert_well_formed(made, 3)
+    if name[-3:] != "off":
+        expected = shapes.normalised(np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]), "")
+        assert sorted(made.tolist()) == sorted(expected.tolist())
+
+
+@pytest.mark.parametrize("read", [meshes.read_off, meshes.read_ply])
+def test_polygons_of_all_sizes_become_triangles(read, tmp_path):
+    content = OFF if read == meshes.read_off else PLY
+    content = content.replace("4 2 0", "5 3 0").replace("vertex 4", "vertex 5")
+    content = content.replace("face 2", "face 3").replace("0 1 0.5\n", "0 1 0\n-1 0.5 0\n")
+    (tmp_path / "mixed").write_text(content.replace("3 0 2 3\n", "4 0 1 2 3\n5 0 1 2 3 4\n"))
+    mesh = trimesh.Trimesh(*read(tmp_path / "mixed"), process=False)
+    assert len(mesh.faces) == 1 + 2 + 3 and mesh.area == 0.5 + 1 + 1.5
+
+
+@pytest.mark.parametrize("scale", [2.0**1000, 2.0**-1000, 1e308, 1e-300])
+@pytest.mark.parametrize("suffix", [".npy", ".off"])
+def test_very_large_and_very_small_shapes_are_read_as_others(suffix, scale, tmp_path):
+    points = DRAWS.normal(size=(30, 3)) / 10
+    for name, size in (("usual", 1.0), ("odd", scale)):
+        if suffix == ".npy":
+            np.save(tmp_path / f"{name}.npy", points * size)
+        else:
+            rows = "".join("{!r} {!r} {!r}\n".format(*row) for row in (points * size).tolist())
+            faces = "".join(f"3 {first} {first + 1} {first + 2}\n" for first in range(28))
+            (tmp_path / f"{name}.off").write_text(f"OFF\n30 28 0\n{rows}{faces}")
+    usual, odd = (
+        shapes.read_shape(tmp_path / f"{name}{suffix}", 40, draws()) for name in ("usual", "odd")
+    )
+    assert_well_formed(odd, 40)
+    np.testing.assert_allclose(odd, usual, atol=1e-6)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="none.off: no such file"):
+        shapes.read_shape(tmp_path / "none.off", 10, draws())
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "LARGEST_FILE", 100_000)
+    np.savez_compressed(tmp_path / "zeros.npz", points=np.zeros((100_000, 3)))
+    assert (tmp_path / "zeros.npz").stat().st_size < 100_000
+    with pytest.raises(
+        InputError, match="zeros.npz: field 'points': .*300,000 elements of 8 bytes"
+    ):
+        shapes.read_shape(tmp_path / "zeros.npz", 10, draws())
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
@@ -188,7 +330,8 @@ def test_of_a_folder_without_splits_every_third_shape_is_for_testing(tmp_path):
         for number in range(7):
             write(tmp_path / name / f"{number}{suffix}")
     (tmp_path / "a" / "notes.md").write_text("not a shape")
-    train, test, names = shapes.read_folder(tmp_path, 8)
+    with pytest.warns(UserWarning, match="files of other endings are not read: .md .1."):
+        train, test, names = shapes.read_folder(tmp_path, 8)
     assert (
         names == ("a", "b")
         and train.labels.tolist() == [0] * 5 + [1] * 5
@@ -217,6 +360,80 @@ def test_what_is_read_of_a_file_does_not_depend_on_the_others(tmp_path):
         warnings.simplefilter("ignore")
         rest, _, _ = shapes.read_folder(tmp_path, 8)
     assert np.array_equal(whole.points[1:], rest.points)
+
+
+def test_a_file_is_read_the_same_with_new_files_beside_it_and_in_another_split(tmp_path):
+    for number in range(3):
+        write(tmp_path / "a" / f"{number}.off")
+    before, (third,) = (split.points for split in shapes.read_folder(tmp_path, 8)[:2])
+    for number in range(4):  # sorted before the others
+        write(tmp_path / "a" / f"+{number}.off")
+    after = [split.points for split in shapes.read_folder(tmp_path, 8)[:2]]
+    assert np.array_equal(after[0][-2:], [before[0], third]) and np.array_equal(
+        after[1][-1], before[1]
+    )
+    assert not np.array_equal(before[0], before[1])  # equal files at other places
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("1.ply", PLY.replace("2 3\n", "2 7\n").encode()),
+        ("1.ply", b"ply\nformat binary_little_endian 1.0\nelement vertex 99\nend_header\n"),
+        ("1.xyz", b"1e400 0 0\n0 1 0\n"),
+        ("1.npy", b"\x93NUMPY\x01\x00"),
+        ("1.npz", b"PK\x03\x04"),
+        ("1.txt", b"\xff\xfe"),
+    ],
+)
+def test_one_bad_file_of_any_kind_does_not_stop_the_read(name, content, tmp_path):
+    for number in (0, 2, 3):
+        write(tmp_path / "a" / f"{number}.off")
+    (tmp_path / "a" / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=f"1 of 3 files are left out:\n  .*{name}: "):
+        train, test, _ = shapes.read_folder(tmp_path, 8)
+    assert len(train.points) == 2 and len(test.points) == 1
+    assert_well_formed(train.points, 8)
+
+
+def test_every_file_that_is_left_out_is_named(tmp_path):
+    for number in range(100, 160):
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / "a" / f"{number}.off").write_text("")
+    for split in ("train", "test"):
+        write(tmp_path / split / "a" / "whole.off")
+    with pytest.warns(UserWarning, match="60 of 61 files") as said:
+        shapes.read_folder(tmp_path, 8)
+    assert all(
+        f"{number}.off: not a readable" in str(said[0].message) for number in range(100, 160)
+    )
+
+
+def test_files_of_other_endings_are_counted(tmp_path):
+    for number in range(3):
+        write(tmp_path / "a" / f"{number}.off")
+        (tmp_path / "a" / f"{number}.obj").write_text("v 0 0 0\n")
+    with pytest.warns(UserWarning, match="files of other endings are not read: .obj .3."):
+        shapes.read_folder(tmp_path, 8)
+
+
+def test_a_class_that_only_the_test_split_has_is_an_error(tmp_path):
+    for name in ("train/a", "test/a", "test/b"):
+        write(tmp_path / name / "0.off")
+    with pytest.raises(InputError, match="test: class 'b' is not in .*train; expected the same"):
+        shapes.read_folder(tmp_path, 8)
+
+
+def test_names_of_classes_are_printable(tmp_path):
+    for number in range(3):
+        write(tmp_path / "cost $5_$10" / f"{number}.off")
+    assert shapes.read_folder(tmp_path, 8)[2] == ("cost $5_$10",)
+    for name in (b"two\nlines", b"caf\xe9", b"\x1b[31m"):
+        folder = os.path.join(os.fsencode(tmp_path), name)
+        os.mkdir(folder)
+        with pytest.raises(InputError, match="class . is called .*; expected 1 to 100 printable"):
+            shapes.read_folder(tmp_path, 8)
+        os.rmdir(folder)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +489,7 @@ def test_modelnet_as_hdf5(tmp_path):
         *(f"data/modelnet40_ply_hdf5_2048/ply_data_train{number}.h5" for number in (0, 1)),
     )
     lines(root / "test_files.txt", "data/modelnet40_ply_hdf5_2048/ply_data_test0.h5")
-    train, test, names = shapes.read_published("modelnet40", tmp_path, 16)
+    train, test, names = layouts.read_published("modelnet40", tmp_path, 16)
     assert (
         names == ("airplane", "bed")
         and train.labels.tolist() == [0, 1, 1]
@@ -291,7 +508,7 @@ def test_modelnet_resampled(classes, tmp_path):
     lines(root / f"modelnet{classes}_shape_names.txt", "bed", "night_stand")
     lines(root / f"modelnet{classes}_train.txt", "night_stand_0001", "bed_0001")
     lines(root / f"modelnet{classes}_test.txt", "night_stand_0002", "bed_0002")
-    train, test, names = shapes.read_published(f"modelnet{classes}", tmp_path, 16)
+    train, test, names = layouts.read_published(f"modelnet{classes}", tmp_path, 16)
     assert (
         names == ("bed", "night_stand") and train.labels.tolist() == [1, 0] == test.labels.tolist()
     )
@@ -300,7 +517,7 @@ def test_modelnet_resampled(classes, tmp_path):
 def test_modelnet_as_meshes(tmp_path):
     for split in ("train", "test"):
         write(tmp_path / "ModelNet10" / "bathtub" / split / "bathtub_0001.off")
-    train, _, names = shapes.read_published("modelnet10", tmp_path, 32)
+    train, _, names = layouts.read_published("modelnet10", tmp_path, 32)
     assert names == ("bathtub",)
     assert_well_formed(train.points, 32)
 
@@ -310,7 +527,7 @@ def test_shapenet_core_and_scanobjectnn(tmp_path):
     for name, labels in (("train0", [0, 1]), ("train1", [1]), ("val0", [0]), ("test0", [1])):
         hdf5(root / f"{name}.h5", labels)
     lines(root / "shape_names.txt", "airplane", "bag")
-    train, test, _ = shapes.read_published("shapenetcore", tmp_path, 16)
+    train, test, _ = layouts.read_published("shapenetcore", tmp_path, 16)
     assert train.labels.tolist() == [0, 1, 1, 0] and test.labels.tolist() == [1]
     for split in ("training", "test"):
         hdf5(
@@ -320,7 +537,7 @@ def test_shapenet_core_and_scanobjectnn(tmp_path):
             / f"{split}_objectdataset_augmentedrot_scale75.h5",
             [14, 0],
         )
-    train, _, names = shapes.read_published("scanobjectnn", tmp_path, 16)
+    train, _, names = layouts.read_published("scanobjectnn", tmp_path, 16)
     assert len(names) == 15 and [names[label] for label in train.labels] == ["toilet", "bag"]
 
 
@@ -336,7 +553,7 @@ def test_shapenet_part(tmp_path):
         lines(path, json.dumps([f"shape_data/{shape}" for shape in listed]))
         for shape in listed:
             write(root / f"{shape}.txt", DRAWS.normal(size=(30, 7)))
-    train, test, names = shapes.read_published("shapenetpart", tmp_path, 16)
+    train, test, names = layouts.read_published("shapenetpart", tmp_path, 16)
     assert (
         names == ("Airplane", "Bag")
         and train.labels.tolist() == [1, 0]
@@ -356,7 +573,7 @@ def test_modelnet10_from_voxels(tmp_path):
         }
     (tmp_path / "modelnet10_voxels24").mkdir()
     np.savez(tmp_path / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
-    train, test, names = shapes.read_published("modelnet10-voxels24", tmp_path, 20)
+    train, test, names = layouts.read_published("modelnet10-voxels24", tmp_path, 20)
     assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
     assert (train.also_in_training, test.also_in_training) == (0, 1)
     assert_well_formed(train.points, 20)
@@ -376,15 +593,15 @@ def test_modelnet10_from_voxels(tmp_path):
         == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"
     )
     with pytest.raises(InputError, match="data.points = 21.*has 20"):
-        shapes.read_published("modelnet10-voxels24", tmp_path, 21)
+        layouts.read_published("modelnet10-voxels24", tmp_path, 21)
 
 
-@pytest.mark.parametrize("name", shapes.PUBLISHED)
+@pytest.mark.parametrize("name", layouts.PUBLISHED)
 def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
     with pytest.raises(
         InputError, match="no such folder; .* is expected there, from .*data.name=solids"
     ):
-        shapes.read_published(name, tmp_path, 16)
+        layouts.read_published(name, tmp_path, 16)
 
 
 @pytest.mark.parametrize(
@@ -407,21 +624,141 @@ def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
 def test_a_wrong_hdf5_file_names_the_field(changed, said, tmp_path):
     hdf5(tmp_path / "wrong.h5", [0, 1], **changed)
     with pytest.raises(InputError, match=f"wrong.h5: {said}"):
-        shapes.read_hdf5([tmp_path / "wrong.h5"], 16, ("a", "b"))
+        layouts.read_hdf5([tmp_path / "wrong.h5"], 16, ("a", "b"))
 
 
-def test_shapes_of_an_hdf5_file_that_cannot_be_used_are_left_out(tmp_path):
+def test_all_shapes_of_an_hdf5_file_that_cannot_be_used_are_left_out_and_named(tmp_path):
+    data = DRAWS.normal(size=(5, 20, 3))
+    data[1], data[2, 3, 1], data[3] = 5, np.nan, 1e308 * np.sign(data[3])
+    hdf5(tmp_path / "some.h5", [0, 1, 1, 0, 1], data=data)
+    with pytest.warns(
+        UserWarning,
+        match="2 of 5 shapes are left out:\n  .*some.h5, shape 1: all points are at.*\n"
+        "  .*some.h5, shape 2: coordinate nan in row 3; expected finite",
+    ):
+        loaded = layouts.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
+    assert loaded.labels.tolist() == [0, 0, 1]
+    assert_well_formed(loaded.points, 16)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100],
+        lambda content: content.replace(b"HEAP", b"HEAQ"),
+        lambda content: content.replace(b"TREE", b"TREF"),
+        lambda content: content.replace(b"SNOD", b"SNOE"),
+        lambda content: b"",
+    ],
+    ids=["cut", "heap", "tree", "node", "empty"],
+)
+def test_a_damaged_hdf5_file_is_named(damage, tmp_path):
+    hdf5(tmp_path / "whole.h5", [0, 1])
+    content = (tmp_path / "whole.h5").read_bytes()
+    assert damage(content) != content
+    (tmp_path / "bad.h5").write_bytes(damage(content))
+    with pytest.raises(InputError, match="bad.h5: not a readable HDF5 file") as error:
+        layouts.read_hdf5([tmp_path / "bad.h5"], 16, ("a", "b"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_group_or_a_huge_array_in_an_hdf5_file_is_refused(tmp_path):
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("data")
+    with pytest.raises(InputError, match="group.h5: field 'data' is no array"):
+        layouts.read_hdf5([tmp_path / "group.h5"], 16, ("a", "b"))
+    with h5py.File(tmp_path / "huge.h5", "w") as file:  # without content, so the file is small
+        file.create_dataset("data", (10**9, 20, 3), "f4")
+    with pytest.raises(InputError, match="huge.h5: field 'data' has 60,000,000,000 numbers"):
+        layouts.read_hdf5([tmp_path / "huge.h5"], 16, ("a", "b"))
+    with pytest.raises(InputError, match="none.h5: no such file"):
+        layouts.read_hdf5([tmp_path / "none.h5"], 16, ("a", "b"))
+
+
+def test_a_class_of_which_no_shape_can_be_used_is_an_error(tmp_path):
     data = DRAWS.normal(size=(3, 20, 3))
     data[1] = 5
-    hdf5(tmp_path / "some.h5", [0, 1, 1], data=data)
-    with pytest.warns(
-        UserWarning, match="1 shapes are left out; the first: .*some.h5, shape 1: all points are at"
+    hdf5(tmp_path / "some.h5", [0, 1, 0], data=data)
+    with (
+        pytest.raises(InputError, match="class 'b': none of its shapes"),
+        warnings.catch_warnings(),
     ):
-        loaded = shapes.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
-    assert loaded.labels.tolist() == [0, 1]
-    (tmp_path / "cut.h5").write_bytes((tmp_path / "some.h5").read_bytes()[:100])
-    with pytest.raises(InputError, match="cut.h5: not a readable HDF5 file"):
-        shapes.read_hdf5([tmp_path / "cut.h5"], 16, ("a",))
+        warnings.simplefilter("ignore")
+        layouts.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
+
+
+def voxels24(root, **changed):
+    """Write modelnet10_voxels24, with fields changed or left out (None)."""
+    arrays = {
+        "class_names": np.array(["bed", "chair"]),
+        "test_voxels_also_in_train": np.array([True, True, False]),
+    }
+    for split in ("train", "test"):
+        arrays[f"x_{split}"] = np.random.default_rng(1).normal(size=(3, 20, 3)).astype("f2")
+        arrays[f"y_{split}"] = np.array([0, 1, 1])
+    arrays = {name: value for name, value in (arrays | changed).items() if value is not None}
+    (root / "modelnet10_voxels24").mkdir(exist_ok=True)
+    np.savez(root / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
+
+
+def test_a_bad_voxel_shape_is_left_out_and_not_counted_as_repeated(tmp_path):
+    points = np.random.default_rng(1).normal(size=(3, 20, 3))
+    points[1, 4, 2] = np.inf
+    voxels24(tmp_path, x_test=points)
+    with pytest.warns(UserWarning, match="1 of 3 shapes are left out:\n .*shape 1: coordinate inf"):
+        train, test, _ = layouts.read_published("modelnet10-voxels24", tmp_path, 16)
+    assert (len(train.points), test.labels.tolist(), test.also_in_training) == (3, [0, 1], 1)
+
+
+# a character beyond Unicode, which numpy's text arrays can contain
+BEYOND = np.array([0x110000, ord("b")], "<u4").view("<U1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"y_train": None}, "field 'y_train' is missing"),
+        ({"y_train": np.array([0, 1, 2])}, "field 'y_train' is 2 at shape 2; expected 0 to 1"),
+        ({"y_train": np.array([0, 1, 0.5])}, "field 'y_train' is 0.5 at shape 2"),
+        ({"y_train": np.array([0, 1])}, r"field 'y_train' is of shape \(2,\)"),
+        ({"x_test": np.ones((3, 20, 3), "c8")}, "field 'x_test' is of type complex64"),
+        ({"x_test": np.ones((3, 20))}, r"field 'x_test' is of shape \(3, 20\)"),
+        ({"class_names": np.array([b"bed", b"chair"])}, "field 'class_names' is of type .S5"),
+        ({"class_names": np.array([1, 2])}, "field 'class_names' is of type int64"),
+        ({"class_names": BEYOND}, r"field 'class_names': .*character U\+110000"),
+        ({"class_names": np.array(["bed", "two\nlines"])}, "class 1 is called 'two"),
+        ({"class_names": np.array(["bed", "x" * 200_000])}, "class 1 .*200000 characters"),
+        ({"class_names": np.array([{}, {}])}, "field 'class_names': .*pickle"),
+        ({"test_voxels_also_in_train": np.array([True])}, "field 'test_voxels_also_in_train'"),
+    ],
+)
+def test_a_wrong_field_of_the_voxel_shapes_is_named(changed, said, tmp_path):
+    voxels24(tmp_path, **changed)
+    with pytest.raises(InputError, match=f"modelnet10_voxels24_1024.npz: {said}") as error:
+        layouts.read_published("modelnet10-voxels24", tmp_path, 16)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("listed", ["{}", "[1]", '["a"]', "[" * 100_000, "\udcff"])
+def test_a_wrong_list_of_shapenet_part_is_named(listed, tmp_path):
+    root = tmp_path / "shapenetcore_partanno_segmentation_benchmark_v0_normal"
+    lines(root / "synsetoffset2category.txt", "Airplane\t02691156")
+    path = root / "train_test_split" / "shuffled_train_file_list.json"
+    path.parent.mkdir()
+    path.write_text(listed, errors="surrogateescape")
+    with pytest.raises(InputError, match="shuffled_train_file_list.json: (entry|not a readable)"):
+        layouts.read_published("shapenetpart", tmp_path, 16)
+
+
+def test_lists_without_shapes_and_with_unprintable_classes_are_refused(tmp_path):
+    root = tmp_path / "ModelNet10"
+    lines(root / "modelnet10_shape_names.txt", "bed")
+    lines(root / "modelnet10_train.txt", "")
+    with pytest.raises(InputError, match="ModelNet10: no files"):
+        layouts.read_published("modelnet10", tmp_path, 16)
+    lines(root / "modelnet10_shape_names.txt", "bed", "\x1b[31mred")
+    with pytest.raises(InputError, match="modelnet10_shape_names.txt: class 1 is called"):
+        layouts.read_published("modelnet10", tmp_path, 16)
 
 
 # --- solids ---------------------------------------------------------------------------------------
@@ -431,7 +768,7 @@ def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
     """A plain classifier learns the eight kinds from distances, so they differ."""
     from sklearn.ensemble import RandomForestClassifier
 
-    train, test, names = shapes.solids(128, train=30, test=15)
+    train, test, names = solids.solids(128, train=30, test=15)
     assert_well_formed(train.points, 128)
     assert (
         np.bincount(train.labels).tolist() == [30] * 8
@@ -446,6 +783,6 @@ def test_solids_are_drawn_anew_and_told_apart_by_a_forest():
     )
     assert forest.score(sorted_distances(test.points), test.labels) > 0.7
     assert np.array_equal(
-        shapes.solids(128, train=1, test=1)[0].points[3],
-        shapes.solids(128, train=2, test=1)[0].points[6],
+        solids.solids(128, train=1, test=1)[0].points[3],
+        solids.solids(128, train=2, test=1)[0].points[6],
     )

@@ -1,0 +1,1 @@
+"""Read real data sets as point clouds."""

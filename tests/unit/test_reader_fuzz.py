@@ -1,0 +1,164 @@
+"""Damaged files of every kind that pcdd reads: a valid result, or InputError in one line."""
+
+import io
+import warnings
+import zipfile
+
+import fuzz
+import h5py
+import numpy as np
+import pytest
+import trimesh
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcdd_core.data import layouts, mnist
+from pcdd_core.data import shape_files as shapes
+from pcdd_core.errors import InputError
+
+POINTS = np.random.default_rng(0).normal(size=(12, 3))
+BOX = trimesh.creation.box((1, 2, 3))
+MIXED_OFF = b"OFF\n5 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n0 0 1\n4 0 1 2 3\n3 0 1 4 255 0 0\n"
+MIXED_PLY = b"""ply
+format ascii 1.0
+element vertex 5
+property float x
+property float y
+property float z
+element face 2
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+1 1 0
+0 1 0
+0 0 1
+4 0 1 2 3
+3 0 1 4
+"""
+
+
+def written(write) -> bytes:
+    """Return what `write` writes to a file."""
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def hdf5(**options) -> bytes:
+    def write(target):
+        with h5py.File(target, "w") as file:
+            shapes = np.stack([POINTS, POINTS + 1]).astype("f4")
+            file.create_dataset("data", data=shapes, **options)
+            file["label"] = np.array([[0], [1]], "u1")
+
+    return written(write)
+
+
+def idx(array: np.ndarray) -> bytes:
+    shape = np.array([2048 + array.ndim, *array.shape], ">u4")
+    return shape.tobytes() + array.astype(np.uint8).tobytes()
+
+
+NPY = [
+    written(lambda file, array=array: np.save(file, array))
+    for array in (POINTS, np.asfortranarray(POINTS), (10 * POINTS).astype("i2"))
+]
+TEXT = [
+    written(lambda file: np.savetxt(file, POINTS)),
+    written(lambda file: np.savetxt(file, np.hstack([POINTS, POINTS]), "%.4f", ",")),
+    written(lambda file: np.savetxt(file, POINTS, "%.2f", header="12", comments="")),
+]
+VALID = {
+    ".off": [BOX.export(file_type="off").encode(), MIXED_OFF],
+    ".ply": [
+        BOX.export(file_type="ply"),
+        BOX.export(file_type="ply", encoding="ascii"),
+        trimesh.PointCloud(POINTS).export(file_type="ply"),
+        MIXED_PLY,
+    ],
+    ".xyz": TEXT,
+    ".txt": TEXT,
+    ".npy": NPY,
+    ".npz": [
+        written(lambda file: np.savez(file, points=POINTS)),
+        written(lambda file: np.savez_compressed(file, points=POINTS, more=POINTS)),
+        written(lambda file: np.savez(file, POINTS)),
+    ],
+    ".h5": [hdf5(), hdf5(compression="gzip", chunks=(1, 12, 3))],
+    ".idx": [idx(np.arange(3 * 28 * 28).reshape(3, 28, 28)), idx(np.arange(3))],
+}
+
+
+def check(path):
+    """Read a file as its suffix says. Fail unless the result is valid or an InputError is clear."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message=".* shapes are left out")
+            if path.suffix == ".h5":
+                points = layouts.read_hdf5([path], 10, ("a", "b")).points
+            elif path.suffix == ".idx":
+                dimensions = 3 if path.read_bytes()[3:4] == b"\x03" else 1
+                assert mnist.read_idx(path, dimensions)[0].ndim == dimensions
+                return
+            else:
+                points = shapes.read_shape(path, 10, np.random.default_rng(0))[None]
+    except InputError as error:
+        assert path.name in str(error) and "\n" not in str(error)
+        return
+    assert points.dtype == np.float32 and points.shape[1:] == (10, 3)
+    assert np.abs(points.mean(1)).max() < 1e-5
+    np.testing.assert_allclose(np.linalg.norm(points, axis=2).max(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", VALID)
+def test_a_damaged_file_is_read_or_refused(suffix, tmp_path):
+    path = tmp_path / f"damaged{suffix}"
+
+    @fuzz.fuzzed
+    @given(fuzz.mutations(VALID[suffix]))
+    def damaged(content):
+        path.write_bytes(content)
+        check(path)
+
+    damaged()
+
+
+def test_a_damaged_array_in_a_whole_archive_is_read_or_refused(tmp_path):
+    @fuzz.fuzzed
+    @given(fuzz.mutations(NPY), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+    def damaged(content, compression):
+        with zipfile.ZipFile(tmp_path / "damaged.npz", "w", compression) as archive:
+            archive.writestr("points.npy", content)
+        check(tmp_path / "damaged.npz")
+
+    damaged()
+
+
+def test_a_folder_with_a_damaged_file_is_read_without_it(tmp_path):
+    kinds = [suffix for suffix in VALID if suffix in shapes.MESHES + shapes.LISTS + shapes.ARRAYS]
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "whole.off").write_bytes(VALID[".off"][0])
+
+    @fuzz.fuzzed
+    @given(
+        st.sampled_from(kinds).flatmap(
+            lambda suffix: st.tuples(st.just(suffix), fuzz.mutations(VALID[suffix]))
+        )
+    )
+    def damaged(file):
+        path = tmp_path / "train" / "a" / f"damaged{file[0]}"
+        path.write_bytes(file[1])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            train, test, _ = shapes.read_folder(tmp_path, 10)
+        path.unlink()
+        assert np.isfinite(train.points).all() and len(test.points) == 1
+        left_out = [str(warning.message) for warning in said]
+        assert len(train.points) + len(left_out) == 2 and all(
+            path.name in text for text in left_out
+        )
+
+    damaged()
