@@ -390,7 +390,7 @@ def test_folder_of_own_shapes_must_be_given():
 def test_other_data_sets_have_no_folder_setting(name):
     with pytest.raises(
         InputError,
-        match=f"no setting of data={name} is called 'data.folder'; .*validation_fraction",
+        match=f"no setting of data.name={name} is called 'data.folder'; nearest: data",
     ):
         DataSet.of({"name": name, "folder": "shapes"}, "data")
 
