@@ -39,10 +39,10 @@ from .geometry.storage import released_path as released_path
 from .geometry.storage import save_clouds as save_clouds
 from .nn import sparse as sparse
 from .nn.points import PointNet as PointNet
+from .view.animation import save_animation as save_animation
 from .view.live import show as show
 from .view.live import watch as watch
+from .view.page import save_player as save_player
 from .view.recording import Recording as Recording
 from .view.recording import read_recording as read_recording
-from .view.recording import save_animation as save_animation
-from .view.recording import save_player as save_player
 from .view.recording import still as still
