@@ -293,8 +293,9 @@ def test_every_colour_of_points_has_contrast(browser, tmp_path, background):
         for colour in ("displacement", "gradient", "identity"):
             page.get_by_role("combobox", name="Colour").select_option(colour)
             for projection in (False, True):
-                page.evaluate("window.drawn = []")
                 page.get_by_label("Projection").set_checked(projection)
+                drawn(page)
+                page.evaluate("window.drawn = []")
                 page.get_by_label("Trails").click()  # redraws in any case
                 drawn(page)
                 ground = np.array(
@@ -634,17 +635,18 @@ def test_keys_in_the_player_do_not_reach_the_notebook(page, tmp_path):
 # --- the kernel -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def kernel(tmp_path):
+@pytest.fixture(scope="module")
+def shared_kernel(tmp_path_factory):
     """Yield execute(code, cell), which runs code in a kernel as JupyterLab does.
 
+    It returns what the code prints, and the name of an exception.
     cell: id of the cell; None: a front end that sends none
-    It returns what the code prints, and the kernel's manager is its attribute `manager`.
     """
+    folder = tmp_path_factory.mktemp("kernel")
     manager = KernelManager(kernel_name="python3")
     paths = [str(headless.ROOT), str(headless.ROOT / "tests"), os.environ.get("PYTHONPATH")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    manager.start_kernel(env=environment, cwd=str(tmp_path))
+    manager.start_kernel(env=environment, cwd=str(folder))
     client = manager.client()
     client.start_channels()
     client.wait_for_ready(60)
@@ -675,16 +677,29 @@ def kernel(tmp_path):
             if content.get("execution_state") == "idle":
                 return printed
 
-    execute.manager, execute.until_idle, execute.folder = manager, until_idle, tmp_path
+    execute.manager, execute.until_idle, execute.folder = manager, until_idle, folder
     execute(KERNEL)
     yield execute
     client.stop_channels()
     manager.shutdown_kernel(now=True)
 
 
+@pytest.fixture
+def kernel(shared_kernel):
+    """Return `shared_kernel` without views and runs."""
+    assert shared_kernel(CLEAN, "clean") == ""
+    return shared_kernel
+
+
+CLEAN = """
+for session in list(live_view._sessions):
+    session.close()
+until(lambda: runs() == 0)
+"""
 KERNEL = """
 import gc, threading, time, weakref, tiny, pcdd_core as pcdd
 from ipywidgets.widgets import widget
+import pcdd_core.view.live as live_view
 config = tiny.config(schedule__iterations=100_000)
 real = tiny.three_digits()
 
@@ -741,9 +756,8 @@ def test_views_opened_and_closed_leave_nothing(kernel):
         execute("live.close()\nold = weakref.ref(live.recording.clouds)", "x")
     assert execute("print(len(widget._instances))", "x") == before
     # Drawn players are not kept by anywidget either.
-    code = "import pcdd_core.view.live as l; print(sum(isinstance(o, l.PlayerWidget) for o in "
-    execute("gc.collect()", "x")
-    assert execute(code + "gc.get_objects()))", "x") == "0\n"
+    code = "sum(issubclass(type(thing), live_view.PlayerWidget) for thing in gc.get_objects())"
+    assert execute(f"gc.collect()\nprint({code})", "x") == "0\n"
 
 
 @pytest.mark.slow

@@ -540,9 +540,10 @@ def _forget(session: _Session) -> None:
     shell = get_ipython()
     for number in [number for number, value in shell.user_ns["_oh"].items() if value is live]:
         del shell.user_ns["_oh"][number]
-    for name in [name for name, value in shell.user_ns.items() if value is live]:
-        if re.fullmatch(r"_\d+|_{1,3}", name):
-            del shell.user_ns[name]
+    for names in (shell.user_ns, shell.user_ns_hidden):
+        for name in [name for name, value in names.items() if value is live]:
+            if re.fullmatch(r"_\d+|_{1,3}", name):
+                del names[name]
     for name in ("_", "__", "___"):
         if getattr(shell.displayhook, name) is live:
             setattr(shell.displayhook, name, None)
