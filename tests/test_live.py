@@ -673,11 +673,14 @@ def shared_kernel(tmp_path_factory):
             if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
                 continue
             content = message["content"]
+            if message["msg_type"] == "update_display_data":
+                execute.updated.append(sorted(content["data"]))
             printed += content.get("text", "") + content.get("ename", "")
             if content.get("execution_state") == "idle":
                 return printed
 
     execute.manager, execute.until_idle, execute.folder = manager, until_idle, folder
+    execute.updated = []  # kinds of data of outputs that a later cell changed
     execute(KERNEL)
     yield execute
     client.stop_channels()
@@ -758,6 +761,15 @@ def test_views_opened_and_closed_leave_nothing(kernel):
     # Drawn players are not kept by anywidget either.
     code = "sum(issubclass(type(thing), live_view.PlayerWidget) for thing in gc.get_objects())"
     assert execute(f"gc.collect()\nprint({code})", "x") == "0\n"
+
+
+@pytest.mark.slow
+def test_closed_view_leaves_its_last_picture(kernel):
+    kernel("live = pcdd.watch(config, real, 'cpu')\nlive", "a")
+    kernel("live.step(); live.wait(); time.sleep(3)", "b")
+    kernel.updated.clear()
+    kernel("live.close(); live.close()", "c")
+    assert kernel.updated == [["text/plain"], ["image/png", "text/plain"]]
 
 
 @pytest.mark.slow

@@ -496,9 +496,14 @@ class _View:
 # --- the kernel -----------------------------------------------------------------------------------
 
 
+def _shell() -> Any:
+    """Return IPython's shell, or None."""
+    return get_ipython()
+
+
 def _kernel() -> Any:
     """Return the Jupyter kernel of this process, or None."""
-    return getattr(get_ipython(), "kernel", None)
+    return getattr(_shell(), "kernel", None)
 
 
 def _request() -> tuple[str | None, str | None]:
@@ -509,13 +514,13 @@ def _request() -> tuple[str | None, str | None]:
     """
     if _kernel() is None:
         return None, None
-    request = get_ipython().get_parent()
+    request = _shell().get_parent()
     cell = request.get("metadata", {}).get("cellId")
     return cell, request.get("header", {}).get("msg_id")
 
 
 def _observe_cells() -> None:
-    events = get_ipython().events
+    events = _shell().events
     if _after_cell not in events.callbacks["post_run_cell"]:
         events.register("post_run_cell", _after_cell)
 
@@ -537,7 +542,7 @@ def _forget(session: _Session) -> None:
     live = session.handle and session.handle()
     if live is None:
         return
-    shell = get_ipython()
+    shell = _shell()
     for number in [number for number, value in shell.user_ns["_oh"].items() if value is live]:
         del shell.user_ns["_oh"][number]
     for names in (shell.user_ns, shell.user_ns_hidden):
