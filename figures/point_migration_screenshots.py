@@ -34,8 +34,8 @@ def of_jupyterlab(page, address: str) -> bytes:
     """Run notebook 3 and its live view to the end, and run the export. Returns the screenshot."""
     headless.run_all(page, address)
     view = page.locator(".pcdd-player").first
-    page.locator("button.jupyter-button", has_text="Start").first.click()
-    page.locator(".widget-label", has_text="finished").first.wait_for()
+    view.get_by_role("button", name="Start", exact=True).click()
+    view.locator(".status", has_text="finished").wait_for()
     page.wait_for_timeout(5000)  # until the picture below the view is complete
     view.get_by_label("Colour").select_option("identity")
     page.locator(".jp-CodeCell", has_text="live = pcdd.watch").first.evaluate(

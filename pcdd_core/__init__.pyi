@@ -104,10 +104,10 @@ from .scoring.evaluate import Score as Score
 from .scoring.evaluate import Soft as Soft
 from .scoring.evaluate import evaluate as evaluate
 from .scoring.evaluate import project as project
+from .view.animation import save_animation as save_animation
 from .view.live import show as show
 from .view.live import watch as watch
+from .view.page import save_player as save_player
 from .view.recording import Recording as Recording
 from .view.recording import read_recording as read_recording
-from .view.recording import save_animation as save_animation
-from .view.recording import save_player as save_player
 from .view.recording import still as still

@@ -155,7 +155,9 @@ def import_(options: argparse.Namespace) -> dict[str, Any]:
 
 def animate(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd animate`: export the recording of a run."""
-    from ..view.recording import read_recording, save_animation, save_player
+    from ..view.animation import save_animation
+    from ..view.page import save_player
+    from ..view.recording import read_recording
 
     recording = read_recording(options.run)
     for path in options.files:

@@ -9,10 +9,13 @@ Without a front end (papermill, nbconvert, scripts) `watch` runs to the end at o
 replaces the view.
 """
 
+import atexit
 import io
 import math
+import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,21 +26,22 @@ from ..errors import InputError, extra_missing
 from ..experiments import machine
 from ..experiments.config import Config
 from ..geometry.clouds import PointClouds
-from . import recording as player
+from . import page
 from .recording import Recorder, Recording
 
 try:
     import anywidget
-    import ipywidgets
     import traitlets
     from IPython import get_ipython
     from IPython.display import DisplayHandle, Image, display
 except ImportError as missing:
-    raise extra_missing(missing.name or "ipywidgets", "notebooks") from None
+    raise extra_missing(missing.name or "anywidget", "notebooks") from None
 
 SENT_PER_SECOND = 15  # largest number of frames per second to the browser
 # Seconds of rest before the saved view and the picture are updated. The update takes a second.
 REST = 0.7
+# All runs that exist. A run is kept by its LiveDistillation, its thread and its displayed view.
+_sessions: "weakref.WeakSet[_Session]" = weakref.WeakSet()
 
 
 def watch(
@@ -46,19 +50,35 @@ def watch(
     """Return a live distillation. As the last expression of a notebook cell it is displayed.
 
     In JupyterLab it waits for its start. Without a front end it is finished when `watch` returns.
+    An interrupt of the kernel stops it.
+
+    A view that is replaced ends: its run stops after the current iteration, its widget is closed,
+    and `Out` forgets it. JupyterLab and VS Code send the id of the executed cell. There a view
+    replaces those that earlier executions of the same cell made. Other front ends send no id. There
+    a view replaces all views whose LiveDistillation no variable refers to when the cell has ended.
+
     real: training clouds
     device: see `machine.choose_device`
     Raises InputError if the settings do not fit the data.
     """
+    cell, execution = _request()
+    if cell:
+        for session in list(_sessions):
+            if session.cell == cell and session.execution != execution:
+                session.close(cleared=True)
+                _forget(session)
     live = LiveDistillation(config, real, device)
-    if not has_screen():
+    live._session.cell, live._session.execution = cell, execution
+    if has_screen():
+        _observe_cells()
+    else:
         live.finish()
     return live
 
 
 def show(recording: Recording) -> Any:
     """Return a notebook display of a recording: the player, or a picture without front end."""
-    return PlayerWidget(recording=player.encode(recording)) if has_screen() else _png(recording)
+    return PlayerWidget(recording=page.encode(recording)) if has_screen() else _png(recording)
 
 
 def has_screen() -> bool:
@@ -68,18 +88,91 @@ def has_screen() -> bool:
     from a user. JupyterLab and similar front ends allow it. papermill and nbconvert, which both use
     nbclient, do not.
     """
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
+    return bool(getattr(_kernel(), "_allow_stdin", False))
 
 
 class PlayerWidget(anywidget.AnyWidget):
     """player.js as a widget. A notebook that is saved with widget state contains `recording`.
 
-    recording: result of `player.encode`
+    recording: result of `page.encode`
+    status:    state of the run in one line; empty for a recording
+    orders:    buttons of the run, [name, tooltip, enabled] each. A press sends {"order": name}.
     """
 
-    _esm = player.SCRIPT
+    # The text, not the path: for a path anywidget keeps every widget for ever, to update it.
+    _esm = page.SCRIPT.read_text(encoding="utf-8")
     recording = traitlets.Bytes(b"").tag(sync=True)
+    status = traitlets.Unicode("").tag(sync=True)
+    orders = traitlets.List().tag(sync=True)
+
+
+class LiveDistillation:
+    """A distillation that runs in the background. Its buttons are also methods; see `watch`.
+
+    `start`, `pause`, `step`, `stop`, `restart` and `close` return at once. `wait` returns when the
+    last of them has taken effect.
+    """
+
+    def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
+        # The thread and the view refer to the session only. So this object is referenced by the
+        # user's variables, and dies with them.
+        self._session = _Session(config, real, device)
+        self._session.handle = weakref.ref(self)
+
+    def start(self) -> None:
+        """Run to the end, from the start or from a pause."""
+        self._session.start()
+
+    def pause(self) -> None:
+        """Pause after the current iteration."""
+        self._session.pause()
+
+    def step(self) -> None:
+        """Make one iteration, then pause."""
+        self._session.step()
+
+    def stop(self) -> None:
+        """End the run after the current iteration. The recording is kept."""
+        self._session.stop()
+
+    def restart(self) -> None:
+        """Start again from the beginning and run. The recording is dropped."""
+        self._session.restart()
+
+    def close(self) -> None:
+        """End the run and close the view. Its picture and the recording are kept."""
+        self._session.close()
+
+    def wait(self) -> None:
+        """Wait until the run is paused, stopped or finished.
+
+        Raises the exception of the run if it has failed. Buttons have no effect while a notebook
+        cell waits.
+        """
+        self._session.wait()
+
+    def finish(self) -> Recording:
+        """Run to the end, wait, and return the recording. An interrupt stops the run."""
+        self.start()
+        try:
+            self.wait()
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return self.recording
+
+    @property
+    def recording(self) -> Recording:
+        """Recording up to the latest update."""
+        return self._session.recording()
+
+    @property
+    def status(self) -> str:
+        """State of the run and number of updates, in one line."""
+        return self._session.status()
+
+    def _ipython_display_(self) -> None:
+        self._session.display()
 
 
 class _Run:
@@ -101,41 +194,38 @@ class _Run:
         self.sent, self.due = 0, 0.0
 
 
-class LiveDistillation:
-    """A distillation that runs in the background. Its buttons are also methods; see `watch`.
+class _Session:
+    """The work behind a LiveDistillation: a run, its thread and its view."""
 
-    `start`, `pause`, `step`, `stop` and `restart` return at once. `wait` returns when the last of
-    them has taken effect.
-    """
-
-    def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
+    def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None):
         self._settings = config, real, machine.choose_device(str(device) if device else None)
         machine.keep_freed_memory()
         # guards the attributes below, which the thread and the callers of methods share
         self._changed = threading.Condition()
         self._run = _Run(*self._settings)
         self._view: _View | None = None
-
-    # Controls. Their docstrings are the tooltips of the buttons.
+        self._closed = False
+        self._leaving = False  # Python exits: nothing is sent or drawn any more
+        self.handle: weakref.ref[LiveDistillation] | None = None
+        # the cell and the execution that called `watch`
+        self.cell: str | None = None
+        self.execution: str | None = None
+        _sessions.add(self)
 
     def start(self) -> None:
-        """Run to the end, from the start or from a pause."""
         self._allow(math.inf)
 
     def pause(self) -> None:
-        """Pause after the current iteration."""
         with self._changed:
             self._run.allowed = 0
         self._say()
 
     def step(self) -> None:
-        """Make one iteration, then pause."""
         with self._changed:
             allowed = self._run.allowed
             self._allow(1 if allowed == math.inf else allowed + 1)
 
     def stop(self) -> None:
-        """End the run after the current iteration. The recording is kept."""
         with self._changed:
             self._run.allowed = 0
             self._run.ended = self._run.ended or "stopped"
@@ -143,80 +233,93 @@ class LiveDistillation:
         self._say()
 
     def restart(self) -> None:
-        """Start again from the beginning and run. The recording is dropped."""
+        self._refuse_if_closed()
         fresh = _Run(*self._settings, before=self._run)
         with self._changed:
             self._run = fresh  # the thread of the old run notices, and ends after its iteration
             self._changed.notify_all()
         if self._view:
-            self._view.player.recording = player.encode(self.recording)
+            self._view.player.recording = page.encode(self.recording())
         self.start()
 
     def wait(self) -> None:
-        """Wait until the run is paused, stopped or finished.
-
-        Raises the exception of the run if it has failed. Buttons have no effect while a notebook
-        cell waits.
-        """
         with self._changed:
             self._changed.wait_for(lambda: self._run.resting)
             error = self._run.error
         if error:
             raise error
 
-    def finish(self) -> Recording:
-        """Run to the end, wait, and return the recording. An interrupt stops the run."""
-        self.start()
-        try:
-            self.wait()
-        except KeyboardInterrupt:
+    def close(self, cleared: bool = False) -> None:
+        """Stop the run and close the view. Drop what only a run needs.
+
+        cleared: the front end has removed the outputs, so the picture needs no update
+        """
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
             self.stop()
-            raise
-        return self.recording
+            run, view, self._view = self._run, self._view, None
+            self._settings = ()
+            if run.thread is None:  # else the thread drops them
+                run.steps.close()
+        if view:
+            view.close(None if cleared else run.recorder.recording())
+
+    def leave(self) -> None:
+        """Stop the run without a word to the front end, and wait for its thread."""
+        with self._changed:
+            self._leaving = True
+            self._view = None
+            self.stop()
+            thread = self._run.thread
+        if thread:
+            thread.join()
 
     # State.
 
-    @property
     def recording(self) -> Recording:
-        """Recording up to the latest update."""
         with self._changed:
             return self._run.recorder.recording()
 
-    @property
     def status(self) -> str:
-        """State of the run and number of updates, in one line."""
         with self._changed:
             run = self._run
             done, total = len(run.recorder.matching_loss), run.recorder.iterations
             if run.error:
                 return f"failed: {run.error}"
-            if not run.resting:
-                doing = (
-                    "running"
-                    if run.allowed or run.ended == "finished"
-                    else "stopping"
-                    if run.ended
-                    else "pausing"
-                )
-            else:
+            if run.resting:
                 doing = run.ended or ("paused" if done else "ready")
+            elif run.allowed or run.ended == "finished":
+                doing = "running"
+            else:
+                doing = "stopping" if run.ended else "pausing"
             return f"{doing}, update {done} of {total}"
 
-    def _ipython_display_(self) -> None:
-        if not has_screen():
-            display(_png(self.recording))
+    def running(self) -> bool:
+        with self._changed:
+            return not self._run.resting
+
+    def display(self) -> None:
+        if self._closed or not has_screen():
+            display(_png(self.recording()))
             return
         self._view = self._view or _View(self)
         self._view.display()
 
     # Thread.
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise InputError("this live view is closed; watch() makes another one")
+
     def _allow(self, iterations: float) -> None:
+        self._refuse_if_closed()
         with self._changed:
             run = self._run
             if run.ended:
                 raise InputError(
-                    f"this run is {self.status}; restart() starts again from the beginning"
+                    f"this run is {self.status()}; restart() starts again from the beginning"
                 )
             run.allowed, run.resting = iterations, False
             self._changed.notify_all()
@@ -225,6 +328,7 @@ class LiveDistillation:
                     target=self._work, args=(run,), name="distillation", daemon=True
                 )
                 run.thread.start()
+        _listen_for_interrupts()
         self._say()
 
     def _work(self, run: _Run) -> None:
@@ -239,13 +343,16 @@ class LiveDistillation:
                 step, run.error = None, error
             with self._changed:
                 if step is None:
-                    run.ended = "failed" if run.error else "finished"
+                    run.ended = run.ended or ("failed" if run.error else "finished")
                 else:
                     run.recorder.add(step)
                     if step.iteration + 1 == run.recorder.iterations:
                         run.ended = "finished"
-            if self._view and time.monotonic() >= run.due:
-                self._view.send(run)
+            view = self._view  # a caller can close it at any moment
+            if view and time.monotonic() >= run.due:
+                view.send(run)
+        if run.ended or run is not self._run:
+            run.steps.close()  # frees the networks and the real clouds
 
     def _may_go_on(self, run: _Run) -> bool:
         """Return whether to make another iteration.
@@ -260,74 +367,94 @@ class LiveDistillation:
                 return True
             run.resting = True
             self._changed.notify_all()
-        if self._view:
-            self._view.send(run)
+            view = self._view
+
+        def called() -> bool:
+            return not run.resting or run is not self._run
+
+        if view:
+            view.send(run)
             with self._changed:
                 self._changed.wait_for(
-                    lambda: not run.resting or run is not self._run, timeout=REST
+                    lambda: called() or self._closed or self._leaving, timeout=REST
                 )
-            self._view.keep(run)
+            view.keep(run)
         with self._changed:
-            if run.resting or run is not self._run:
+            if not called() or run is not self._run:
                 run.thread = None
                 return False
         return self._may_go_on(run)
 
     def _say(self) -> None:
-        if self._view:
-            self._view.say()
+        view = self._view
+        if view:
+            view.say()
 
 
 class _View:
-    """Widgets of a live distillation, and below them a picture for viewers without widgets."""
+    """The widget of a session, and below it a picture for viewers without widgets."""
 
-    def __init__(self, live: LiveDistillation):
-        self.live = live
-        orders = {
-            "Start": ("play", live.start),
-            "Pause": ("pause", live.pause),
-            "Step": ("step-forward", live.step),
-            "Stop": ("stop", live.stop),
-            "Restart": ("refresh", live.restart),
-        }
-        self.buttons = {}
-        for name, (icon, order) in orders.items():
-            button = ipywidgets.Button(description=name, icon=icon, tooltip=order.__doc__)
-            button.layout.width = "6.5em"
-            button.on_click(lambda _, order=order: order())
-            self.buttons[name] = button
-        self.status = ipywidgets.Label()
-        self.player = PlayerWidget(recording=player.encode(live.recording))
+    def __init__(self, session: _Session):
+        self.session = session
+        self.player = PlayerWidget(recording=page.encode(session.recording()))
+        self.player.on_msg(lambda _widget, message, _buffers: self.obey(message))
+        # the outputs of the widget and of the picture; None before they are displayed
+        self.output: DisplayHandle | None = None
         self.picture: DisplayHandle | None = None
-        controls = ipywidgets.HBox([*self.buttons.values(), self.status])
-        controls.layout.flex_flow = "row wrap"
-        self.widget = ipywidgets.VBox([controls, self.player])
         self.say()
 
+    def obey(self, message: dict[str, Any]) -> None:
+        """Follow the order of a button. A press that comes too late has no effect."""
+        name = message.get("order")
+        if [name, True] in [[order, enabled] for order, _, enabled in self.player.orders]:
+            getattr(self.session, name.lower())()
+
     def display(self) -> None:
-        """Display the widgets, and the picture below them."""
-        bundle = self.widget._repr_mimebundle_()
-        display(bundle | {"text/plain": "Live view: open it in JupyterLab."}, raw=True)
-        self.picture = display(_png(self.live.recording), display_id=True)
+        """Display the widget, and the picture below it."""
+        bundle = self.player._repr_mimebundle_()
+        bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+        self.output, self.picture = self.output or DisplayHandle(), self.picture or DisplayHandle()
+        text = {"text/plain": "Live view: open it in JupyterLab."}
+        self.output.display(bundle | text, raw=True)
+        self.picture.display(_png(self.session.recording()))
+
+    def close(self, recording: Recording | None) -> None:
+        """Close the widget.
+
+        recording: if not None, the picture shows its last frames, and a line replaces the widget
+        """
+        if recording and self.output and self.picture:
+            self.output.update({"text/plain": "Live view (closed)."}, raw=True)
+            self.picture.update(_png(recording))
+        layout = self.player.layout
+        self.player.close()
+        layout.close()
 
     def say(self) -> None:
         """Update the status and the buttons."""
-        with self.live._changed:  # two threads update one after the other, so the later one wins
-            self.status.value = self.live.status
-            doing = self.status.value.split(",")[0].split(":")[0]
-            for name, enabled in {
+        with self.session._changed:  # two threads update one after the other; the later one wins
+            if self.player.comm is None:  # closed
+                return
+            status = self.session.status()
+            doing = status.split(",")[0].split(":")[0]
+            enabled = {
                 "Start": doing in ("ready", "paused", "pausing"),
                 "Pause": doing == "running",
                 "Step": doing in ("ready", "paused"),
                 "Stop": doing in ("ready", "running", "paused", "pausing"),
                 "Restart": doing != "ready",
-            }.items():
-                self.buttons[name].disabled = not enabled
+            }
+            self.player.status = status
+            # the docstrings of the methods are the tooltips
+            self.player.orders = [
+                [name, getattr(LiveDistillation, name.lower()).__doc__, enabled[name]]
+                for name in enabled
+            ]
 
     def send(self, run: _Run) -> None:
         """Send the latest frame and new values of the curves, unless another run has started."""
-        with self.live._changed:
-            if run is not self.live._run:
+        with self.session._changed:
+            if run is not self.session._run or self.player.comm is None:
                 return
             recorder, first = run.recorder, run.sent
             update, coordinates, gradients = recorder.frames[-1]
@@ -339,10 +466,8 @@ class _View:
                 "mean_gradient": recorder.mean_absolute_gradient[first:],
                 "final": run.resting,
             }
-            places = player.quantised(coordinates, recorder.clouds.grid)
-            self.player.send(
-                message, [places.tobytes(), player.gradient_levels(gradients).tobytes()]
-            )
+            places = page.quantised(coordinates, recorder.clouds.grid)
+            self.player.send(message, [places.tobytes(), page.gradient_levels(gradients).tobytes()])
             pause = 1 / SENT_PER_SECOND
             # after a late frame the next one may follow sooner
             run.due = max(run.due, time.monotonic() - pause) + pause
@@ -353,19 +478,105 @@ class _View:
         """Update the widget state and the picture for a saved notebook, if the run still rests."""
 
         def rests() -> bool:
-            return run.resting and run is self.live._run
+            return run.resting and run is self.session._run and self.session._view is self
 
-        with self.live._changed:
+        with self.session._changed:
             if not rests():
                 return
             recording = run.recorder.recording()
-        encoded, picture = player.encode(recording), _png(recording)
-        with self.live._changed:
+        encoded, picture = page.encode(recording), _png(recording)
+        with self.session._changed:
             if not rests():
                 return
             self.player.recording = encoded
             if self.picture:
                 self.picture.update(picture)
+
+
+# --- the kernel -----------------------------------------------------------------------------------
+
+
+def _shell() -> Any:
+    """Return IPython's shell, or None."""
+    return get_ipython()
+
+
+def _kernel() -> Any:
+    """Return the Jupyter kernel of this process, or None."""
+    return getattr(_shell(), "kernel", None)
+
+
+def _request() -> tuple[str | None, str | None]:
+    """Return the ids of the cell and of the execution in progress. None: the front end sends none.
+
+    A cell that calls `watch` twice has one id. The id of the execution tells that from a second
+    execution.
+    """
+    if _kernel() is None:
+        return None, None
+    request = _shell().get_parent()
+    cell = request.get("metadata", {}).get("cellId")
+    return cell, request.get("header", {}).get("msg_id")
+
+
+def _observe_cells() -> None:
+    events = _shell().events
+    if _after_cell not in events.callbacks["post_run_cell"]:
+        events.register("post_run_cell", _after_cell)
+
+
+def _after_cell(result: Any) -> None:
+    """Stop all runs if the cell was interrupted. End views that a view of the cell replaces."""
+    if isinstance(result.error_in_exec, KeyboardInterrupt):
+        _stop_all()
+    _, execution = _request()
+    if any(session.execution == execution and session.cell is None for session in list(_sessions)):
+        for session in [session for session in _sessions if session.execution != execution]:
+            _forget(session)
+            if session.handle is None or session.handle() is None:
+                session.close()
+
+
+def _forget(session: _Session) -> None:
+    """Remove a LiveDistillation from IPython's history of results: Out, _, __, ___ and _12."""
+    live = session.handle and session.handle()
+    if live is None:
+        return
+    shell = _shell()
+    for number in [number for number, value in shell.user_ns["_oh"].items() if value is live]:
+        del shell.user_ns["_oh"][number]
+    for names in (shell.user_ns, shell.user_ns_hidden):
+        for name in [name for name, value in names.items() if value is live]:
+            if re.fullmatch(r"_\d+|_{1,3}", name):
+                del names[name]
+    for name in ("_", "__", "___"):
+        if getattr(shell.displayhook, name) is live:
+            setattr(shell.displayhook, name, None)
+
+
+def _listen_for_interrupts() -> None:
+    """Make an interrupt of the idle kernel stop all runs. ipykernel ignores it otherwise.
+
+    ipykernel sets this handler when a request has been handled. During a cell an interrupt is a
+    KeyboardInterrupt; see `_after_cell`.
+    """
+    kernel = _kernel()
+    if kernel is not None:
+        # not in the handler itself, which interrupts the main thread at any line
+        kernel.saved_sigint_handler = lambda *_: kernel.io_loop.add_callback(_stop_all)
+
+
+def _stop_all() -> None:
+    for session in list(_sessions):
+        if session.running():
+            session.stop()
+
+
+@atexit.register
+def _leave_all() -> None:
+    """End the threads before Python ends. A thread that is in torch then would abort Python."""
+    for session in list(_sessions):
+        session.leave()
 
 
 def _png(recording: Recording) -> Image:

@@ -1,20 +1,31 @@
-// The view of moving points: clouds in tiles, a slider over the frames, two curves. No dependencies, no network.
+// The view of moving points: clouds in tiles, a slider over the frames, two curves.
+// No dependencies, no network.
 //
-// One renderer for two places. In JupyterLab it is the front end of live.PlayerWidget, which sends frames while a
-// distillation runs (`render`, anywidget's entry); in the page that player.save_player writes, it shows a recording that
-// lies in the page (`mount`). What can be chosen here needs no kernel, so it works in a saved notebook too.
+// One renderer for two places. In JupyterLab it is the front end of live.PlayerWidget, which sends
+// frames while a distillation runs (`render`, anywidget's entry). In the page of page.save_player it
+// shows a recording that is in the page (`mount`). All that can be chosen here needs no kernel, so it
+// works in a saved notebook, too. Only the buttons of the run (Start, Pause, ...) need one.
 //
-// Coordinates are in cells, in the order depth, height, width, as everywhere in pcdd. They arrive as whole numbers of
-// 1 / steps of a cell, rounded down, so that their cell is exact.
+// Coordinates are in cells, in the order depth, height, width, as everywhere in pcdd. They arrive as
+// whole numbers of 1 / steps of a cell, rounded down, so that their cell is exact.
 
 const TRAIL = 8; // frames that a trail goes back
 const SECONDS = 10; // that a whole recording plays, unless that is less than SLOWEST frames a second
 const SLOWEST = 10;
-const REDRAWS = { live: 12, replay: 25 }; // a second, at most, while points glide; live, the processor has other work
-const HUES = 36;
-// Ramps from little to much; both ends can be told from the background.
-const RAMP_ON_LIGHT = ["#b9c0d8", "#5b6fc4", "#8a2a9f", "#d2434f", "#e8820c"];
-const RAMP_ON_DARK = ["#4a5270", "#6f7df7", "#c05fd6", "#f0737a", "#fbd24a"];
+// Redraws a second, at most, while points move. Live, the processor has other work. `calm` is for
+// viewers who prefer reduced motion: points do not glide, and replay shows few frames.
+const REDRAWS = { live: 12, replay: 25, calm: 2 };
+const SPEEDS = [0.25, 0.5, 1, 2, 4];
+const MOST_ZOOM = 16;
+const REST = 600; // milliseconds without a change before the status line tells a screen reader
+// From little to much: plasma without its lightest and darkest parts. Colour-blind viewers see its order.
+const RAMP_ON_LIGHT = ["#0d0887", "#5402a3", "#8b0aa5", "#b83289", "#db5c68"];
+const RAMP_ON_DARK = ["#b12a90", "#d6556d", "#ee7b51", "#fcae36", "#f0f921"];
+// Eight directions: the colours of Okabe and Ito, which colour-blind viewers can tell apart. The last
+// is black on light and light grey on dark.
+const SECTORS = ["#d55e00", "#56b4e9", "#e69f00", "#0072b2", "#f0e442", "#cc79a7", "#009e73"];
+const CONTRAST = 3; // of every point with its background, at least (WCAG 2.2, 1.4.11)
+const CELLS = 0.12; // opacity of the projection
 const LEVELS = 32; // colours of a ramp
 
 const STYLE = `
@@ -23,8 +34,10 @@ const STYLE = `
 .pcdd-player .row { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 16px; margin: 4px 2px; }
 .pcdd-player label { display: inline-flex; align-items: center; gap: 5px; white-space: nowrap; }
 .pcdd-player select, .pcdd-player button { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas);
-  border: 1px solid var(--jp-border-color1, GrayText); border-radius: 3px; padding: 2px 8px; }
-.pcdd-player button { min-width: 6.5em; }
+  border: 1px solid color-mix(in srgb, currentColor 55%, transparent); border-radius: 3px; padding: 2px 8px; }
+.pcdd-player button { min-width: 2.2em; }
+.pcdd-player button.wide { min-width: 6.5em; }
+.pcdd-player button:disabled { opacity: 0.5; }
 .pcdd-player option { color: var(--jp-ui-font-color1, CanvasText); background: var(--jp-layout-color1, Canvas); }
 .pcdd-player :focus-visible { outline: 2px solid var(--jp-brand-color1, Highlight); outline-offset: 1px; }
 .pcdd-player input[type=range] { flex: 1; min-width: 120px; accent-color: var(--jp-brand-color1, AccentColor); }
@@ -32,8 +45,11 @@ const STYLE = `
 .pcdd-player .ramp { width: 90px; height: 10px; border-radius: 2px; }
 .pcdd-player .moment { min-width: 11em; text-align: right; font-variant-numeric: tabular-nums; }
 .pcdd-player canvas { display: block; width: 100%; }
-.pcdd-player canvas.turnable { cursor: grab; touch-action: none; }
-.pcdd-player .note { opacity: 0.75; }
+.pcdd-player canvas.clouds { touch-action: pan-y; }
+.pcdd-player canvas.movable { cursor: grab; touch-action: none; }
+.pcdd-player .group { display: inline-flex; gap: 4px; }
+.pcdd-player .said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.pcdd-player:fullscreen { max-width: none; overflow: auto; padding: 12px 24px; font-size: 16px; }
 `;
 
 /** anywidget's entry: the view of one widget. `recording` holds a whole recording, custom messages bring frames. */
@@ -46,18 +62,25 @@ function render({ model, el }) {
     if (bytes.byteLength) inTurn(async () => player.show(await decode(bytes)));
   };
   const add = (message, buffers) => inTurn(() => player.add(message, buffers));
+  const run = () =>
+    player.run(model.get("status"), model.get("orders"), (order) => model.send({ order }));
   model.on("change:recording", load);
+  model.on("change:status", run);
+  model.on("change:orders", run);
   model.on("msg:custom", add);
+  run();
   load();
   return () => {
     model.off("change:recording", load);
+    model.off("change:status", run);
+    model.off("change:orders", run);
     model.off("msg:custom", add);
     player.remove();
   };
 }
 export default { render };
 
-/** Bytes of player.encode in Python: a gzipped header and arrays -> { header..., frames: [{update, places, gradients}] }. */
+/** Bytes of page.encode in Python -> { header..., frames: [{ update, places, gradients }] }. */
 export async function decode(bytes) {
   const unzipped = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const buffer = await new Response(unzipped).arrayBuffer();
@@ -88,12 +111,13 @@ export async function decode(bytes) {
   return { ...header, points, frames, loss, mean_gradient };
 }
 
-/** Build the view in `root`; returns { show(recording), add(message, buffers), remove() }. */
+/** Build the view in `root`; returns { show(recording), add(message, buffers), run(...), remove() }. */
 export function mount(root) {
   root.classList.add("pcdd-player");
-  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's, so that arrow keys reach the slider
   const ui = controls(root);
-  const turn = { yaw: 0.6, pitch: 0.45 };
+  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const straight = { yaw: 0.6, pitch: 0.45, zoom: 1, x: 0, y: 0 }; // x and y: shift in widths of a tile
+  const look = { ...straight };
   let recording = null;
   let position = 0; // of the frame shown; between whole numbers points are on their way
   let goal = 0; // where points glide to
@@ -103,20 +127,27 @@ export function mount(root) {
   let arrived = 0; // and of the last frame from the kernel
   let waiting = null; // animation frame asked for
   let soon = null; // and the timer that will ask for one
+  let telling = null; // timer of the status line
 
   const redraw = () => {
     waiting ??= requestAnimationFrame(frame);
   };
   const redrawSoon = () => {
-    clearTimeout(soon);
-    soon = setTimeout(redraw, 1000 / (playing ? REDRAWS.replay : REDRAWS.live) - 8); // less half of a screen's frame
+    const redraws = calm.matches ? REDRAWS.calm : playing ? REDRAWS.replay : REDRAWS.live;
+    soon ??= setTimeout(
+      () => {
+        soon = null;
+        redraw();
+      },
+      1000 / redraws - 8, // less half of a screen's frame
+    );
   };
 
   function frame(now) {
     waiting = null;
     if (!recording) return;
     // A frame's time is that of its beginning: on a busy machine it may lie before the click that asked for it.
-    const seconds = Math.min(Math.max(now - last, 0) / 1000, 0.2);
+    const seconds = Math.min(Math.max(now - last, 0) / 1000, calm.matches ? 1 : 0.2);
     last = Math.max(now, last);
     if (position < goal) position = Math.min(goal, position + seconds * speed);
     if (position === goal && playing) setPlaying(false);
@@ -126,7 +157,8 @@ export function mount(root) {
   }
 
   function jump(to) {
-    position = goal = to;
+    if (playing) setPlaying(false);
+    position = goal = Math.min(Math.max(to, 0), recording.frames.length - 1);
     redraw();
   }
 
@@ -136,18 +168,29 @@ export function mount(root) {
     if (on && position >= end) position = 0;
     goal = on ? end : Math.round(position);
     if (!on) position = goal;
-    speed = Math.max(SLOWEST, end / SECONDS);
+    pace();
     ui.play.textContent = on ? "❚❚ Hold" : "▶ Replay";
+    ui.play.setAttribute("aria-label", on ? "Hold" : "Replay");
     last = performance.now();
     redraw();
+  }
+
+  function pace() {
+    if (playing) speed = Math.max(SLOWEST, goal / SECONDS) * Number(ui.speed.value);
   }
 
   function fit() {
     const end = recording.frames.length - 1;
     ui.slider.max = end;
-    ui.slider.disabled = ui.play.disabled = end === 0;
+    for (const control of [ui.slider, ui.play, ui.back, ui.forth, ui.speed]) control.disabled = end === 0;
     goal = Math.min(goal, end);
     position = Math.min(position, end);
+  }
+
+  /** Tell a screen reader, once nothing has changed for a while. Each frame would be too much. */
+  function tell(text) {
+    clearTimeout(telling);
+    telling = setTimeout(() => (ui.said.textContent = text()), REST);
   }
 
   /** Take over a whole recording; what is shown stays the same moment, or the end if that was shown. */
@@ -156,8 +199,7 @@ export function mount(root) {
     const atEnd = !recording || Math.round(position) >= recording.frames.length - 1;
     const same = before && recording.offsets.join() === given.offsets.join();
     recording = given;
-    playing = false;
-    ui.play.textContent = "▶ Replay";
+    if (playing) setPlaying(false);
     const kept = same && !atEnd ? recording.frames.findIndex((one) => one.update >= before.update) : -1;
     position = goal = kept >= 0 ? kept : recording.frames.length - 1;
     fit();
@@ -165,11 +207,12 @@ export function mount(root) {
     redraw();
   }
 
-  /** A frame from the kernel: { update, stride, first, loss, mean_gradient, final } and the buffers places, gradients. */
+  /** A frame from the kernel: { update, stride, first, loss, mean_gradient, final }, and its buffers. */
   function add(message, buffers) {
     if (!recording) return;
     const following = !playing && goal >= recording.frames.length - 1;
-    const whole = (buffer, kind) => new kind(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength));
+    const whole = ({ buffer, byteOffset, byteLength }, kind) =>
+      new kind(buffer.slice(byteOffset, byteOffset + byteLength));
     const { update, stride, first, final } = message;
     const frames = recording.frames;
     const shown = frames[Math.round(position)].update;
@@ -189,7 +232,8 @@ export function mount(root) {
       position = Math.max(end - 1, 0);
       goal = end;
       speed = 1000 / Math.min(Math.max(now - arrived, 30), 1000);
-      if (final || end === 0 || now - arrived < 1000 / REDRAWS.live) position = end; // no time to glide
+      const still = final || end === 0 || calm.matches || now - arrived < 1000 / REDRAWS.live;
+      if (still) position = end; // no time to glide
       last = now;
     } else {
       const kept = recording.frames.findIndex((one) => one.update >= shown);
@@ -200,37 +244,90 @@ export function mount(root) {
     arrived = now;
     fit();
     choices(ui, recording);
-    redraw();
+    if (calm.matches && !final) redrawSoon();
+    else redraw();
+  }
+
+  /** State and buttons of a run; `give(name)` sends an order. Without orders there is no run. */
+  function run(status, orders, give) {
+    ui.run.hidden = !orders.length;
+    if (ui.buttons.childElementCount !== orders.length) {
+      ui.buttons.replaceChildren();
+      for (const [name] of orders)
+        ui.make(ui.buttons, "button", { type: "button", class: "wide" }, name).onclick = () => give(name);
+    }
+    orders.forEach(([, tooltip, enabled], i) => {
+      ui.buttons.children[i].title = tooltip;
+      ui.buttons.children[i].disabled = !enabled;
+    });
+    const state = (text) => text.split(",")[0];
+    if (state(status) !== state(ui.status.textContent)) tell(() => ui.status.textContent);
+    ui.status.textContent = status;
   }
 
   function draw() {
+    const moving = position !== goal;
+    const at = calm.matches ? Math.round(position) : position;
     const shown = recording.frames[Math.round(position)];
-    ui.moment.textContent = `update ${shown.update} of ${recording.iterations}`;
-    ui.slider.setAttribute("aria-valuetext", ui.moment.textContent);
+    const moment = `update ${shown.update} of ${recording.iterations}`;
+    ui.moment.textContent = moment;
+    ui.slider.setAttribute("aria-valuetext", moment);
+    const changed = root.dataset.update !== String(shown.update);
     root.dataset.update = shown.update;
     root.dataset.frames = recording.frames.length;
-    const dark = isDark(getComputedStyle(root).color);
-    drawClouds(ui, recording, position, turn, dark);
+    const background = channels(getComputedStyle(root).backgroundColor);
+    const trails = ui.trails.checked && !(moving && calm.matches);
+    const shade = drawClouds(ui, recording, at, look, background, trails);
+    ui.clouds.setAttribute("aria-label", description(ui, recording, shown, look, shade));
+    ui.zoomOut.disabled = look.zoom === 1;
+    ui.zoomIn.disabled = look.zoom === MOST_ZOOM;
+    ui.reset.disabled = Object.keys(look).every((name) => look[name] === straight[name]);
+    ui.clouds.classList.toggle("movable", recording.grid[0] > 1 || look.zoom > 1);
     const mark = shown.update - 1;
+    const dark = luminance(background) < 0.18;
     drawCurve(ui.loss, recording.loss, recording.iterations, mark, "matching loss, all classes", dark);
     drawCurve(ui.gradient, recording.mean_gradient, recording.iterations, mark, "mean |gradient|, per cell", dark);
+    const live = !ui.run.hidden && ui.status.textContent.startsWith("running");
+    if (changed && !live) tell(() => moment);
   }
 
   ui.play.onclick = () => setPlaying(!playing);
-  ui.slider.oninput = () => {
-    if (playing) setPlaying(false);
-    jump(Number(ui.slider.value));
+  ui.speed.onchange = pace;
+  ui.slider.oninput = () => jump(Number(ui.slider.value));
+  ui.back.onclick = () => jump(Math.ceil(position) - 1);
+  ui.forth.onclick = () => jump(Math.floor(position) + 1);
+  for (const control of [ui.which, ui.colour, ui.trails, ui.cells]) {
+    control.onchange = () => {
+      redraw();
+      tell(() => ui.clouds.getAttribute("aria-label"));
+    };
+  }
+  const seen = () => {
+    redraw();
+    tell(() => `zoom ${look.zoom.toPrecision(2)}`);
   };
-  for (const control of [ui.which, ui.colour, ui.trails, ui.cells]) control.onchange = redraw;
-  turnable(ui.clouds, turn, () => recording && recording.grid[0] > 1, redraw);
+  movable(ui, look, () => recording && recording.grid[0] > 1, seen);
+  ui.zoomIn.onclick = () => zoom(look, 1.5, 0, 0, seen);
+  ui.zoomOut.onclick = () => zoom(look, 1 / 1.5, 0, 0, seen);
+  ui.reset.onclick = () => {
+    Object.assign(look, straight);
+    seen();
+  };
+  ui.full.onclick = () => {
+    if (root.matches(":fullscreen")) document.exitFullscreen();
+    else root.requestFullscreen();
+  };
   const resized = new ResizeObserver(redraw);
   resized.observe(root);
+  calm.addEventListener("change", redraw);
   const remove = () => {
     resized.disconnect();
+    calm.removeEventListener("change", redraw);
     clearTimeout(soon);
+    clearTimeout(telling);
     if (waiting) cancelAnimationFrame(waiting);
   };
-  return { show, add, remove };
+  return { show, add, run, remove };
 }
 
 // --- controls ------------------------------------------------------------------------------------------------------
@@ -239,6 +336,8 @@ function controls(root) {
   const make = (parent, tag, attributes = {}, text = "") => {
     const element = document.createElement(tag);
     Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+    // Some of JupyterLab's shortcuts match the focused element, so every control has its attribute.
+    element.dataset.lmSuppressShortcuts = "true";
     element.textContent = text; // never as HTML: class names come from data
     parent.append(element);
     return element;
@@ -250,7 +349,11 @@ function controls(root) {
     return control;
   };
   root.replaceChildren();
+  root.dataset.lmSuppressShortcuts = "true";
   make(root, "style", {}, STYLE);
+  const run = make(root, "div", { class: "row", hidden: "" });
+  const buttons = make(run, "span", { class: "group" });
+  const status = make(run, "span", { class: "status" });
   const top = make(root, "div", { class: "row" });
   const which = labelled(top, "Class", "select");
   const colour = labelled(top, "Colour", "select");
@@ -263,17 +366,35 @@ function controls(root) {
   const low = make(legend, "span");
   const ramp = make(legend, "span", { class: "ramp" });
   const high = make(legend, "span");
-  const clouds = make(root, "canvas", { class: "clouds", role: "img", "aria-label": "the clouds" });
-  const note = make(root, "div", { class: "row note" });
+  const clouds = make(root, "canvas", { class: "clouds", role: "img", tabindex: 0, "aria-label": "clouds" });
+  const button = (parent, text, title) => make(parent, "button", { type: "button", title, "aria-label": title }, text);
+  const middle = make(root, "div", { class: "row" });
+  const views = make(middle, "span", { class: "group" });
+  const zoomOut = button(views, "−", "Zoom out");
+  const zoomIn = button(views, "+", "Zoom in");
+  const reset = button(views, "Reset", "Reset the view");
+  const full = button(views, "Full screen", "Full screen");
+  full.hidden = !document.fullscreenEnabled;
+  const note = make(middle, "span", { class: "note" });
   const bottom = make(root, "div", { class: "row" });
-  const play = make(bottom, "button", { type: "button" }, "▶ Replay");
+  const play = make(bottom, "button", { type: "button", class: "wide", "aria-label": "Replay" }, "▶ Replay");
+  const frames = make(bottom, "span", { class: "group" });
+  const back = button(frames, "‹", "One frame back");
+  const forth = button(frames, "›", "One frame forward");
+  const speed = labelled(bottom, "Speed", "select");
+  SPEEDS.forEach((times) => make(speed, "option", { value: times }, `${times}×`));
+  speed.value = "1";
   const slider = make(bottom, "input", { type: "range", min: 0, max: 0, step: 1, "aria-label": "moment of the recording" });
   const moment = make(bottom, "span", { class: "moment" });
   const curves = make(root, "div", { class: "row" });
   const half = { style: "flex: 1 1 300px; min-width: 0" };
-  const loss = make(make(curves, "div", half), "canvas", { class: "loss", role: "img", "aria-label": "matching loss" });
-  const gradient = make(make(curves, "div", half), "canvas", { class: "gradient", role: "img", "aria-label": "mean gradient" });
-  return { which, colour, trails, cells, legend, low, ramp, high, clouds, note, play, slider, moment, loss, gradient, make };
+  const loss = make(make(curves, "div", half), "canvas", { class: "loss", role: "img" });
+  const gradient = make(make(curves, "div", half), "canvas", { class: "gradient", role: "img" });
+  const said = make(root, "div", { class: "said", role: "status", "aria-live": "polite" });
+  return {
+    root, make, run, buttons, status, which, colour, trails, cells, legend, low, ramp, high, clouds,
+    zoomOut, zoomIn, reset, full, note, play, back, forth, speed, slider, moment, loss, gradient, said,
+  };
 }
 
 /** Fill the menus from what the recording has. */
@@ -291,35 +412,100 @@ function choices(ui, recording) {
   option.textContent = recording.has_gradients ? "gradient" : "gradient (not recorded)";
   if (!recording.has_gradients && ui.colour.value === "gradient") ui.colour.value = "displacement";
   const solid = recording.grid[0] > 1;
-  ui.clouds.classList.toggle("turnable", solid);
-  ui.clouds.tabIndex = solid ? 0 : -1;
-  ui.note.textContent = solid ? "Drag to turn, or use the arrow keys." : "";
-  ui.note.hidden = !solid;
+  ui.note.textContent = solid
+    ? "Drag or arrow keys: turn. With Shift: move. Ctrl + wheel, pinch, + and −: zoom."
+    : "Ctrl + wheel, pinch, + and −: zoom. Then drag or arrow keys: move.";
 }
 
-function turnable(canvas, turn, active, redraw) {
-  const by = (yaw, pitch) => {
-    turn.yaw += yaw;
-    turn.pitch = Math.min(Math.max(turn.pitch + pitch, -Math.PI / 2), Math.PI / 2);
-    redraw();
+/** Zoom by a factor around the point (x, y) of each tile, in widths of a tile from its middle. */
+function zoom(look, factor, x, y, changed) {
+  const before = look.zoom;
+  look.zoom = Math.min(Math.max(before * factor, 1), MOST_ZOOM);
+  if (Math.abs(look.zoom - 1) < 0.01) look.zoom = 1;
+  shift(look, (x - look.x) * (1 - look.zoom / before), (y - look.y) * (1 - look.zoom / before), changed);
+}
+
+/** Move what the tiles show, by widths of a tile. They stay full. */
+function shift(look, x, y, changed) {
+  const most = (look.zoom - 1) / 2;
+  look.x = Math.min(Math.max(look.x + x, -most), most);
+  look.y = Math.min(Math.max(look.y + y, -most), most);
+  changed();
+}
+
+/** Zoom, move and turn by pointer, wheel and keyboard. A wheel without Ctrl scrolls the page. */
+function movable(ui, look, solid, changed) {
+  const canvas = ui.clouds;
+  const pointers = new Map();
+  const turn = (yaw, pitch) => {
+    look.yaw += yaw;
+    look.pitch = Math.min(Math.max(look.pitch + pitch, -Math.PI / 2), Math.PI / 2);
+    changed();
   };
-  canvas.onpointerdown = (event) => active() && canvas.setPointerCapture(event.pointerId);
+  /** Where a pointer is: widths of a tile from the middle of its tile. */
+  const within = ({ clientX, clientY }) => {
+    const { left, top } = canvas.getBoundingClientRect();
+    const { tile, tall, title, gap, indent } = ui.tiles;
+    const across = (clientX - left - indent) % (tile + gap);
+    const down = (clientY - top) % (tall + title + gap);
+    return [(across - gap / 2 - tile / 2) / tile, (down - title - tall / 2) / tile];
+  };
+  canvas.onpointerdown = (event) => {
+    if (event.button !== 0) return;
+    pointers.set(event.pointerId, event);
+    canvas.setPointerCapture(event.pointerId);
+  };
   canvas.onpointermove = (event) => {
-    if (canvas.hasPointerCapture(event.pointerId)) by(event.movementX / 120, event.movementY / 120);
+    const before = pointers.get(event.pointerId);
+    if (!before) return;
+    const others = [...pointers.values()].filter((one) => one.pointerId !== event.pointerId);
+    pointers.set(event.pointerId, event);
+    const [x, y] = [event.clientX - before.clientX, event.clientY - before.clientY];
+    if (others.length) {
+      const away = (one) => Math.hypot(one.clientX - others[0].clientX, one.clientY - others[0].clientY);
+      zoom(look, away(event) / Math.max(away(before), 1), ...within(others[0]), changed);
+    } else if (solid() && !event.shiftKey) turn(x / 120, y / 120);
+    else shift(look, x / ui.tiles.tile, y / ui.tiles.tile, changed);
   };
+  canvas.onpointerup = canvas.onpointercancel = (event) => pointers.delete(event.pointerId);
+  canvas.addEventListener(
+    "wheel",
+    (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault(); // the browser would zoom the page
+      const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 30 : 1;
+      if (ui.tiles) zoom(look, Math.exp(-0.005 * lines * event.deltaY), ...within(event), changed);
+    },
+    { passive: false },
+  );
   canvas.onkeydown = (event) => {
-    const step = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[event.key];
-    if (!active() || !step) return;
-    by(...step);
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    const factor = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key];
+    if (!arrow && !factor) return;
+    if (factor) zoom(look, factor, 0, 0, changed);
+    else if (solid() && !event.shiftKey) turn(0.1 * arrow[0], 0.1 * arrow[1]);
+    else shift(look, 0.1 * arrow[0], 0.1 * arrow[1], changed);
     event.preventDefault();
   };
+}
+
+/** What the clouds show, in words. */
+function description(ui, recording, shown, look, shade) {
+  const names = shownClouds(ui, recording).map(({ label }) => recording.class_names[label]);
+  const different = [...new Set(names)];
+  const listed = different.length > 12 ? `${different.length} classes` : different.join(", ");
+  const what = `${names.length} ${names.length === 1 ? "cloud" : "clouds"} of points: ${listed}`;
+  const view = look.zoom > 1 ? ` Zoom ${look.zoom.toPrecision(2)}.` : "";
+  const degrees = (angle) => Math.round((angle * 180) / Math.PI);
+  const turned = recording.grid[0] > 1 ? ` Turned by ${degrees(look.yaw)}°, tilted by ${degrees(look.pitch)}°.` : "";
+  return `${what}. After update ${shown.update} of ${recording.iterations}. ${shade}.${view}${turned}`;
 }
 
 // --- drawing -------------------------------------------------------------------------------------------------------
 
 /** A canvas as wide as its place, cleared, in CSS pixels; returns [context, width]. */
-function prepare(canvas, height) {
-  const width = canvas.parentElement.clientWidth;
+function prepare(canvas, height, width = canvas.parentElement.clientWidth) {
   const sharp = window.devicePixelRatio || 1;
   if (canvas.width !== Math.round(width * sharp) || canvas.height !== Math.round(height * sharp)) {
     canvas.width = Math.round(width * sharp);
@@ -333,30 +519,39 @@ function prepare(canvas, height) {
   return [context, width];
 }
 
-function drawClouds(ui, recording, position, turn, dark) {
+function shownClouds(ui, recording) {
   const all = recording.labels.map((label, cloud) => ({ label, cloud }));
-  const shown = ui.which.value === "" ? all : all.filter((one) => one.label === Number(ui.which.value));
+  return ui.which.value === "" ? all : all.filter((one) => one.label === Number(ui.which.value));
+}
+
+/** Draw all tiles; returns what the colours say, in words. */
+function drawClouds(ui, recording, position, look, background, trails) {
+  const shown = shownClouds(ui, recording);
   const [deep, high, wide] = recording.grid;
   const solid = deep > 1;
   const across = solid ? Math.hypot(deep, high, wide) : wide;
   const down = solid ? across : high;
-  const room = ui.clouds.parentElement.clientWidth;
-  if (!room) return; // not on screen
-  const columns = shown.length === 1 ? 1 : Math.min(shown.length, Math.max(2, room < 560 ? 3 : shown.length > 20 ? 10 : 5));
-  const most = shown.length === 1 ? 460 : solid && shown.length < 4 ? 360 : 300;
+  const room = ui.clouds.parentElement.clientWidth - 2 * parseFloat(getComputedStyle(ui.root).paddingLeft);
+  if (room <= 0) return ""; // not on screen
   const title = 18;
   const gap = 8;
+  let columns = Math.min(shown.length, room < 560 ? 3 : shown.length > 20 ? 10 : 5);
+  let most = shown.length === 1 ? 460 : solid && shown.length < 4 ? 360 : 300;
+  if (ui.root.matches(":fullscreen")) [columns, most] = largest(ui, shown.length, room, down / across, title + gap);
   const tile = Math.min((room - 4) / columns - gap, most);
   const tall = (tile * down) / across;
   const rows = Math.ceil(shown.length / columns);
-  const [context, width] = prepare(ui.clouds, rows * (tall + title + gap));
+  const [context, width] = prepare(ui.clouds, rows * (tall + title + gap), room);
   const style = getComputedStyle(ui.clouds);
-  const scale = tile / across;
+  const text = channels(style.color);
+  const scale = (look.zoom * tile) / across;
+  const ground = ui.cells.checked ? mixed(background, text, CELLS) : background;
 
   const from = Math.min(Math.floor(position), recording.frames.length - 1);
   const to = Math.min(from + 1, recording.frames.length - 1);
-  const { palette, buckets } = colours(ui, recording, from, to, position - from, dark);
+  const { palette, buckets, shade } = colours(ui, recording, from, to, position - from, ground);
   const indent = (width - columns * (tile + gap)) / 2;
+  ui.tiles = { tile, tall, title, gap, indent };
   shown.forEach(({ label, cloud }, index) => {
     const left = indent + (index % columns) * (tile + gap) + gap / 2;
     const top = Math.floor(index / columns) * (tall + title + gap) + title;
@@ -364,39 +559,53 @@ function drawClouds(ui, recording, position, turn, dark) {
     context.textAlign = "center";
     context.textBaseline = "alphabetic";
     context.fillText(shorten(context, recording.class_names[label], tile), left + tile / 2, top - 5);
-    const sight = solid ? turned(turn, recording.grid, left, top, tile, scale) : flat(left, top, scale);
+    const middle = [left + tile / 2 + look.x * tile, top + tall / 2 + look.y * tile];
+    const sight = solid ? turned(look, recording.grid, ...middle, scale) : flat(recording.grid, ...middle, scale);
     context.save();
     context.strokeStyle = style.color;
     context.globalAlpha = 0.3;
     context.strokeRect(left + 0.5, top + 0.5, tile - 1, tall - 1);
-    if (solid) drawBox(context, sight, recording.grid);
     context.beginPath();
     context.rect(left, top, tile, tall);
     context.clip();
+    if (solid) drawBox(context, sight, recording.grid);
     const range = [recording.offsets[cloud], recording.offsets[cloud + 1]];
     const nearest = recording.frames[Math.round(position)];
     if (ui.cells.checked) drawCells(context, sight, recording, nearest, range, scale, style.color, solid);
-    if (ui.trails.checked) drawTrails(context, sight, recording, from, to, position - from, range, style.color);
-    drawPoints(context, sight, recording, from, to, position - from, range, palette, buckets, scale);
+    if (trails) drawTrails(context, sight, recording, from, to, position - from, range, style.color);
+    drawPoints(context, sight, recording, from, to, position - from, range, palette, buckets, scale, look.zoom);
     context.restore();
   });
+  return shade;
+}
+
+/** On the full screen: the number of columns with the largest tiles, and their side. */
+function largest(ui, count, room, ratio, extra) {
+  const others = [...ui.root.children].filter((child) => child !== ui.clouds);
+  const taken = others.reduce((sum, child) => sum + (child.offsetHeight && child.offsetHeight + 8), 24);
+  const height = Math.max(window.innerHeight - taken, window.innerHeight / 2);
+  const side = (columns) =>
+    Math.min(room / columns - 8, (height / Math.ceil(count / columns) - extra) / ratio);
+  const best = Array.from({ length: count }, (_, i) => i + 1).reduce((a, b) => (side(b) > side(a) ? b : a));
+  return [best, side(best)];
 }
 
 // How a place is seen: x = x0 + xd * depth + xh * height + xw * width, y likewise, and z: nearer is larger, -1 to 1.
-function flat(left, top, scale) {
-  return { x0: left, xd: 0, xh: 0, xw: scale, y0: top, yd: 0, yh: scale, yw: 0, z0: 0, zd: 0, zh: 0, zw: 0 };
+function flat(grid, x, y, scale) {
+  const [x0, y0] = [x - (scale * grid[2]) / 2, y - (scale * grid[1]) / 2];
+  return { x0, xd: 0, xh: 0, xw: scale, y0, yd: 0, yh: scale, yw: 0, z0: 0, zd: 0, zh: 0, zw: 0 };
 }
 
-function turned(turn, grid, left, top, tile, scale) {
-  const [cosine, sine] = [Math.cos(turn.yaw), Math.sin(turn.yaw)];
-  const [up, over] = [Math.cos(turn.pitch), Math.sin(turn.pitch)];
+function turned(look, grid, x, y, scale) {
+  const [cosine, sine] = [Math.cos(look.yaw), Math.sin(look.yaw)];
+  const [up, over] = [Math.cos(look.pitch), Math.sin(look.pitch)];
   const sight = { xd: scale * sine, xh: 0, xw: scale * cosine };
   Object.assign(sight, { yd: -scale * over * cosine, yh: scale * up, yw: scale * over * sine });
   const far = 2 / Math.hypot(...grid);
   Object.assign(sight, { zd: -far * up * cosine, zh: -far * over, zw: far * up * sine });
   const middle = (d, h, w) => (d * grid[0] + h * grid[1] + w * grid[2]) / 2;
-  sight.x0 = left + tile / 2 - middle(sight.xd, sight.xh, sight.xw);
-  sight.y0 = top + tile / 2 - middle(sight.yd, sight.yh, sight.yw);
+  sight.x0 = x - middle(sight.xd, sight.xh, sight.xw);
+  sight.y0 = y - middle(sight.yd, sight.yh, sight.yw);
   sight.z0 = -middle(sight.zd, sight.zh, sight.zw);
   return sight;
 }
@@ -414,22 +623,29 @@ function eachPlace(recording, from, to, part, [first, past], visit) {
   for (let i = first; i < past; i++) visit(i, solid ? at(i) : 0, at(points + i), at(2 * points + i));
 }
 
-function drawPoints(context, sight, recording, from, to, part, range, palette, buckets, scale) {
-  const radius = Math.min(Math.max(scale * 0.26, 1.2), 3.6);
+function drawPoints(context, sight, recording, from, to, part, range, palette, buckets, scale, zoom) {
+  const radius = Math.min(Math.max((scale / zoom) * 0.26, 1.2), 3.6) * Math.sqrt(zoom);
   const solid = recording.grid[0] > 1;
-  let bucket = -1;
-  context.globalAlpha = 0.9;
+  const seen = [];
   eachPlace(recording, from, to, part, range, (i, d, h, w) => {
-    if (buckets[i] !== bucket) context.fillStyle = palette[(bucket = buckets[i])];
     const near = solid ? seenZ(sight, d, h, w) : 0;
-    const size = radius * (1 + 0.35 * near);
-    if (solid) context.globalAlpha = Math.min(Math.max(0.65 + 0.45 * near, 0.15), 1);
-    const [x, y] = [seenX(sight, d, h, w), seenY(sight, d, h, w)];
-    if (size < 1.6) return context.fillRect(x - size, y - size, 2 * size, 2 * size); // a disc would look the same
+    seen.push([near, seenX(sight, d, h, w), seenY(sight, d, h, w), buckets[i]]);
+  });
+  // Points are opaque, so that all have the contrast of their colour. Near ones are larger and on top.
+  if (solid) seen.sort((a, b) => a[0] - b[0]);
+  context.globalAlpha = 1;
+  let bucket = -1;
+  for (const [near, x, y, own] of seen) {
+    if (own !== bucket) context.fillStyle = palette[(bucket = own)];
+    const size = Math.max(radius * (1 + 0.45 * near), 1);
+    if (size < 1.6) {
+      context.fillRect(x - size, y - size, 2 * size, 2 * size); // a disc would look the same
+      continue;
+    }
     context.beginPath();
     context.arc(x, y, size, 0, 7);
     context.fill();
-  });
+  }
 }
 
 function drawTrails(context, sight, recording, from, to, part, range, colour) {
@@ -461,13 +677,15 @@ function drawCells(context, sight, recording, frame, [first, past], scale, colou
     taken.add((d * high + h) * wide + w);
   }
   context.fillStyle = colour;
-  context.globalAlpha = solid ? 0.12 : 0.22;
+  context.globalAlpha = CELLS;
+  context.beginPath(); // one path: cells that overlap do not get darker
   const side = scale * (solid ? 0.9 : 1);
   for (const cell of taken) {
     const [d, h, w] = [Math.floor(cell / wide / high), Math.floor(cell / wide) % high, cell % wide];
     const middle = [solid ? d + 0.5 : 0, h + 0.5, w + 0.5];
-    context.fillRect(seenX(sight, ...middle) - side / 2, seenY(sight, ...middle) - side / 2, side, side);
+    context.rect(seenX(sight, ...middle) - side / 2, seenY(sight, ...middle) - side / 2, side, side);
   }
+  context.fill();
 }
 
 function drawBox(context, sight, [deep, high, wide]) {
@@ -483,29 +701,32 @@ function drawBox(context, sight, [deep, high, wide]) {
   context.stroke();
 }
 
-/** A palette, and for every point the place of its colour in it; sets the legend. */
-function colours(ui, recording, from, to, part, dark) {
+/** A palette, for every point the place of its colour in it, and their meaning; sets the legend. */
+function colours(ui, recording, from, to, part, ground) {
   const { points } = recording;
   const buckets = new Uint8Array(points);
   const everyone = [0, points];
+  const dark = luminance(ground) < 0.18;
   if (ui.colour.value === "identity") {
-    // A point keeps the hue of the direction in which it started, seen from the middle of the grid.
+    // A point keeps the colour of the direction in which it started, seen from the middle of the grid.
+    const palette = [...SECTORS, dark ? "#d0d0d0" : "#000000"].map((colour) => legible(colour, ground));
     const [deep, high, wide] = recording.grid;
     eachPlace(recording, 0, 0, 0, everyone, (i, d, h, w) => {
       const angle = Math.atan2(h - high / 2, w - wide / 2) / (2 * Math.PI) + 1;
-      buckets[i] = Math.floor(angle * HUES) % HUES;
+      buckets[i] = Math.floor(angle * palette.length) % palette.length;
     });
-    const palette = Array.from({ length: HUES }, (_, hue) => `hsl(${(360 * hue) / HUES} 75% ${dark ? 62 : 45}%)`);
-    legend(ui, "direction from the middle at the start", `linear-gradient(90deg, ${palette.join(", ")})`, "");
-    return { palette, buckets };
+    const share = (i) => `${(100 * i) / palette.length}%`;
+    const steps = palette.map((colour, i) => `${colour} ${share(i)} ${share(i + 1)}`);
+    legend(ui, "direction from the middle at the start", `linear-gradient(90deg, ${steps.join(", ")})`, "");
+    return { palette, buckets, shade: "Shaded by direction from the middle at the start" };
   }
-  const palette = ramp(dark ? RAMP_ON_DARK : RAMP_ON_LIGHT);
+  const palette = ramp(dark ? RAMP_ON_DARK : RAMP_ON_LIGHT).map((colour) => legible(colour, ground));
   const background = `linear-gradient(90deg, ${palette.join(", ")})`;
   const frame = recording.frames[Math.round(from + part)];
   if (ui.colour.value === "gradient") {
     if (!frame.gradients || frame.update === 0) {
       legend(ui, "gradient: none before the first update", background, "");
-      return { palette, buckets };
+      return { palette, buckets, shade: "No gradients before the first update" };
     }
     const sorted = Array.from(frame.gradients).sort((a, b) => a - b);
     const low = sorted[Math.floor(0.02 * (points - 1))];
@@ -513,19 +734,23 @@ function colours(ui, recording, from, to, part, dark) {
     frame.gradients.forEach((level, i) => (buckets[i] = bucketOf((level - low) / (high - low))));
     const size = (level) => (10 ** (recording.lowest_decade + level / recording.levels_per_decade)).toExponential(0);
     legend(ui, `|gradient| per cell ${size(low)}`, background, size(high));
-    return { palette, buckets };
+    return { palette, buckets, shade: `Shaded by gradient per cell, ${size(low)} to ${size(high)}` };
   }
   // The scale is half of the grid's longer side: few points go further, and colours mean the same in every recording.
   const most = Math.max(...recording.grid) / 2;
   const start = recording.frames[0].places;
   const places = (i) => [start[i], start[points + i], start[2 * points + i]].map((q) => (q + 0.5) / recording.steps);
   const solid = recording.grid[0] > 1;
+  let sum = 0;
   eachPlace(recording, from, to, part, everyone, (i, d, h, w) => {
     const [d0, h0, w0] = places(i);
-    buckets[i] = bucketOf(Math.hypot(solid ? d - d0 : 0, h - h0, w - w0) / most);
+    const way = Math.hypot(solid ? d - d0 : 0, h - h0, w - w0);
+    sum += way;
+    buckets[i] = bucketOf(way / most);
   });
   legend(ui, "cells from the start: 0", background, `${most} or more`);
-  return { palette, buckets };
+  const mean = points ? sum / points : 0;
+  return { palette, buckets, shade: `Shaded by displacement: all points, mean ${mean.toFixed(1)} cells from the start` };
 }
 
 const bucketOf = (share) => Math.min(Math.max(Math.floor(share * LEVELS), 0), LEVELS - 1);
@@ -537,13 +762,39 @@ function legend(ui, low, background, high) {
 }
 
 function ramp(stops) {
-  const channels = stops.map((stop) => [1, 3, 5].map((at) => parseInt(stop.slice(at, at + 2), 16)));
   return Array.from({ length: LEVELS }, (_, level) => {
     const at = (level / (LEVELS - 1)) * (stops.length - 1);
     const left = Math.min(Math.floor(at), stops.length - 2);
-    const mixed = channels[left].map((value, i) => Math.round(value + (at - left) * (channels[left + 1][i] - value)));
-    return `rgb(${mixed.join(", ")})`;
+    return `rgb(${mixed(channels(stops[left]), channels(stops[left + 1]), at - left).join(", ")})`;
   });
+}
+
+/** Red, green and blue, 0 to 255, of #rrggbb or rgb(...). */
+function channels(colour) {
+  if (colour[0] === "#") return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  return colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+}
+
+const mixed = (one, other, share) => one.map((value, i) => Math.round(value + share * (other[i] - value)));
+
+/** Relative luminance and contrast as in WCAG 2.2. */
+function luminance(colour) {
+  const linear = colour.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+}
+
+function contrast(one, other) {
+  const [low, high] = [luminance(one), luminance(other)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+}
+
+/** The colour, darker on a light background or lighter on a dark one until its contrast is enough. */
+function legible(colour, background) {
+  const end = luminance(background) < 0.18 ? [255, 255, 255] : [0, 0, 0];
+  let result = channels(colour);
+  for (let share = 0; share < 1 && contrast(result, background) < CONTRAST; share += 0.04)
+    result = mixed(channels(colour), end, share);
+  return `rgb(${result.join(", ")})`;
 }
 
 /** One number per iteration, on a logarithmic axis, with a mark at the update that is shown. */
@@ -554,6 +805,8 @@ function drawCurve(canvas, values, iterations, mark, name, dark) {
   const [left, right, top, bottom] = [52, width - 10, 22, height - 20];
   context.fillStyle = context.strokeStyle = text;
   const here = values[mark];
+  const ends = values.length ? ` From ${readable(values[0])} to ${readable(values.at(-1))}.` : "";
+  canvas.setAttribute("aria-label", `${name.split(",")[0]}: ${here > 0 ? readable(here) : "no value"} here.${ends}`);
   context.textAlign = "left";
   context.fillText(here > 0 ? `${name}: ${readable(here)}` : name, left, 13);
   context.globalAlpha = 0.3;
@@ -600,10 +853,4 @@ function shorten(context, name, width) {
   let text = name;
   while (text.length > 1 && context.measureText(text).width > width) text = `${text.slice(0, -2)}…`;
   return text;
-}
-
-/** Light text means a dark background. */
-function isDark(colour) {
-  const [red, green, blue] = colour.match(/[\d.]+/g).map(Number);
-  return 0.3 * red + 0.6 * green + 0.1 * blue > 128;
 }

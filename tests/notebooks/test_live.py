@@ -3,7 +3,12 @@
 import base64
 import gzip
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import headless
@@ -12,9 +17,11 @@ import numpy as np
 import papermill
 import pytest
 from headless import NOTEBOOK, PATIENCE
+from jupyter_client.manager import KernelManager
 from test_player import recording
 
-from pcdd_core.view.recording import STEPS, save_player, still
+from pcdd_core.view.page import STEPS, save_player
+from pcdd_core.view.recording import still
 
 pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
@@ -116,13 +123,13 @@ def test_page_opens_without_a_network_and_can_be_scrubbed(opened, page):
 @needs_browser
 def test_page_replays_to_the_end_and_then_stands_still(opened, page):
     view = opened(recording(frames=9))
-    view.get_by_role("button").click()
+    view.get_by_role("button", name="Replay").click()
     page.wait_for_function(
         "() => Number(document.querySelector('.pcdd-player').dataset.update) < 7"
     )
     page.wait_for_selector(".pcdd-player[data-update='8']")
     page.wait_for_function(
-        "() => document.querySelector('.pcdd-player button').textContent.includes('Replay')"
+        "() => document.querySelector('.pcdd-player [aria-label=Replay]') !== null"
     )
     before = picture(view.locator("canvas.clouds"))
     for _ in range(10):
@@ -138,7 +145,7 @@ def test_page_replays_where_frames_come_late(opened, page):
         "window.requestAnimationFrame = f => ask(now => f(now - 500))"
     )
     view = opened(recording(frames=9))
-    view.get_by_role("button").click()
+    view.get_by_role("button", name="Replay").click()
     page.wait_for_function(
         "() => Number(document.querySelector('.pcdd-player').dataset.update) < 7"
     )
@@ -234,7 +241,198 @@ def test_page_of_names_that_look_like_code_shows_them_as_text(opened):
 @needs_browser
 def test_page_of_one_frame_shows_it(opened):
     view = opened(still(recording().clouds))
-    assert update_of(view) == 0 and view.get_by_role("button").is_disabled()
+    assert update_of(view) == 0 and view.get_by_role("button", name="Replay").is_disabled()
+
+
+RECORD_COLOURS = """
+window.drawn = [];
+for (const name of ["fill", "fillRect"]) {
+  const plain = CanvasRenderingContext2D.prototype[name];
+  CanvasRenderingContext2D.prototype[name] = function (...rest) {
+    if (this.canvas.className.includes("clouds"))
+      window.drawn.push(`${this.fillStyle} ${this.globalAlpha}`);
+    return plain.apply(this, rest);
+  };
+}
+"""
+
+
+def contrast(one, other) -> float:
+    """Return the contrast of two colours of 0 to 255 as WCAG 2.2 defines it."""
+
+    def luminance(colour) -> float:
+        shares = np.array(colour) / 255
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def rgb(colour: str) -> list[int]:
+    """Return the channels of #rrggbb or rgb(...)."""
+    if colour.startswith("#"):
+        return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    return [int(number) for number in re.findall(r"\d+", colour)[:3]]
+
+
+@needs_browser
+@pytest.mark.parametrize("background", ["white", "black", "#111111", "#fdf6e3", "#777777"])
+def test_every_colour_of_points_has_contrast(browser, tmp_path, background):
+    """Read the colours that the canvas gets, with points at every distance from their start."""
+    walk = recording(frames=2, names=("zero",), points=400)
+    save_player(walk, tmp_path / "page.html")
+    save_player(recording(2, (8, 8, 8), ("zero",), 400), tmp_path / "solid.html")
+    context = browser.new_context()
+    page = context.new_page()
+    page.add_init_script(RECORD_COLOURS)
+    seen = set()
+    for name in ("page.html", "solid.html"):
+        page.goto((tmp_path / name).as_uri())
+        page.wait_for_selector(".pcdd-player[data-update]")
+        page.evaluate(f"document.querySelector('.pcdd-player').style.background = '{background}'")
+        for colour in ("displacement", "gradient", "identity"):
+            page.get_by_role("combobox", name="Colour").select_option(colour)
+            for projection in (False, True):
+                page.get_by_label("Projection").set_checked(projection)
+                drawn(page)
+                page.evaluate("window.drawn = []")
+                page.get_by_label("Trails").click()  # redraws in any case
+                drawn(page)
+                ground = np.array(
+                    rgb(
+                        page.locator(".pcdd-player").evaluate(
+                            "element => getComputedStyle(element).backgroundColor"
+                        )
+                    )
+                )
+                marks = set(page.evaluate("drawn"))
+                cells = [mark for mark in marks if not mark.endswith(" 1")]
+                assert len(cells) == projection
+                for mark in cells:
+                    text, opacity = mark.split()
+                    ground = ground + float(opacity) * (np.array(rgb(text)) - ground)
+                points = marks - set(cells)
+                assert points
+                for mark in points:
+                    seen.add((colour, mark))
+                    assert contrast(rgb(mark.split()[0]), ground) >= 2.98, (mark, colour, ground)
+    context.close()
+    assert {"displacement", "gradient", "identity"} == {colour for colour, _ in seen}
+    assert len([mark for colour, mark in seen if colour == "gradient"]) > 20  # most of the ramp
+    assert len([mark for colour, mark in seen if colour == "identity"]) >= 8
+
+
+@needs_browser
+def test_canvas_is_described_and_changes_are_said(opened, page):
+    view = opened(recording(frames=9))
+    clouds, said = view.locator("canvas.clouds"), view.locator("[aria-live=polite]")
+    last = clouds.get_attribute("aria-label")
+    assert "zero, one, two" in last and "update 8 of 8" in last and "cells from the start" in last
+    view.get_by_label("moment of the recording").fill("2")
+    page.wait_for_selector(".pcdd-player[data-update='2']")
+    assert "update 2 of 8" in clouds.get_attribute("aria-label")
+    page.wait_for_function(
+        "() => document.querySelector('[aria-live]').textContent === 'update 2 of 8'"
+    )
+    assert ": " in view.locator("canvas.loss").get_attribute("aria-label")
+    view.get_by_role("combobox", name="Class").select_option("1")
+    drawn(page)
+    label = clouds.get_attribute("aria-label")
+    assert "1 cloud of points: one." in label
+    page.wait_for_function(
+        "text => document.querySelector('[aria-live]').textContent === text", arg=label
+    )
+    assert said.get_attribute("role") == "status"
+
+
+@needs_browser
+def test_zoom_moves_and_resets(opened, page):
+    view = opened(recording(frames=9))
+    clouds = view.locator("canvas.clouds")
+    plain = picture(clouds)
+    scrolled = page.evaluate("() => scrollY")
+    box = clouds.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.wheel(0, -200)  # without Ctrl: scrolls the page
+    drawn(page)
+    assert picture(clouds) == plain
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -200)
+    page.keyboard.up("Control")
+    drawn(page)
+    zoomed = picture(clouds)
+    assert zoomed != plain and "Zoom 2.7" in clouds.get_attribute("aria-label")
+    assert page.evaluate("() => [scrollY, visualViewport.scale]") == [scrolled, 1]
+    page.mouse.down()
+    page.mouse.move(box["x"] + 60, box["y"] + 80, steps=3)
+    page.mouse.up()
+    drawn(page)
+    moved = picture(clouds)
+    clouds.focus()
+    page.keyboard.press("ArrowRight")
+    drawn(page)
+    assert len({plain, zoomed, moved, picture(clouds)}) == 4
+    view.get_by_role("button", name="Reset the view").click()
+    drawn(page)
+    assert picture(clouds) == plain and view.get_by_role("button", name="Zoom out").is_disabled()
+    view.get_by_role("button", name="Zoom in").click()
+    drawn(page)
+    assert "Zoom 1.5" in clouds.get_attribute("aria-label")
+
+
+@needs_browser
+def test_frames_can_be_stepped_and_speed_chosen(opened, page):
+    view = opened(recording(frames=41))
+    view.get_by_role("button", name="One frame back").click()
+    page.wait_for_selector(".pcdd-player[data-update='39']")
+    view.get_by_role("button", name="One frame forward").click()
+    page.wait_for_selector(".pcdd-player[data-update='40']")
+    ends = {}
+    for speed in ("1", "4"):
+        view.get_by_label("Speed").select_option(speed)
+        page.evaluate("() => window.begun = performance.now()")
+        view.get_by_role("button", name="Replay").click()
+        page.wait_for_selector(".pcdd-player [aria-label=Replay]")
+        ends[speed] = page.evaluate("() => performance.now() - begun")
+    # 40 frames at 10 a second: never faster, however fast the machine is
+    assert ends["1"] >= 3900 and ends["4"] >= 900
+
+
+@needs_browser
+def test_full_screen_uses_the_width(opened, page):
+    view = opened(recording(frames=3))
+    page.set_viewport_size({"width": 1800, "height": 1000})
+    drawn(page)
+    before = view.locator("canvas.clouds").bounding_box()["width"]
+    view.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("() => document.querySelector('canvas.clouds').clientWidth > 1700")
+    assert before <= 1100
+    sizes = view.evaluate("root => [root.scrollHeight, innerHeight]")
+    assert sizes[0] <= sizes[1]
+
+
+@needs_browser
+def test_reduced_motion_neither_glides_nor_draws_trails_on_the_way(opened, page):
+    page.add_init_script(
+        "window.strokes = 0; window.playing = () => document.querySelector('[aria-label=Hold]');"
+        "const plain = CanvasRenderingContext2D.prototype.stroke;"
+        "CanvasRenderingContext2D.prototype.stroke = function (...rest) {"
+        "  if (this.canvas.className.includes('clouds') && playing()) window.strokes += 1;"
+        "  return plain.apply(this, rest);"
+        "};"
+    )
+    page.emulate_media(reduced_motion="reduce")
+    view = opened(recording(frames=9))
+    assert update_of(view) == 8  # no replay by itself
+    view.get_by_label("Trails").check()
+    view.get_by_role("button", name="Replay").click()
+    page.wait_for_selector(".pcdd-player [aria-label=Replay]")
+    assert page.evaluate("strokes") == 0
+    page.emulate_media(reduced_motion="no-preference")
+    view.get_by_role("button", name="Replay").click()
+    page.wait_for_selector(".pcdd-player [aria-label=Replay]")
+    assert page.evaluate("strokes") > 0
 
 
 # --- the notebook ---------------------------------------------------------------------------------
@@ -258,20 +456,17 @@ def _steer(page, folder) -> None:
     assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     # later cells state that nothing ran yet
     assert "Press Start above" in page.locator(".jp-Notebook").inner_text()
-    clouds, status = (
-        view.locator("canvas.clouds"),
-        page.locator(".widget-label", has_text="update").first,
-    )
+    clouds, status = view.locator("canvas.clouds"), view.locator(".status")
 
     def press(name: str) -> None:
-        page.locator("button.jupyter-button", has_text=name).first.click()
+        view.get_by_role("button", name=name, exact=True).click()
 
     def wait_for_status(words: str) -> int:
         """Wait for a status that begins with `words` and for the view to reach its update.
 
         Returns the number of the update.
         """
-        page.locator(".widget-label", has_text=words).first.wait_for()
+        view.locator(".status", has_text=words).wait_for()
         update = int(status.inner_text().split()[2])
         page.wait_for_selector(f".pcdd-player[data-update='{update}']")
         drawn(page)
@@ -295,7 +490,7 @@ def _steer(page, folder) -> None:
     assert picture(clouds) == at_rest and update_of(view) == paused
 
     press("Step")
-    page.locator(".widget-label", has_text=f"paused, update {paused + 1} ").wait_for()
+    view.locator(".status", has_text=f"paused, update {paused + 1} ").wait_for()
     page.wait_for_selector(f".pcdd-player[data-update='{paused + 1}']")
     drawn(page)
     assert picture(clouds) != at_rest
@@ -371,6 +566,252 @@ def _last_updates(widgets: dict) -> set[int]:
         (length,) = struct.unpack_from("<I", unzipped)
         last.add(json.loads(unzipped[4 : 4 + length])["updates"][-1])
     return last
+
+
+@pytest.mark.slow
+@needs_browser
+def test_keys_in_the_player_do_not_reach_the_notebook(page, tmp_path):
+    """Letters are shortcuts of JupyterLab's command mode: a, b, d d, m, x and Enter."""
+    parameters = {"settings": SETTINGS, "device": "cpu", "output": str(tmp_path / "run")}
+    headless.notebook_with_parameters(tmp_path, parameters)
+    with headless.jupyterlab(tmp_path) as address:
+        headless.run_all(page, address)
+        view = page.locator(".pcdd-player").first
+        view.wait_for()
+        cells = page.locator(".jp-Notebook .jp-Cell")
+
+        def notebook() -> tuple:
+            active = page.locator(".jp-Notebook .jp-mod-active").first
+            index = active.evaluate("cell => [...cell.parentElement.children].indexOf(cell)")
+            editing = page.locator(".jp-Notebook.jp-mod-editMode").count()
+            return cells.count(), page.locator(".jp-MarkdownCell").count(), index, editing
+
+        view.locator(".status").click()  # the cell of the view becomes the active one
+        before = notebook()
+        controls = view.locator("button:enabled, select, input:enabled, canvas.clouds")
+        assert controls.count() >= 10
+        for index in range(controls.count()):
+            control = controls.nth(index)
+            control.focus()
+            for key in ("b", "a", "m", "x", "ArrowDown", "ArrowUp", "j", "k", "d", "d", "Shift+m"):
+                control.press(key)
+            assert notebook() == before, control.evaluate("element => element.outerHTML")
+
+        # Enter starts the run and does not open the cell's editor.
+        view.get_by_role("button", name="Start", exact=True).focus()
+        page.keyboard.press("Enter")
+        view.locator(".status", has_text="running").wait_for()
+        view.get_by_role("button", name="Stop", exact=True).focus()
+        page.keyboard.press("Space")
+        view.locator(".status", has_text="stopped").wait_for()
+        assert notebook() == before
+
+        # Tab visits the controls in the order of the page.
+        view.get_by_role("combobox", name="Class").focus()
+        visited = []
+        for _ in range(5):
+            page.keyboard.press("Tab")
+            visited.append(
+                page.evaluate(
+                    "() => document.activeElement.labels?.[0]?.innerText.split('\\n')[0].trim()"
+                    " || document.activeElement.className || document.activeElement.title"
+                )
+            )
+        assert [name.split(" ")[0] for name in visited[:4]] == [
+            "Colour",
+            "Trails",
+            "Projection",
+            "clouds",
+        ]
+        slider = view.get_by_label("moment of the recording")
+        last = slider.input_value()
+        slider.press("ArrowLeft")
+        page.wait_for_function(
+            "last => document.querySelector('.pcdd-player [type=range]').value === last",
+            arg=str(int(last) - 1),
+        )
+        assert notebook() == before
+
+
+# --- the kernel -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_kernel(tmp_path_factory):
+    """Yield execute(code, cell), which runs code in a kernel as JupyterLab does.
+
+    It returns what the code prints, and the name of an exception.
+    cell: id of the cell; None: a front end that sends none
+    """
+    folder = tmp_path_factory.mktemp("kernel")
+    manager = KernelManager(kernel_name="python3")
+    paths = [str(headless.ROOT), str(headless.ROOT / "tests"), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    manager.start_kernel(env=environment, cwd=str(folder))
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(60)
+
+    def execute(code: str, cell: str | None = None, wait: bool = True) -> str:
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": True,
+            "stop_on_error": True,
+        }
+        request = client.session.msg(
+            "execute_request", content, metadata={"cellId": cell} if cell else {}
+        )
+        client.shell_channel.send(request)
+        return until_idle(request) if wait else request
+
+    def until_idle(request) -> str:
+        printed = ""
+        while True:
+            message = client.get_iopub_msg(timeout=60)
+            if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+                continue
+            content = message["content"]
+            if message["msg_type"] == "update_display_data":
+                execute.updated.append(sorted(content["data"]))
+            printed += content.get("text", "") + content.get("ename", "")
+            if content.get("execution_state") == "idle":
+                return printed
+
+    execute.manager, execute.until_idle, execute.folder = manager, until_idle, folder
+    execute.updated = []  # kinds of data of outputs that a later cell changed
+    execute(KERNEL)
+    yield execute
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel(shared_kernel):
+    """Return `shared_kernel` without views and runs."""
+    assert shared_kernel(CLEAN, "clean") == ""
+    return shared_kernel
+
+
+CLEAN = """
+for session in list(live_view._sessions):
+    session.close()
+until(lambda: runs() == 0)
+"""
+KERNEL = """
+import gc, threading, time, weakref, tiny, pcdd_core as pcdd
+from ipywidgets.widgets import widget
+import pcdd_core.view.live as live_view
+config = tiny.config(schedule__iterations=100_000)
+real = tiny.three_digits()
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+def runs():
+    return sum(thread.name == "distillation" for thread in threading.enumerate())
+"""
+WATCH = "live = pcdd.watch(config, real, 'cpu')\nlive.start()\nlive"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["a", None])
+def test_a_cell_that_runs_again_ends_its_former_view(kernel, cell):
+    """The former run stops, its widgets are closed, and nothing refers to it any more."""
+    execute = kernel
+    execute(WATCH, cell)
+    execute("until(lambda: 'update 0' not in live.status)\nformer = weakref.ref(live)", "x")
+    before = int(execute("print(len(widget._instances))", "x"))
+    for _ in range(4):
+        execute(WATCH, cell)
+    execute("until(lambda: runs() == 1)\ngc.collect()", "x")
+    assert execute("print(former(), len(widget._instances), live.status.split(',')[0])", "x") == (
+        f"None {before} running\n"
+    )
+
+
+@pytest.mark.slow
+def test_views_of_other_cells_and_of_one_execution_stay(kernel):
+    execute = kernel
+    execute("views = [pcdd.watch(config, real, 'cpu') for _ in range(3)]", "a")
+    execute("for view in views: view.start()", "b")
+    execute("other = pcdd.watch(config, real, 'cpu'); other.start()", "b")
+    assert execute("print(runs())", "x") == "4\n"
+    execute("kept = views[0]\nviews = [pcdd.watch(config, real, 'cpu')]", "a")
+    # The variable `kept` has the closed view: its recording stays, its run does not.
+    execute("until(lambda: runs() == 1)", "x")
+    assert execute("print(len(kept.recording) > 0, other.status.split(',')[0])", "x") == (
+        "True running\n"
+    )
+    assert "InputError" in execute("kept.restart()", "x")
+
+
+@pytest.mark.slow
+def test_views_opened_and_closed_leave_nothing(kernel):
+    execute = kernel
+    before = execute("print(len(widget._instances))", "x")
+    for number in range(10):
+        execute("live = pcdd.watch(config, real, 'cpu')\nlive", f"cell {number}")
+        execute("live.close()\nold = weakref.ref(live.recording.clouds)", "x")
+    assert execute("print(len(widget._instances))", "x") == before
+    # Drawn players are not kept by anywidget either.
+    code = "sum(issubclass(type(thing), live_view.PlayerWidget) for thing in gc.get_objects())"
+    assert execute(f"gc.collect()\nprint({code})", "x") == "0\n"
+
+
+@pytest.mark.slow
+def test_closed_view_leaves_its_last_picture(kernel):
+    kernel("live = pcdd.watch(config, real, 'cpu')\nlive", "a")
+    kernel("live.step(); live.wait(); time.sleep(3)", "b")
+    kernel.updated.clear()
+    kernel("live.close(); live.close()", "c")
+    assert kernel.updated == [["text/plain"], ["image/png", "text/plain"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [False, True])
+def test_interrupt_stops_the_run(kernel, busy):
+    execute = kernel
+    execute(WATCH, "a")
+    execute("until(lambda: 'update 0' not in live.status)", "x")
+    request = (
+        execute("open('begun', 'w').close()\ntime.sleep(60)", "x", wait=False) if busy else None
+    )
+    if busy:
+        begun = execute.folder / "begun"
+        end = time.monotonic() + 60
+        while not begun.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+    execute.manager.interrupt_kernel()
+    if busy:
+        assert "KeyboardInterrupt" in execute.until_idle(request)
+    assert execute("until(lambda: runs() == 0)\nprint(live.status.split(',')[0])", "x") == (
+        "stopped\n"
+    )
+
+
+@pytest.mark.slow
+def test_python_that_ends_during_a_run_ends_well(tmp_path):
+    """A thread inside torch at the end of Python would abort the process."""
+    code = """
+import tiny, time
+from pcdd_core.view.live import LiveDistillation
+live = LiveDistillation(tiny.config(schedule__iterations=100_000), tiny.three_digits(), "cpu")
+live.start()
+while "update 0" in live.status:
+    time.sleep(0.01)
+"""
+    paths = [str(headless.ROOT), str(headless.ROOT / "tests"), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow

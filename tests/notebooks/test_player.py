@@ -23,16 +23,12 @@ from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import Config
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
 from pcdd_core.geometry.storage import save_clouds
+from pcdd_core.view import animation, page
 from pcdd_core.view import live as live_view
-from pcdd_core.view import recording as player
-from pcdd_core.view.recording import (
-    Recorder,
-    Recording,
-    read_recording,
-    save_animation,
-    save_player,
-    still,
-)
+from pcdd_core.view import recording as recordings
+from pcdd_core.view.animation import save_animation
+from pcdd_core.view.page import encode, save_player
+from pcdd_core.view.recording import Recorder, Recording, read_recording, still
 
 
 def recording(
@@ -83,7 +79,7 @@ def data_of(page: str) -> bytes:
 
 
 def test_recorder_keeps_every_frame_of_a_short_run_and_thins_a_long_one_evenly(monkeypatch):
-    monkeypatch.setattr(player, "MOST_FRAMES", 8)
+    monkeypatch.setattr(recordings, "MOST_FRAMES", 8)
     clouds = recording().clouds
     recorder = Recorder(clouds, 30)
     for iteration in range(30):
@@ -130,7 +126,7 @@ def test_recording_of_a_run_folder_is_what_the_run_kept(tmp_path):
     assert len(read.matching_loss) == 5 and torch.equal(
         read.clouds.coordinates, torch.from_numpy(read.coordinates[-1])
     )
-    assert not decoded(player.encode(read))["has_gradients"]
+    assert not decoded(encode(read))["has_gradients"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +178,7 @@ def test_run_folder_that_is_not_whole_is_refused_by_the_file_that_is_wrong(
 @pytest.mark.parametrize("grid", [(1, 28, 28), (16, 16, 16), (1, 300, 5), (1, 60000, 2)])
 def test_encoded_coordinates_stay_in_their_cell_and_are_half_a_step_off_at_most(grid):
     given = recording(grid=grid)
-    encoded, steps = decoded(player.encode(given)), player.steps_per_cell(grid)
+    encoded, steps = decoded(encode(given)), page.steps_per_cell(grid)
     assert steps == encoded["steps"] and steps & (steps - 1) == 0
     places = encoded["places"].swapaxes(1, 2)
     assert np.array_equal(places // steps, np.floor(given.coordinates))
@@ -191,7 +187,7 @@ def test_encoded_coordinates_stay_in_their_cell_and_are_half_a_step_off_at_most(
 
 def test_encoding_keeps_everything_else():
     given = recording()
-    encoded = decoded(player.encode(given))
+    encoded = decoded(encode(given))
     assert (
         encoded["labels"] == [0, 1, 2]
         and encoded["offsets"] == [0, 20, 40, 60]
@@ -200,17 +196,17 @@ def test_encoding_keeps_everything_else():
     assert encoded["class_names"] == ["zero", "one", "two"] and encoded["iterations"] == 4
     assert encoded["updates"] == [0, 1, 2, 3, 4]
     assert np.array_equal(encoded["curves"], [given.matching_loss, given.mean_absolute_gradient])
-    lengths = 10 ** (encoded["gradients"] / player.LEVELS_PER_DECADE + player.LOWEST_DECADE)
-    assert np.abs(np.log10(lengths / given.gradients)).max() <= 0.51 / player.LEVELS_PER_DECADE
+    lengths = 10 ** (encoded["gradients"] / page.LEVELS_PER_DECADE + page.LOWEST_DECADE)
+    assert np.abs(np.log10(lengths / given.gradients)).max() <= 0.51 / page.LEVELS_PER_DECADE
 
 
 def test_gradients_of_nothing_and_of_too_much_are_the_ends_of_the_scale():
-    assert player.gradient_levels(np.array([0, 1e-30, 1e30], np.float32)).tolist() == [0, 0, 255]
+    assert page.gradient_levels(np.array([0, 1e-30, 1e30], np.float32)).tolist() == [0, 0, 255]
 
 
 def test_one_frame_can_be_encoded():
     given = still(recording().clouds)
-    assert len(given) == 1 and len(decoded(player.encode(given))["places"]) == 1
+    assert len(given) == 1 and len(decoded(encode(given))["places"]) == 1
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -219,12 +215,12 @@ def test_one_frame_can_be_encoded():
 def test_page_is_self_contained_and_holds_the_recording(tmp_path):
     given = recording()
     save_player(given, tmp_path / "folder" / "page.html")
-    page = (tmp_path / "folder" / "page.html").read_text(encoding="utf-8")
+    text = (tmp_path / "folder" / "page.html").read_text(encoding="utf-8")
     assert not re.search(
-        r"https?:|//cdn|\bimport\b\s*[\"'({*]|\bfrom\s+[\"']|fetch\(|\bsrc=|\bhref=", page
+        r"https?:|//cdn|\bimport\b\s*[\"'({*]|\bfrom\s+[\"']|fetch\(|\bsrc=|\bhref=", text
     )
-    assert "default-src 'none'" in page
-    assert data_of(page) == player.encode(given)
+    assert "default-src 'none'" in text
+    assert data_of(text) == encode(given)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["page.html"]
 
 
@@ -235,13 +231,13 @@ def test_names_cannot_break_out_of_the_page(tmp_path):
         '"&amp;<img onerror=x>',
     )
     save_player(recording(names=names), tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert (
-        page.count("<script") == page.count("</script") == 1
-        and "<img" not in page
-        and page.count("</title>") == 1
+        text.count("<script") == text.count("</script") == 1
+        and "<img" not in text
+        and text.count("</title>") == 1
     )
-    assert decoded(data_of(page))["class_names"] == list(names)
+    assert decoded(data_of(text))["class_names"] == list(names)
 
 
 def test_page_of_a_run_of_ten_digits_is_small(tmp_path):
@@ -277,18 +273,20 @@ def test_gif_has_every_frame_and_moves(tmp_path, given):
 
 
 def test_long_recording_is_animated_in_fewer_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(player, "ANIMATION_FRAMES", 3)
+    monkeypatch.setattr(animation, "ANIMATION_FRAMES", 3)
     save_animation(recording(), tmp_path / "points.gif")
     assert Image.open(tmp_path / "points.gif").n_frames == 3
 
 
 def test_mp4_can_be_decoded_and_moves(tmp_path):
     save_animation(recording(), tmp_path / "points.mp4")
-    seconds = 5 / player.FRAMES_PER_SECOND + player.LAST_SECONDS
+    seconds = 5 / animation.FRAMES_PER_SECOND + animation.LAST_SECONDS
     frames = imageio_ffmpeg.read_frames(str(tmp_path / "points.mp4"))
     about = next(frames)
     images = [np.frombuffer(frame, np.uint8) for frame in frames]
-    assert about["codec"] == "h264" and abs(len(images) / player.FRAMES_PER_SECOND - seconds) < 0.2
+    assert (
+        about["codec"] == "h264" and abs(len(images) / animation.FRAMES_PER_SECOND - seconds) < 0.2
+    )
     assert about["pix_fmt"].startswith("yuv420p") and (images[0] != images[4]).any()
     assert [path.name for path in tmp_path.iterdir()] == ["points.mp4"]
 
