@@ -7,9 +7,12 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 
-from ..errors import InputError, RunFailed
+from ..errors import InputError, RunFailed, WriteFailed
 from ..experiments.config import described_settings
+from ..files import STORAGE_ERRORS
+from ..text import printable
 from . import commands
 
 DESCRIPTION = """\
@@ -45,16 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
         options.settings += late
     try:
         result = options.command(options)
-        sys.stdout.write(
-            json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n"
-        )
+        if options.json:
+            sys.stdout.write(json.dumps(result["json"], indent=2) + "\n")
+        else:
+            sys.stdout.write(printable(result["text"], keep="\n") + "\n")
+        sys.stdout.flush()
         return 0
     except InputError as error:
-        print(f"pcdd: {error}", file=sys.stderr)
-        return 2
+        return _failed(2, str(error))
     except RunFailed as error:
-        print(f"pcdd: the run failed at {error}", file=sys.stderr)
-        return 1
+        return _failed(1, f"the run failed at {error}")
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        _drop_standard_output()
+        return _failed(2, str(WriteFailed(error.filename, error.strerror)))
     except KeyboardInterrupt:
         hints = {
             commands.distill: "; the same command with --resume continues from the last checkpoint",
@@ -63,6 +71,17 @@ def main(arguments: list[str] | None = None) -> int:
         hint = hints.get(options.command, "")
         print(f"\npcdd: stopped{hint}", file=sys.stderr)
         return 130
+
+
+def _failed(code: int, reason: str) -> int:
+    print(f"pcdd: {printable(reason)}", file=sys.stderr)
+    return code
+
+
+def _drop_standard_output() -> None:
+    """Discard what standard output still holds. Python would fail to write it at exit."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor, in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,7 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     # the keys of coresets.BASELINES, without importing coresets
     names = ("random", "herding", "k_center", "class_mean", "forgetting", "craig", "whole")
-    sub.add_argument("name", choices=names, help="kind of baseline, see pcdd_core/engine/baselines.py")
+    sub.add_argument(
+        "name", choices=names, help="kind of baseline, see pcdd_core/engine/baselines.py"
+    )
     sub.add_argument(
         "--clouds-per-class",
         type=_positive,
@@ -299,6 +320,6 @@ def _settings_help(*sections: str) -> str:
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to {2**31 - 1}")
     return value

@@ -1,15 +1,23 @@
 """Read and write distilled sets."""
 
+import math
+import unicodedata
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import InputError, nearest_names
-from ..files import atomic_write
+from ..files import atomic_write, refuse_impossible_path
+from ..text import printable
 from .clouds import PointClouds
 
 FORMAT_VERSION = 2
+FIELDS = ("format_version", "coordinates", "offsets", "labels", "grid", "class_names")
+OPTIONAL_FIELDS = ("label_probabilities",)
+LARGEST_SET = 2**28  # bytes of all arrays of a set: 22 million points
 # the best distilled sets, each with the record of its run beside it
 RELEASED = Path(__file__).parents[1] / "released"
 
@@ -20,7 +28,8 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
     The fields are those of `PointClouds`, and `format_version`. A set with learned labels has
     format version 2. A set without them has no field `label_probabilities` and format version 1,
     which every pcdd reads.
-    Raises InputError if a cloud is empty or the folder is not writable.
+    Raises InputError if a cloud is empty, the arrays have more than LARGEST_SET bytes, or the
+    folder is not writable.
     """
     if (empty := (clouds.sizes == 0).nonzero()).numel():
         raise InputError(
@@ -37,6 +46,11 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
     )
     if learned is not None:
         arrays["label_probabilities"] = learned.detach().cpu().numpy().astype(np.float32)
+    if (size := sum(array.nbytes for array in arrays.values())) > LARGEST_SET:
+        raise InputError(
+            f"{path}: the set has {size} bytes; expected at most {LARGEST_SET}, the largest set "
+            "that can be read again"
+        )
     atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -46,21 +60,10 @@ def load_clouds(path: Path | str) -> PointClouds:
     Raises InputError if anything is wrong. The message names the file, the field and the value.
     """
     path = Path(path)
+    refuse_impossible_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a distilled set (.npz)")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile and zlib raise about ten types for damaged files
-        reason = (
-            "it contains an object array, and unpickling one can run code"
-            if "pickle" in str(error).lower()
-            else str(error)
-        )
-        raise InputError(
-            f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays"
-        ) from None
-    arrays = _checked(path, arrays)
+    arrays = _checked(path, _read_arrays(path, (*FIELDS, *OPTIONAL_FIELDS), LARGEST_SET))
     learned = arrays.get("label_probabilities")
     return PointClouds(
         torch.from_numpy(arrays["coordinates"]),
@@ -97,6 +100,63 @@ def released_path(name: str) -> Path:
     return RELEASED / f"{name}.npz"
 
 
+def _read_arrays(path: Path, fields: Iterable[str], limit: int) -> dict[str, np.ndarray]:
+    """Read those of the fields that an .npz archive has. Other fields are not unpacked.
+
+    limit: largest number of bytes of these fields together, by the sizes that the archive declares;
+        they are checked before anything is unpacked
+    Raises InputError if the archive is damaged, an array is too large, or it has Python objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {
+                field: archive.getinfo(f"{field}.npy")
+                for field in fields
+                if f"{field}.npy" in archive.NameToInfo
+            }
+            size = sum(member.file_size for member in members.values())
+            if size > limit:
+                raise ValueError(f"its fields have {size} bytes, more than the largest, {limit}")
+            return {field: _read_array(archive, member) for field, member in members.items()}
+    except Exception as error:  # numpy, zipfile and zlib raise about ten types for damaged files
+        raise InputError(
+            f"{path}: not readable ({printable(error)}); expected an .npz of plain arrays"
+        ) from None
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read a member of an archive. Raises ValueError if it is no array of plain numbers or text."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{member.filename} has the format {version}")
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, by_columns, dtype = read_header(file)
+        if dtype.hasobject:
+            raise ValueError("it contains an object array, and unpickling one can run code")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or size > member.file_size:
+            raise ValueError(f"{member.filename} declares {size} bytes, and has fewer")
+        content = file.read()  # to the end, where zipfile compares the checksum
+    if len(content) != size:
+        raise ValueError(
+            f"{member.filename} has {len(content)} bytes; its shape {shape} has {size}"
+        )
+    flat = np.frombuffer(content, dtype) if size else np.zeros(math.prod(shape), dtype)
+    return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def _no_text(name: np.ndarray) -> str | None:
+    """Return the first code point of an array of code points that is no character, if any."""
+    for point in name.tolist():
+        if point > 0x10FFFF or unicodedata.category(chr(point)) == "Cs":
+            return f"U+{point:04X}"
+    return None
+
+
 def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Convert the arrays to the types of `PointClouds`.
 
@@ -124,7 +184,8 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         if arrays[field].dtype.kind not in kind:
             refuse(field, f"of type {arrays[field].dtype}", words)
         with np.errstate(over="ignore"):  # overflow gives inf, which is refused below
-            arrays[field] = arrays[field].astype(dtype if kind != "U" else arrays[field].dtype)
+            own = arrays[field].dtype.newbyteorder("=")
+            arrays[field] = arrays[field].astype(own if kind == "U" else dtype)
     version = arrays["format_version"]
     if version.shape != () or not 1 <= version <= FORMAT_VERSION:
         refuse(
@@ -160,6 +221,10 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         refuse("grid", grid.tolist(), "three positive numbers of cells: depth, height, width")
     if names.ndim != 1 or len(names) == 0:
         refuse("class_names", f"of shape {names.shape}", "(classes,)")
+    code_points = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1)
+    for number, name in enumerate(code_points):
+        if (point := _no_text(name)) is not None:
+            refuse("class_names", f"{point} in name {number}", "text: U+0000 to U+10FFFF")
     if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
         refuse(
             "labels",
