@@ -67,6 +67,7 @@ def kills(number: int, folder: Path, seed: int = 0) -> dict[str, Counter]:
             counts[how.name]["left over"] += len(left)
         counts[how.name]["runs"] += 1
         counts[how.name]["equal"] += _same(run, folder / "unbroken")
+        print(f"{done} of {number} kills\n{_table(counts)}", file=sys.stderr)
     return counts
 
 
@@ -118,6 +119,16 @@ def _same(one: Path, other: Path) -> bool:
     )
 
 
+def _table(counts: dict[str, Counter]) -> str:
+    usual = ("kills", "runs", "equal")
+    lines = [f"{'signal':8} {'kills':>6} {'runs':>6} {'equal':>6}  other"]
+    for name, count in counts.items():
+        other = {key: value for key, value in count.items() if value and key not in usual}
+        numbers = " ".join(f"{count[key]:6}" for key in usual)
+        lines.append(f"{name:8} {numbers}  {other or ''}".rstrip())
+    return "\n".join(lines)
+
+
 def _command() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="number of kills (100)")
@@ -125,12 +136,7 @@ def _command() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         counts = kills(options.kills, Path(folder), options.seed)
-    print(f"{'signal':8} {'kills':>6} {'runs':>6} {'equal':>6}  other")
-    for name, count in counts.items():
-        usual = ("kills", "runs", "equal")
-        other = {key: value for key, value in count.items() if value and key not in usual}
-        numbers = " ".join(f"{count[key]:6}" for key in usual)
-        print(f"{name:8} {numbers}  {other or ''}")
+    print(_table(counts))
     return int(any(count["equal"] != count["runs"] for count in counts.values()))
 
 

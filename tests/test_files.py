@@ -186,6 +186,12 @@ def test_record_of_wrong_types_is_skipped_with_a_message(name, tmp_path, capsys)
     assert said.count("\n") == 1 and "wrong.json" in said and "skipped" in said
 
 
+@pytest.mark.parametrize("content", ["{}", '{"cells": []}', '{"name": "a", "version": 1}'])
+def test_json_of_another_kind_is_skipped_in_silence(content, tmp_path, capsys):
+    (tmp_path / "other.json").write_text(content)
+    assert find_records([tmp_path]) == {} and capsys.readouterr().err == ""
+
+
 def test_record_without_a_checksum_is_read_as_before(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(record("a")))
     assert read_record(tmp_path / "a.json") == record("a") | {"clouds_file": None}

@@ -18,7 +18,7 @@ from ..engine.evaluate import Score
 from ..errors import InputError
 from ..files import atomic_write, atomic_write_text, refuse_impossible_path
 from ..geometry.storage import _read_arrays
-from ..sealed import parsed, sealed, unsealed
+from ..sealed import KEY, parsed, sealed, unsealed
 from ..text import csv_cell, markdown_cell, printable
 from .config import Config, from_dict, to_dict
 from .presets import PRESETS, label
@@ -49,6 +49,10 @@ class NoRecord(InputError):
     """A file is missing, or it is not the record of a run."""
 
 
+class OtherJson(NoRecord):
+    """A file of JSON that holds something else than a record."""
+
+
 def read_record(path: Path | str) -> dict[str, Any]:
     """Read the record in a file or in a run folder.
 
@@ -65,13 +69,15 @@ def read_record(path: Path | str) -> dict[str, Any]:
         record = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NoRecord(f"{path}: not a record ({error})") from None
-    if not NEEDED <= record.keys():
-        raise NoRecord(
+    if not NEEDED <= record.keys() and KEY not in record:
+        raise OtherJson(
             f"{path}: not a record; "
             f"expected the record.json of a finished run, with {', '.join(sorted(NEEDED))}"
         )
     try:
         record = unsealed(record)
+        if missing := NEEDED - record.keys():
+            raise ValueError(f"no entry '{min(missing)}'")
         _refuse_wrong_types(record)
     except ValueError as error:
         raise InputError(f"{path}: not an intact record ({printable(error)})") from None
@@ -115,8 +121,9 @@ def as_json(record: dict[str, Any]) -> str:
 def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
     """Find the records in these folders and in their run folders. Returns paths by `identity`.
 
-    If several records have the same identity, the first folder in `places` wins. A file that is no
-    intact record, or has settings of an older version, is skipped with a message on standard error.
+    If several records have the same identity, the first folder in `places` wins. A damaged record,
+    or one with settings of an older version, is skipped with a message on standard error. Other
+    kinds of JSON are skipped in silence.
     """
     paths: dict[str, Path] = {}
     for place in map(Path, places):
@@ -124,6 +131,8 @@ def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
         for path in sorted([*place.glob("*.json"), *place.glob("*/record.json")]):
             try:
                 paths.setdefault(identity(read_record(path)), path)
+            except OtherJson:
+                continue
             except (InputError, AttributeError, KeyError, TypeError, RecursionError) as error:
                 print(f"pcdd: skipped: {_reason(path, error)}", file=sys.stderr)
     return paths

@@ -138,14 +138,16 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         if dtype.hasobject:
             raise ValueError("it contains an object array, and unpickling one can run code")
         size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or size > member.file_size:
-            raise ValueError(f"{member.filename} declares {size} bytes, and has fewer")
-        content = file.read()  # to the end, where zipfile compares the checksum
+        if min(shape, default=0) < 0 or not dtype.itemsize or size > member.file_size:
+            raise ValueError(f"{member.filename} has the impossible shape {shape} of {dtype}")
+        content = bytearray()
+        while part := file.read(2**20):  # to the end, where zipfile compares the checksum
+            content += part
     if len(content) != size:
         raise ValueError(
             f"{member.filename} has {len(content)} bytes; its shape {shape} has {size}"
         )
-    flat = np.frombuffer(content, dtype) if size else np.zeros(math.prod(shape), dtype)
+    flat = np.frombuffer(content, dtype) if size else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if by_columns else "C")
 
 
@@ -193,6 +195,8 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
             version.tolist(),
             f"1 to {FORMAT_VERSION}; a newer pcdd may read this set",
         )
+    if version == 2 and "label_probabilities" not in arrays:
+        refuse("label_probabilities", "missing", "the learned labels, which format_version 2 has")
     coordinates, offsets, labels = (arrays[field] for field in ("coordinates", "offsets", "labels"))
     grid, names = arrays["grid"], arrays["class_names"]
     if coordinates.ndim != 2 or coordinates.shape[1] != 3:
