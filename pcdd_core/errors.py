@@ -20,6 +20,24 @@ class FolderInUse(InputError):
     """Another process is running in the folder of a run."""
 
 
+class WriteFailed(InputError):
+    """A file cannot be written: the disk is full, a quota is used up, or the device failed.
+
+    Files written before it are complete.
+    path: the file, or None if it is not known
+    reason: the message of the operating system
+    advice: what is safe, and what to do
+    """
+
+    def __init__(self, path: object, reason: str | None, advice: str | None = None):
+        advice = advice or (
+            "files written before are complete; free space there or choose another folder, then "
+            "repeat the command"
+        )
+        super().__init__(f"{path or 'a file'}: cannot be written ({reason}); {advice}")
+        self.path, self.reason = path, reason
+
+
 class RunFailed(RuntimeError):
     """A run failed numerically and cannot continue. The message says when, what and why."""
 

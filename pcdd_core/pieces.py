@@ -31,6 +31,8 @@ from .errors import InputError, nearest_names
 
 IMPORTED = "PCDD_IMPORT"  # environment variable with the names of imported modules
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Layers = Annotated[int, Field(ge=1, le=64)]
+Channels = Annotated[int, Field(ge=1, le=2**14)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

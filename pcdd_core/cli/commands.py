@@ -6,13 +6,20 @@ packages only when they need them, so that help is instant.
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..files import refuse_impossible_path
+from ..sealed import parsed, unsealed
+from ..text import printable
 
 if TYPE_CHECKING:
     from ..experiments.config import Config
+
+MOST_SEEDS = 10_000
 
 
 def distill(options: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd show`: describe and draw a run or a set."""
-    from ..experiments import figures, records, second_order
+    from ..experiments import figures, second_order
     from ..geometry.storage import RELEASED, load_clouds
 
     path = _place_of_set(options.path)
@@ -96,7 +103,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
         beside = Path(beside.name)
     picture = Path(options.picture) if options.picture else beside
     record_path = path / "record.json" if path.is_dir() else path.with_suffix(".json")
-    record = records.read_record(record_path) if record_path.exists() else None
+    record = _record_beside(record_path)
     figures.save(figures.gallery(loaded), picture)
     sizes = loaded.sizes.tolist()
     about = {
@@ -114,7 +121,8 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     ]
     if record:
         lines += [
-            f"{record['name']}, seed {record['config']['seed']}: {record.get('health', '')}",
+            printable(f"{record['name']}, seed {record['config']['seed']}: ")
+            + printable(record.get("health", "")),
             _scores(record),
         ]
         derivatives = record.get("second_derivatives")
@@ -159,6 +167,7 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
     from ..view.page import save_player
     from ..view.recording import read_recording
 
+    refuse_impossible_path(options.run)
     recording = read_recording(options.run)
     for path in options.files:
         save = save_player if Path(path).suffix.lower() in (".html", ".htm") else save_animation
@@ -230,7 +239,8 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(
                 f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` numbers the runs"
             )
-        sweeps.obtain([cells[options.cell]], options.runs, options.data)
+        with redirect_stdout(sys.stderr):  # standard output has the result only
+            sweeps.obtain([cells[options.cell]], options.runs, options.data)
         return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
     from .sweep_view import SweepView
 
@@ -296,13 +306,25 @@ def _cells(options: argparse.Namespace) -> list:
     """Return the runs that the options of `sweep` and `report` name."""
     from ..experiments.tables import experiment
 
+    if options.seeds > MOST_SEEDS:
+        raise InputError(f"--seeds {options.seeds}: expected at most {MOST_SEEDS}")
     vary = {}
     for name, *values in options.vary or []:
+        if name == "seed":
+            raise InputError(
+                "--vary seed: every run is made with seeds 0 to N - 1; choose N with --seeds N"
+            )
         if not values:
             raise InputError(f"--vary {name}: expected a setting, followed by its values")
         vary[name] = [_value(value) for value in values]
     options.seed = None
-    return experiment(options.name, options.scale, options.seeds, _settings(options), vary)
+    settings = _settings(options)
+    if "seed" in settings:
+        raise InputError(
+            f"setting seed = {settings['seed']}: every run is made with seeds 0 to N - 1; choose N "
+            "with --seeds N"
+        )
+    return experiment(options.name, options.scale, options.seeds, settings, vary)
 
 
 def _score(options: argparse.Namespace, clouds, name: str, config: "Config") -> dict[str, Any]:
@@ -334,13 +356,14 @@ def _scores(record: dict[str, Any]) -> str:
         f"({score['networks']} classifiers)"
         for protocol, score in record["scores"].items()
     ]
-    return ", ".join(parts) + f" on {record['scored_on']}" if parts else "no scores"
+    return printable(", ".join(parts) + f" on {record['scored_on']}") if parts else "no scores"
 
 
 def _place_of_set(text: str) -> Path:
     """Return the path of a file or folder. `released:NAME` is a set that comes with pcdd."""
     from ..geometry.storage import released_path
 
+    refuse_impossible_path(text)
     kind, colon, name = text.partition(":")
     return released_path(name) if colon and kind == "released" else Path(text)
 
@@ -351,18 +374,33 @@ def _config_of(path: Path) -> "Config":
     They come from its run, from the record beside it, or from the defaults.
     """
     from ..experiments.config import Config, override
-    from ..experiments.records import read_record, settings_of
+    from ..experiments.records import settings_of
 
     if path.is_dir():
         return _config_of_run(path)
-    record = path.with_suffix(".json")
-    if not record.is_file():
+    record = _record_beside(path.with_suffix(".json"))
+    if record is None:
         return Config()
-    config = settings_of(read_record(record))
+    config = settings_of(record)
     if config.evaluation.split == "validation":
         return config
     # Older records were scored on test images with the fast augmentation, which is not valid today.
     return override(config, {"evaluation.augmentation": "published"})
+
+
+def _record_beside(path: Path) -> dict[str, Any] | None:
+    """Return the record in this file. If it is another kind of file, say so and return None."""
+    from ..experiments.records import NoRecord, read_record
+
+    if not path.is_file():
+        return None
+    try:
+        return read_record(path)
+    except NoRecord as error:
+        if path.name == "record.json":
+            raise
+        print(f"pcdd: {printable(error)}; it is ignored", file=sys.stderr)
+        return None
 
 
 def _config_of_run(folder: Path) -> "Config":
@@ -372,10 +410,10 @@ def _config_of_run(folder: Path) -> "Config":
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a run folder")
     try:
-        settings = json.loads(path.read_text())
+        settings = unsealed(parsed(path.read_text(encoding="utf-8")))
         settings.pop("name", None)
         return from_dict(settings)
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not the settings of a run ({error})") from None
 
 
@@ -389,6 +427,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
                 f"argument {argument!r}: expected setting=value, for instance network.layers=2"
             )
         settings[name] = _value(value)
+        if "\0" in str(settings[name]):
+            raise InputError(f"setting {name} = {settings[name]!r}: a value cannot contain NUL")
     if options.seed is not None:
         settings["seed"] = options.seed
     return settings

@@ -7,10 +7,13 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 
-from ..errors import InputError, RunFailed
+from ..errors import InputError, RunFailed, WriteFailed
+from ..files import STORAGE_ERRORS
 from ..pieces import import_pieces
+from ..text import printable
 from . import commands
 
 DESCRIPTION = """\
@@ -47,16 +50,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import_pieces(options.modules)
         result = options.command(options)
-        sys.stdout.write(
-            json.dumps(result["json"], indent=2) + "\n" if options.json else result["text"] + "\n"
-        )
+        if options.json:
+            sys.stdout.write(json.dumps(result["json"], indent=2) + "\n")
+        else:
+            sys.stdout.write(printable(result["text"], keep="\n") + "\n")
+        sys.stdout.flush()
         return 0
     except InputError as error:
-        print(f"pcdd: {error}", file=sys.stderr)
-        return 2
+        return _failed(2, str(error))
     except RunFailed as error:
-        print(f"pcdd: the run failed at {error}", file=sys.stderr)
-        return 1
+        return _failed(1, f"the run failed at {error}")
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        _drop_standard_output()
+        return _failed(2, str(WriteFailed(error.filename, error.strerror)))
     except KeyboardInterrupt:
         hints = {
             commands.distill: "; the same command with --resume continues from the last checkpoint",
@@ -65,6 +73,17 @@ def main(arguments: list[str] | None = None) -> int:
         hint = hints.get(options.command, "")
         print(f"\npcdd: stopped{hint}", file=sys.stderr)
         return 130
+
+
+def _failed(code: int, reason: str) -> int:
+    print(f"pcdd: {printable(reason)}", file=sys.stderr)
+    return code
+
+
+def _drop_standard_output() -> None:
+    """Discard what standard output still holds. Python would fail to write it at exit."""
+    with suppress(OSError, ValueError):  # a stream without a descriptor, in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -369,6 +388,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 to {2**31 - 1}")
     return value

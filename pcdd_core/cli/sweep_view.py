@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ..experiments.sweeps import State
+from ..text import printable
 
 STATUSES = ("found", "finished", "running", "waiting", "failed")
 
@@ -59,7 +61,7 @@ class SweepView:
             f"{self.minutes:6.1f} min  {state.status:8}  "
             f"{state.cell.label}, seed {state.cell.config.seed}{note}"
         )
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _table(self, states: Sequence[State]) -> Table:
         """Build a table of running, failed and restarted runs, with the counts of all others."""
@@ -83,7 +85,7 @@ class SweepView:
                     at,
                     str(state.attempts),
                     str(state.cell.config.seed),
-                    cell,
-                    state.note,
+                    Text(printable(cell)),
+                    Text(printable(state.note)),
                 )
         return table

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..files import atomic_write
 from ..geometry.clouds import Grid, PointClouds
+from ..text import drawable
 
 
 def migration(
@@ -33,7 +34,7 @@ def migration(
             if column == 0:
                 axes.set_ylabel(f"{trajectory['updates'][frame]} updates", fontsize=7)
             if row == 0:
-                axes.set_title(clouds.class_names[int(clouds.labels[cloud])], fontsize=8)
+                _set_title(axes, clouds, cloud)
     return figure
 
 
@@ -45,7 +46,7 @@ def gallery(clouds: PointClouds, columns: int = 10, most: int = 100) -> Figure:
     for cloud, axes in enumerate(figure.axes):
         if cloud < count:
             _draw(axes, clouds, cloud)
-            axes.set_title(clouds.class_names[int(clouds.labels[cloud])], fontsize=8)
+            _set_title(axes, clouds, cloud)
         else:
             axes.set_visible(False)
     return figure
@@ -93,6 +94,12 @@ def _draw(axes, clouds: PointClouds, cloud: int) -> None:
     shade = ((1 if clouds.grid[0] == 1 else 0.65) - 0.7 * depth / max(clouds.grid)).clip(0.25, 1)
     axes.scatter(x, y, s=1.2, c="#20508a", alpha=shade, linewidths=0)
     axes.set(**limits(clouds.grid), aspect="equal", xticks=[], yticks=[])
+
+
+def _set_title(axes, clouds: PointClouds, cloud: int) -> None:
+    """Write the class of a cloud above it, character by character: a name is no formula."""
+    name = drawable(clouds.class_names[int(clouds.labels[cloud])])
+    axes.set_title(name, fontsize=8, parse_math=False)
 
 
 def _first_of_each_class(clouds: PointClouds) -> list[int]:

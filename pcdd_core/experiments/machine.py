@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import platform
 import re
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -61,6 +60,12 @@ def peak_memory(device: torch.device) -> int:
     status = Path("/proc/self/status")
     if status.exists():  # the peak of getrusage starts at the peak of the parent process
         return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

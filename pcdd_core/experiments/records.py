@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,43 +14,101 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..arrays import read_arrays
 from ..errors import InputError
-from ..files import atomic_write_text
+from ..files import atomic_write, atomic_write_text, refuse_impossible_path
 from ..scoring.baselines import Baseline
 from ..scoring.evaluate import Score
+from ..sealed import KEY, parsed, sealed, unsealed
+from ..text import csv_cell, markdown_cell, printable
 from .config import Config, from_dict, to_dict
 from .presets import PRESETS, label
 
 COMMITTED = Path(__file__).parents[2] / "figures" / "records"  # records in a git checkout
 LONGEST_NAME = 180  # characters of a kept record's name before the seed; file systems allow 255
 LOGGED = slice(0, 1250, 100)  # the paper's Table 2 averages the gradients of these iterations
+LARGEST_TRAJECTORY = 2**31  # bytes
+NEEDED = {"name", "config", "scores"}  # entries of every record
+TYPES = {
+    "name": str,
+    "config": dict,
+    "scores": dict,
+    "scores_at": dict,
+    "seconds": dict,
+    "health": str,
+    "scored_on": str,
+    "peak_memory_bytes": int,
+    "second_derivatives": dict,
+    "mean_absolute_gradient": int | float,
+    "mean_absolute_gradient_as_logged": int | float,
+    "mean_absolute_displacement": int | float,
+}
 WINDOWS = 30  # parts of a run; each value of a curve in its record is the mean over one part
+
+
+class NoRecord(InputError):
+    """A file is missing, or it is not the record of a run."""
+
+
+class OtherJson(NoRecord):
+    """A file of JSON that holds something else than a record."""
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
     """Read the record in a file or in a run folder.
 
     Adds `clouds_file`: the path of the distilled set beside the record, or None if there is no such
-    file. Raises InputError if the record is missing or not readable.
+    file. Raises NoRecord if the file is missing or another kind of file, and InputError if it is a
+    damaged record.
     """
     path = Path(path)
+    refuse_impossible_path(path)
     path = path / "record.json" if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected the record of a finished run")
+        raise NoRecord(f"{path}: no such file; expected the record of a finished run")
     try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not a record ({error})") from None
-    needed = {"name", "config", "scores"}
-    if not isinstance(record, dict) or not needed <= record.keys():
-        raise InputError(
+        record = parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise NoRecord(f"{path}: not a record ({error})") from None
+    if not NEEDED <= record.keys() and KEY not in record:
+        raise OtherJson(
             f"{path}: not a record; "
-            f"expected the record.json of a finished run, with {', '.join(sorted(needed))}"
+            f"expected the record.json of a finished run, with {', '.join(sorted(NEEDED))}"
         )
+    try:
+        record = unsealed(record)
+        if missing := NEEDED - record.keys():
+            raise ValueError(f"no entry '{min(missing)}'")
+        _refuse_wrong_types(record)
+    except ValueError as error:
+        raise InputError(f"{path}: not an intact record ({printable(error)})") from None
     clouds = (
         path.with_name("clouds.npz") if path.name == "record.json" else path.with_suffix(".npz")
     )
     return record | {"clouds_file": str(clouds.resolve()) if clouds.is_file() else None}
+
+
+def _refuse_wrong_types(record: dict[str, Any]) -> None:
+    """Raise ValueError for the first entry that has another type than in a record."""
+    for name, kind in TYPES.items():
+        if name in record and not isinstance(record[name], kind):
+            raise ValueError(f"entry '{name}' is {record[name]!r:.60}")
+    if type(record["config"].get("seed")) is not int:
+        raise ValueError("entry 'config' has no whole number 'seed'")
+    groups = {"scores": record["scores"], **record.get("scores_at", {})}
+    for group, scores in groups.items():
+        if not isinstance(scores, dict) or not all(isinstance(e, dict) for e in scores.values()):
+            raise ValueError(f"entry '{group}' has no scores: {scores!r:.60}")
+        for protocol, score in scores.items():
+            for part in ("mean", "standard_deviation", "networks"):
+                _refuse_no_number(f"{part} of '{group}', '{protocol}'", score.get(part))
+    for stage, seconds in record.get("seconds", {}).items():
+        _refuse_no_number(f"seconds of '{stage}'", seconds)
+
+
+def _refuse_no_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}: expected a number, not {value!r:.60}")
 
 
 def as_json(record: dict[str, Any]) -> str:
@@ -68,16 +127,26 @@ def settings_of(record: dict[str, Any]) -> Config:
 def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
     """Find the records in these folders and in their run folders. Returns paths by `identity`.
 
-    If several records have the same identity, the first folder in `places` wins.
+    If several records have the same identity, the first folder in `places` wins. A damaged record,
+    or one with settings of an older version, is skipped with a message on standard error. Other
+    kinds of JSON are skipped in silence.
     """
     paths: dict[str, Path] = {}
     for place in map(Path, places):
+        refuse_impossible_path(place)
         for path in sorted([*place.glob("*.json"), *place.glob("*/record.json")]):
             try:
                 paths.setdefault(identity(read_record(path)), path)
-            except InputError:
-                continue  # another kind of JSON, or a record with settings of an older version
+            except OtherJson:
+                continue
+            except (InputError, AttributeError, KeyError, TypeError, RecursionError) as error:
+                print(f"pcdd: skipped: {_reason(path, error)}", file=sys.stderr)
     return paths
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = printable(error if isinstance(error, InputError) else repr(error))
+    return text if text.startswith(str(path)) else f"{path}: {text}"
 
 
 def identity(record: dict[str, Any]) -> str:
@@ -123,16 +192,31 @@ def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
     ):
         kept = kept.with_name(f"{name[:LONGEST_NAME]}-{digits}-{seed}.json")
     if path.resolve() != kept.resolve():
-        atomic_write_text(kept, as_json(record))
+        atomic_write_text(kept, as_json(sealed(record)))
     if with_clouds and clouds and Path(clouds).resolve() != kept.with_suffix(".npz").resolve():
-        shutil.copyfile(clouds, kept.with_suffix(".npz"))
+        with open(clouds, "rb") as source:
+            atomic_write(kept.with_suffix(".npz"), lambda file: shutil.copyfileobj(source, file))
     return kept
 
 
 def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
-    """Read the trajectory of a run: `updates` (frames,) and `coordinates` (frames, points, 3)."""
-    with np.load(Path(folder) / "trajectory.npz", allow_pickle=False) as archive:
-        return {"updates": archive["updates"], "coordinates": archive["coordinates"]}
+    """Read the trajectory of a run: `updates` (frames,) and `coordinates` (frames, points, 3).
+
+    Raises InputError if it is missing or damaged.
+    """
+    path = Path(folder) / "trajectory.npz"
+    fields = ("updates", "coordinates")
+    arrays = read_arrays(path, fields, LARGEST_TRAJECTORY)
+    for field, kind, dimensions in zip(fields, "if", (1, 3)):
+        if field not in arrays:
+            raise InputError(f"{path}: field '{field}' is missing; expected {', '.join(fields)}")
+        if arrays[field].dtype.kind != kind or arrays[field].ndim != dimensions:
+            raise InputError(
+                f"{path}: field '{field}' has type {arrays[field].dtype} and shape "
+                f"{arrays[field].shape}; expected "
+                + ("whole numbers (frames,)" if kind == "i" else "floats (frames, points, 3)")
+            )
+    return arrays
 
 
 def score_record(score: Score) -> dict[str, Any]:
@@ -146,13 +230,20 @@ def score_record(score: Score) -> dict[str, Any]:
 
 
 def averages(path: Path) -> dict[str, Any]:
-    """Average the steps.jsonl at `path`.
+    """Return `averages_of` the steps.jsonl at `path`. Raises InputError if it is damaged."""
+    try:
+        return averages_of([json.loads(line) for line in path.read_text().splitlines()])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        raise InputError(f"{path}: not the steps of a run ({error!r})") from None
+
+
+def averages_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Average the lines of steps.jsonl.
 
     Returns means over all iterations, the first and last matching loss, and `curves`: means over
     WINDOWS parts of the run. For long runs it also returns the mean absolute gradient as the paper
     logs it (Table 2), see LOGGED.
     """
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
     means = {
         key: float(np.mean([row[key] for row in rows]))
         for key in ("mean_absolute_gradient", "mean_absolute_displacement")
@@ -260,25 +351,28 @@ def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Format rows of `table` as Markdown. Column `x sd` joins `x` after a plus-minus sign."""
     cells, columns = _as_text(rows), _columns(rows)
-    lines = [columns, ["---"] * len(columns), *cells]
+    cells = [[markdown_cell(cell) for cell in line] for line in [columns, *cells]]
+    lines = [cells[0], ["---"] * len(columns), *cells[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def latex(rows: list[dict[str, Any]]) -> str:
     """Format rows of `table` as a LaTeX tabular (package booktabs); columns as in `markdown`."""
     return tabulate(
-        _as_text(rows), _columns(rows), tablefmt="latex_booktabs", disable_numparse=True
+        [[printable(cell) for cell in line] for line in _as_text(rows)],
+        [printable(column) for column in _columns(rows)],
+        tablefmt="latex_booktabs",
+        disable_numparse=True,
     ).replace("±", r"$\pm$")
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
     """Format rows of `table` as CSV. Standard deviations have their own columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list({column: None for row in rows for column in row}), lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(rows)
+    columns = list({column: None for row in rows for column in row})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([csv_cell(column) for column in columns])
+    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
 
 

@@ -5,20 +5,21 @@ runs/<name>-<seed>-<hash of the configuration>/
     steps.jsonl       one line per iteration
     trajectory.npz    `coordinates` (frames, points, 3) in cells, and `updates` (frames,): number of
                       updates before each frame; the first frame has the initial clouds
-    checkpoint.pt     the state to resume from; loading it unpickles no code
+    checkpoint.pt     the state to resume from, see `checkpoint`
+    checkpoint-previous.pt  the checkpoint before it
     clouds.npz        the distilled set
-    migration.png     the clouds over time
     scores.json       the scores that are finished
-    record.json       written last: settings, scores, health, seconds, memory, versions, commit
+    record.json       written when all of this is safe: settings, scores, health, seconds, memory,
+                      versions, commit
+    migration.png     the clouds over time
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,43 +31,45 @@ from .. import ranks
 from ..data.datasets import Splits
 from ..engine.distill import Step
 from ..engine.lifts import occupancy
-from ..errors import DistillationFailed, InputError, RunFailed
-from ..files import LOCK, atomic_write, atomic_write_text, refuse_file_in_the_way, sole_user
+from ..errors import DistillationFailed, InputError, RunFailed, WriteFailed
+from ..files import (
+    LOCK,
+    atomic_write,
+    atomic_write_text,
+    is_leftover,
+    refuse_file_in_the_way,
+    refuse_impossible_path,
+    remove_leftovers,
+    sole_user,
+)
 from ..geometry.clouds import PointClouds
 from ..geometry.storage import save_clouds
 from ..nn.classifiers import ConvNet
 from ..scoring.baselines import Baseline
+from ..sealed import parsed, sealed, unsealed
+from ..text import printable
+from . import checkpoint as checkpoints
 from . import config as configuration
 from . import figures, machine, second_order
+from .checkpoint import Checkpoint
 from .config import Config
 from .health import Health
-from .records import as_json, averages, score_record
+from .records import as_json, averages_of, score_record
 
 RUN_FILES = (
     "record.json",
     "clouds.npz",
     "migration.png",
     "checkpoint.pt",
+    "checkpoint-previous.pt",
     "trajectory.npz",
     "steps.jsonl",
     "scores.json",
     "config.json",
 )
-CURVE_CLASSIFIERS = {
-    "networks": 5,
-    "epochs": 300,
-    "classifier": ConvNet(32),
-}  # of `evaluation.curve`
-CHECKPOINT_KEYS = {
-    "configuration",
-    "state",
-    "frames",
-    "updates",
-    "seconds",
-    "still",
-    "finding",
-    "label_probabilities",
-}
+# of `evaluation.curve`
+CURVE_CLASSIFIERS: dict[str, Any] = {"networks": 5, "epochs": 300, "classifier": ConvNet(32)}
+SCORED = {"clouds", "points", "occupied_cells", "scores", "scored_on", "seconds"}  # of scores.json
 
 
 def run(
@@ -92,24 +95,34 @@ def run(
 
     Under `torchrun` the processes share the classes, see `ranks`. Only the first process writes and
     scores.
-    Raises InputError, FolderInUse if another process runs in the folder, and RunFailed if the run
-    diverges. The record of a diverged run is written before RunFailed is raised.
+    Raises InputError, FolderInUse if another process runs in the folder, WriteFailed if the disk is
+    full, and RunFailed if the run diverges. The record of a diverged run is written before
+    RunFailed is raised. A picture that cannot be drawn gives a message only.
     """
     folder = Path(folder) if folder else Path("runs") / folder_name(name, config)
     machine.keep_freed_memory()
     with ranks.joined(machine.choose_device(device)) as place:
-        checkpoint = _open_folder(folder, config, resume, overwrite)
+        _refuse_impossible(config, data)
+        checkpoint, damage = _open_folder(folder, config, resume, overwrite)
         splits = config.data.load(data)
         _refuse_empty_split(splits, config)
         config.evaluation.check()
         _refuse_scored_iterations(config)
-        steps = config.distill(splits.train, place, checkpoint["state"] if checkpoint else None)
+        if checkpoint:
+            _refuse_other_points(folder, checkpoint, config.start(splits.train))
+        steps = config.distill(splits.train, place, checkpoint.state if checkpoint else None)
         ranks.wait_for_all()  # every process checks the folder before the first one writes to it
         if ranks.rank() > 0:
             for _ in steps:
                 pass
             return folder
-        with sole_user(folder):
+        progress = progress or Progress()
+        with _advice_when_full(folder), sole_user(folder):
+            remove_leftovers(folder, RUN_FILES)
+            if damage:
+                progress.write(f"pcdd: {damage}")
+                # so that it does not replace the intact checkpoint at the next one
+                (folder / checkpoints.NAME).unlink(missing_ok=True)
             _run(
                 config,
                 name,
@@ -120,9 +133,26 @@ def run(
                 place,
                 overwrite,
                 checkpoint_every,
-                progress or Progress(),
+                progress,
             )
     return folder
+
+
+@contextmanager
+def _advice_when_full(folder: Path) -> Iterator[None]:
+    """Add to a WriteFailed how the run continues."""
+    try:
+        yield
+    except WriteFailed as failure:
+        kept = any((folder / name).exists() for name in (checkpoints.NAME, checkpoints.PREVIOUS))
+        advice = (
+            "the run is safe up to its last checkpoint; free space there, then the same command "
+            "with --resume continues"
+            if kept
+            else "the run has no checkpoint yet; free space there, then start it again"
+            + (" with --resume" if folder.exists() else "")
+        )
+        raise WriteFailed(failure.path, failure.reason, advice) from None
 
 
 def folder_name(name: str, config: Config) -> str:
@@ -136,7 +166,7 @@ def _run(
     folder: Path,
     splits: Splits,
     steps: Iterator[Step],
-    checkpoint: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
     place: torch.device,
     overwrite: bool,
     checkpoint_every: int,
@@ -148,7 +178,7 @@ def _run(
             (folder / old).unlink(missing_ok=True)
     atomic_write_text(
         folder / "config.json",
-        json.dumps({"name": name, **configuration.to_dict(config)}, indent=2),
+        json.dumps(sealed({"name": name, **configuration.to_dict(config)}), indent=2),
     )
 
     record = {
@@ -163,7 +193,7 @@ def _run(
     if derivatives["gradients_without_graph"]:
         progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
-        trajectory, labels, seconds, health = _distill(
+        trajectory, labels, rows, seconds, health = _distill(
             folder, config, splits, steps, checkpoint, checkpoint_every, progress
         )
         distilled = replace(config.start(splits.train), label_probabilities=labels)
@@ -171,19 +201,29 @@ def _run(
             _coordinates_before(trajectory, scored_iteration(config))
         )
         save_clouds(distilled, folder / "clouds.npz")
-        figures.save(figures.migration(trajectory, distilled), folder / "migration.png")
         scored = _score_run(folder, config, splits, trajectory, distilled, place, progress)
     except RunFailed as failure:
         record |= {"health": f"failed at {failure}", "scores": {}}
-        atomic_write_text(folder / "record.json", as_json(record))
+        atomic_write_text(folder / "record.json", as_json(sealed(record)))
         raise
     record |= {
         "health": health or "moving",
-        **averages(folder / "steps.jsonl"),
+        **averages_of(rows),
         **scored,
         "seconds": {"distillation": seconds, **scored["seconds"]},
     }
-    atomic_write_text(folder / "record.json", as_json(record))
+    atomic_write_text(folder / "record.json", as_json(sealed(record)))
+    _draw(trajectory, distilled, folder / "migration.png", progress)
+
+
+def _draw(
+    trajectory: dict[str, np.ndarray], distilled: PointClouds, path: Path, progress: "Progress"
+) -> None:
+    """Draw the clouds over time. If this fails the run is complete, so it gives a message only."""
+    try:
+        figures.save(figures.migration(trajectory, distilled), path)
+    except Exception as error:  # matplotlib raises many types
+        progress.write(f"pcdd: {path} is not drawn ({error}); the run is complete without it")
 
 
 def scored_iteration(config: Config) -> int:
@@ -212,7 +252,7 @@ def _score_run(
         folder / "scores.json",
         replace(config, evaluation=replace(config.evaluation, **CURVE_CLASSIFIERS)),
     )
-    scores = json.loads(path.read_text()) if path.exists() else {}
+    scores = _finished_scores(path, progress)
     tasks = {"result": (distilled, config)}
     for iteration in config.evaluation.curve:
         tasks[str(iteration)] = (
@@ -222,7 +262,7 @@ def _score_run(
     for name, (clouds, settings) in tasks.items():
         if name not in scores:
             scores[name] = _score(clouds, splits, settings, place, progress)
-            atomic_write_text(path, as_json(scores))
+            atomic_write_text(path, as_json(sealed(scores)))
     if not config.evaluation.curve:
         return scores["result"]
     seconds = {"evaluation": scores["result"]["seconds"]["evaluation"]}
@@ -233,6 +273,23 @@ def _score_run(
         str(iteration): scores[str(iteration)]["scores"] for iteration in config.evaluation.curve
     }
     return scores["result"] | {"scores_at": scores_at, "seconds": seconds}
+
+
+def _finished_scores(path: Path, progress: "Progress") -> dict[str, Any]:
+    """Return the scores that an earlier part of the run finished.
+
+    Scores in a damaged file are made again, with a message.
+    """
+    try:
+        scores = unsealed(parsed(path.read_text(encoding="utf-8")), required=True)
+        if not all(isinstance(score, dict) and SCORED <= score.keys() for score in scores.values()):
+            raise ValueError(f"expected scores with {', '.join(sorted(SCORED))}")
+        return scores
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        progress.write(f"pcdd: {path}: not readable scores ({error}); they are made again")
+        return {}
 
 
 def _coordinates_before(trajectory: dict[str, np.ndarray], iteration: int) -> torch.Tensor:
@@ -258,6 +315,7 @@ def score(
     """
     place = machine.choose_device(device)
     machine.keep_freed_memory()
+    _refuse_impossible(config, data)
     splits = config.data.load(data)
     _refuse_empty_split(splits, config)
     config.evaluation.check()
@@ -275,6 +333,21 @@ def score(
         used["baseline"] = baseline.to_dict()
     record = {"name": name, "config": used, "machine": machine.describe(place)}
     return clouds, record | _score(clouds, splits, config, place, progress or Progress())
+
+
+def _refuse_impossible(config: Config, data: Path | str | None) -> None:
+    """Raise InputError for paths that no file can have."""
+    for path in (data, getattr(config.data, "folder", ""), getattr(config.clouds, "file", "")):
+        refuse_impossible_path(path or ".")
+
+
+def _refuse_other_points(folder: Path, checkpoint: Checkpoint, start: PointClouds) -> None:
+    if checkpoint.state["coordinates"].shape != start.coordinates.shape:
+        raise InputError(
+            f"{folder / checkpoints.NAME}: checkpoint with {len(checkpoint.state['coordinates'])} "
+            f"points; these settings and data have {len(start.coordinates)}: resume with the data "
+            "of the run, or restart it with --overwrite"
+        )
 
 
 def _refuse_empty_split(splits: Splits, config: Config) -> None:
@@ -308,7 +381,7 @@ def _refuse_scored_iterations(config: Config) -> None:
 def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) -> None:
     """Write the result of `score` to a folder with the layout of a run, the record last."""
     save_clouds(clouds, Path(folder) / "clouds.npz")
-    atomic_write_text(Path(folder) / "record.json", as_json(record))
+    atomic_write_text(Path(folder) / "record.json", as_json(sealed(record)))
 
 
 def _score(
@@ -371,53 +444,45 @@ class Progress:
     def write(self, text: str) -> None:
         """Print a line above the bar."""
         if not self.quiet:
-            tqdm.write(text, file=self.stream)
+            tqdm.write(printable(text), file=self.stream)
 
 
 def _open_folder(
     folder: Path, config: Config, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """Return the checkpoint to resume from, if any.
+) -> tuple[Checkpoint | None, str | None]:
+    """Return the checkpoint to resume from, if any, and a message if a newer one is damaged.
 
-    Raises InputError if an existing run would be damaged, or if the checkpoint is not usable.
+    Raises InputError if an existing run would be damaged, or if no checkpoint is usable.
     """
     refuse_file_in_the_way(folder)
     if overwrite:
-        return None
+        return None, None
     if (folder / "record.json").exists():
         raise InputError(
             f"{folder}: this run has ended; "
             "inspect it with `pcdd show`, or restart it with --overwrite"
         )
-    path = folder / "checkpoint.pt"
     if not resume:
-        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        if folder.exists() and any(
+            path.name != LOCK and not is_leftover(path, RUN_FILES) for path in folder.iterdir()
+        ):
             raise InputError(
                 f"{folder}: holds an unfinished run; "
                 "continue it with --resume, or restart it with --overwrite"
             )
-        return None
+        return None, None
     if not folder.exists():
         raise InputError(f"{folder}: nothing to resume; start the run without --resume")
-    if not path.exists():
-        return None  # the run stopped before its first checkpoint, so it starts at the beginning
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
-        wrong = checkpoint["configuration"] != configuration.identity(config)
-        if missing := CHECKPOINT_KEYS - set(checkpoint):
-            raise KeyError(*missing)
-    except Exception:
-        # torch raises many types for a damaged file, and its message advises unsafe loading
+    # without a checkpoint, the run stopped before its first one and starts at the beginning
+    checkpoint, damage = checkpoints.load(folder, config.schedule.iterations)
+    this = configuration.identity(config)
+    if checkpoint and checkpoint.configuration != this:
         raise InputError(
-            f"{path}: not a readable checkpoint; restart the run with --overwrite"
-        ) from None
-    if wrong:
-        raise InputError(
-            f"{path}: checkpoint of another configuration ({checkpoint['configuration']}, "
-            f"this one is {configuration.identity(config)}); "
+            f"{folder / checkpoints.NAME}: checkpoint of another configuration "
+            f"({checkpoint.configuration}, this one is {this}); "
             "resume with the settings in config.json, or choose another folder"
         )
-    return checkpoint
+    return checkpoint, damage
 
 
 def _distill(
@@ -425,42 +490,41 @@ def _distill(
     config: Config,
     splits: Splits,
     steps,
-    checkpoint: dict[str, Any] | None,
+    checkpoint: Checkpoint | None,
     checkpoint_every: int,
     progress,
-) -> tuple[dict[str, np.ndarray], torch.Tensor | None, float, str | None]:
-    """Run the steps. Returns the trajectory, the learned labels, the seconds and the finding.
+) -> tuple[dict[str, np.ndarray], torch.Tensor | None, list[checkpoints.Row], float, str | None]:
+    """Run the steps.
 
-    The seconds include earlier parts of a resumed run. The finding is that of `health.Health`.
+    Returns the trajectory, the learned labels, the lines of steps.jsonl, the seconds and the
+    finding. The seconds include earlier parts of a resumed run. The finding is that of
+    `health.Health`.
     """
     total, health = config.schedule.iterations, Health()
     if checkpoint:
-        frames, updates, seconds = (
-            list(checkpoint["frames"]),
-            checkpoint["updates"],
-            checkpoint["seconds"],
+        frames, updates, rows = (
+            list(checkpoint.frames),
+            list(checkpoint.updates),
+            checkpoint.rows,
         )
-        health.still, health.finding = checkpoint["still"], checkpoint["finding"]
-        labels = checkpoint["label_probabilities"]
-        _keep_lines(folder / "steps.jsonl", checkpoint["state"]["iteration"] + 1)
+        health.still, health.finding = checkpoint.still, checkpoint.finding
+        labels, seconds = checkpoint.label_probabilities, checkpoint.seconds
     else:
-        frames, updates, seconds = [config.start(splits.train).coordinates], [0], 0.0
-        labels = None
-        _keep_lines(folder / "steps.jsonl", 0)
-    lines: list[str] = []
+        frames, updates, rows = [config.start(splits.train).coordinates], [0], []
+        labels, seconds = None, 0.0
     begun = time.monotonic() - seconds
 
     def write_lines() -> None:
-        with (folder / "steps.jsonl").open("a") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        lines.clear()
+        # all of them: the file can be damaged, or have lines from after the checkpoint
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        atomic_write_text(folder / "steps.jsonl", text)
+
+    write_lines()
 
     try:
         for step in steps:
             done = step.iteration + 1
-            lines.append(_line(step))
+            rows.append(_row(step))
             snapshot_due = (
                 done * config.schedule.snapshots // total
                 > (done - 1) * config.schedule.snapshots // total
@@ -480,37 +544,31 @@ def _distill(
             progress(done / total, "distilling", f"matching loss {sum(step.matching_loss):.4g}")
             if done % checkpoint_every == 0 or done == total:
                 write_lines()
-                kept = {
-                    "configuration": configuration.identity(config),
-                    "state": step.state(),
-                    "frames": torch.stack(frames),
-                    "updates": updates,
-                    "label_probabilities": labels,
-                    "seconds": time.monotonic() - begun,
-                    "still": health.still,
-                    "finding": health.finding,
-                }
-                atomic_write(folder / "checkpoint.pt", partial(torch.save, kept))
+                kept = Checkpoint(
+                    configuration=configuration.identity(config),
+                    state=step.state(),
+                    frames=torch.stack(frames),
+                    updates=updates,
+                    steps=checkpoints.columns_of(rows),
+                    label_probabilities=labels,
+                    seconds=time.monotonic() - begun,
+                    still=health.still,
+                    finding=health.finding,
+                )
+                checkpoints.save(kept, folder)
     except DistillationFailed:
         write_lines()  # they show how the failure developed
         raise
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
     atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))
-    return trajectory, labels, time.monotonic() - begun, health.finding
+    return trajectory, labels, rows, time.monotonic() - begun, health.finding
 
 
-def _line(step: Step) -> str:
-    row = {
+def _row(step: Step) -> checkpoints.Row:
+    return {
         "iteration": step.iteration,
         "matching_loss": step.matching_loss,
         "mean_absolute_gradient": step.mean_absolute_gradient,
         "mean_absolute_displacement": step.mean_absolute_displacement,
     }
-    return json.dumps(row) + "\n"
-
-
-def _keep_lines(path: Path, count: int) -> None:
-    """Delete the lines after the checkpoint, including an incomplete last line."""
-    lines = path.read_text().splitlines(keepends=True)[:count] if path.exists() else []
-    atomic_write_text(path, "".join(lines))

@@ -7,8 +7,9 @@ from ..pieces import Count, Piece, setting
 from ..seeds import generator
 from .clouds import PointClouds, members_per_class, resampled, sample
 from .grid import known_positions, scattered
-from .storage import load_clouds
+from .storage import LARGEST_SET, load_clouds
 
+BYTES_PER_POINT = 12
 PER_CLASS = "clouds per class: one number, or a list with one number per class"
 PER_CLOUD = "points per cloud: one number, or a list with one number per cloud"
 
@@ -97,11 +98,21 @@ def scatter(
 def _labels(real: PointClouds, clouds_per_class: int | Sequence[int]) -> list[int]:
     classes = len(real.class_names)
     counts = _one_per(clouds_per_class, classes, "clouds.clouds_per_class", "class")
+    _refuse_too_many(sum(counts), "clouds.clouds_per_class", "clouds")
     return [label for label, count in enumerate(counts) for _ in range(count)]
 
 
 def _points(points: int | Sequence[int], labels: list[int]) -> list[int]:
-    return _one_per(points, len(labels), "clouds.points_per_cloud", "cloud")
+    sizes = _one_per(points, len(labels), "clouds.points_per_cloud", "cloud")
+    _refuse_too_many(sum(sizes), "clouds.points_per_cloud", "points")
+    return sizes
+
+
+def _refuse_too_many(count: int, setting: str, of: str) -> None:
+    """Raise InputError for more points or clouds than a set that can be stored."""
+    most = LARGEST_SET // BYTES_PER_POINT
+    if count > most:
+        raise InputError(f"setting {setting}: {count} {of} are too many; expected at most {most}")
 
 
 def _one_per(value: int | Sequence[int], count: int, setting: str, of: str) -> list[int]:

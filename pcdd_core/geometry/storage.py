@@ -1,15 +1,20 @@
 """Read and write distilled sets."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..arrays import read_arrays
 from ..errors import InputError, nearest_names
-from ..files import atomic_write
+from ..files import atomic_write, refuse_impossible_path
 from .clouds import PointClouds
 
 FORMAT_VERSION = 2
+FIELDS = ("format_version", "coordinates", "offsets", "labels", "grid", "class_names")
+OPTIONAL_FIELDS = ("label_probabilities",)
+LARGEST_SET = 2**28  # bytes of all arrays of a set: 22 million points
 # the best distilled sets, each with the record of its run beside it
 RELEASED = Path(__file__).parents[1] / "released"
 
@@ -20,13 +25,19 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
     The fields are those of `PointClouds`, and `format_version`. A set with learned labels has
     format version 2. A set without them has no field `label_probabilities` and format version 1,
     which every pcdd reads.
-    Raises InputError if a cloud is empty or the folder is not writable.
+    Raises InputError if a cloud is empty, the arrays have more than LARGEST_SET bytes, or the
+    folder is not writable.
     """
     if (empty := (clouds.sizes == 0).nonzero()).numel():
         raise InputError(
             f"{path}: cloud {int(empty[0])} is empty; every cloud of a set needs a point"
         )
     arrays = arrays_of(clouds)
+    if (size := sum(array.nbytes for array in arrays.values())) > LARGEST_SET:
+        raise InputError(
+            f"{path}: the set has {size} bytes; expected at most {LARGEST_SET}, the largest set "
+            "that can be read again"
+        )
     atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -36,21 +47,11 @@ def load_clouds(path: Path | str) -> PointClouds:
     Raises InputError if anything is wrong. The message names the file, the field and the value.
     """
     path = Path(path)
+    refuse_impossible_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a distilled set (.npz)")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile and zlib raise about ten types for damaged files
-        reason = (
-            "it contains an object array, and unpickling one can run code"
-            if "pickle" in str(error).lower()
-            else str(error)
-        )
-        raise InputError(
-            f"{path}: not a readable distilled set ({reason}); expected an .npz of plain arrays"
-        ) from None
-    return clouds_from_arrays(path, arrays)
+    fields = (*FIELDS, *OPTIONAL_FIELDS)
+    return clouds_from_arrays(path, read_arrays(path, fields, LARGEST_SET))
 
 
 def arrays_of(clouds: PointClouds) -> dict[str, np.ndarray]:
@@ -112,6 +113,14 @@ def released_path(name: str) -> Path:
     return RELEASED / f"{name}.npz"
 
 
+def _no_text(name: np.ndarray) -> str | None:
+    """Return the first code point of an array of code points that is no character, if any."""
+    for point in name.tolist():
+        if point > 0x10FFFF or unicodedata.category(chr(point)) == "Cs":
+            return f"U+{point:04X}"
+    return None
+
+
 def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Convert the arrays to the types of `PointClouds`.
 
@@ -139,7 +148,8 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         if arrays[field].dtype.kind not in kind:
             refuse(field, f"of type {arrays[field].dtype}", words)
         with np.errstate(over="ignore"):  # overflow gives inf, which is refused below
-            arrays[field] = arrays[field].astype(dtype if kind != "U" else arrays[field].dtype)
+            own = arrays[field].dtype.newbyteorder("=")
+            arrays[field] = arrays[field].astype(own if kind == "U" else dtype)
     version = arrays["format_version"]
     if version.shape != () or not 1 <= version <= FORMAT_VERSION:
         refuse(
@@ -147,6 +157,8 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
             version.tolist(),
             f"1 to {FORMAT_VERSION}; a newer pcdd may read this set",
         )
+    if version == 2 and "label_probabilities" not in arrays:
+        refuse("label_probabilities", "missing", "the learned labels, which format_version 2 has")
     coordinates, offsets, labels = (arrays[field] for field in ("coordinates", "offsets", "labels"))
     grid, names = arrays["grid"], arrays["class_names"]
     if coordinates.ndim != 2 or coordinates.shape[1] != 3:
@@ -175,6 +187,10 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         refuse("grid", grid.tolist(), "three positive numbers of cells: depth, height, width")
     if names.ndim != 1 or len(names) == 0:
         refuse("class_names", f"of shape {names.shape}", "(classes,)")
+    code_points = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1)
+    for number, name in enumerate(code_points):
+        if (point := _no_text(name)) is not None:
+            refuse("class_names", f"{point} in name {number}", "text: U+0000 to U+10FFFF")
     if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
         refuse(
             "labels",

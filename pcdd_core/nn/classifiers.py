@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..pieces import Count, Piece, setting
+from ..pieces import Channels, Piece, setting
 from .grid import SparseModule, SparseNetwork, average_pool, initialised
 from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .points import DGCNN, PointNet, PointNetPlusPlus, perceptron
@@ -61,7 +61,7 @@ class Classifier(Piece):
 class ConvNet(Classifier, name="convnet"):
     """ConvNet-3, the protocols' own classifier of images."""
 
-    width: Count = setting(128, "channels of each layer")
+    width: Channels = setting(128, "channels of each layer")
     smallest = 4  # one pixel must remain after the last pooling
 
     def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
@@ -119,7 +119,7 @@ class ResNet18(Classifier, name="resnet18"):
 class SparseConvNet(Classifier, name="sparse"):
     """Three layers of sparse convolution on the pixels that are not 0."""
 
-    width: Count = setting(128, "channels of each layer")
+    width: Channels = setting(128, "channels of each layer")
     smallest = 8
     one_by_one = True
 

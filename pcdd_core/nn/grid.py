@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..geometry.clouds import Grid
-from ..pieces import Count, Piece, setting
+from ..pieces import Channels, Count, Layers, Piece, setting
 from . import minkowski, sparse
 from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .minkowski import MinkowskiTensor
@@ -66,8 +66,8 @@ class Network(Piece):
 class GridNetwork(Network, name="torch"):
     """Dense convolutions: layers of [Conv3d, norm, ReLU, pooling] and a linear head."""
 
-    layers: Count = setting(3, "number of layers; each halves the grid")
-    width: Count = setting(32, "channels of each layer")
+    layers: Layers = setting(3, "number of layers; each halves the grid")
+    width: Channels = setting(32, "channels of each layer")
     pooling: Literal["max", "average"] = setting("average", POOLING)
     norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
     padding: Count = setting(
@@ -96,8 +96,8 @@ class GridNetwork(Network, name="torch"):
 class OnCells(Network):
     """Settings of networks on occupied cells."""
 
-    layers: Count = setting(3, "number of layers; each halves the grid")
-    width: Count = setting(32, "channels of each layer")
+    layers: Layers = setting(3, "number of layers; each halves the grid")
+    width: Channels = setting(32, "channels of each layer")
     pooling: Literal["max", "average"] = setting("average", POOLING)
     norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
     weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)

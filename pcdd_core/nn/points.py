@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry.clouds import Grid
-from ..pieces import Count, setting
+from ..pieces import Channels, setting
 from .grid import Network
 from .initialise import initialise_linear
 
@@ -21,7 +21,7 @@ from .initialise import initialise_linear
 class PointNetwork(Network, name="pointnet"):
     """A PointNet as distillation network. It takes points instead of a grid."""
 
-    width: Count = setting(1024, "channels of the last layer before the maximum over the points")
+    width: Channels = setting(1024, "channels of the last layer before the maximum over the points")
     takes = ("points",)
     mixed_precision = True
 

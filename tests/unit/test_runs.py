@@ -1,5 +1,7 @@
 """Run folders: their files, their protection, and stopped runs that continue exactly."""
 
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -31,6 +33,7 @@ from pcdd_core.experiments.records import (
 from pcdd_core.experiments.runs import RUN_FILES
 from pcdd_core.experiments.second_order import sentence
 from pcdd_core.geometry.storage import load_clouds
+from pcdd_core.sealed import sealed, unsealed
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SCHEDULE = {  # much state: momentum, and a network that is trained and drawn again during the run
@@ -123,7 +126,7 @@ def test_run_folder_is_named_by_preset_seed_and_settings(tmp_path, monkeypatch):
 
 
 def test_config_file_gives_the_settings_back(finished):
-    settings = json.loads((finished / "config.json").read_text())
+    settings = unsealed(json.loads((finished / "config.json").read_text()), required=True)
     assert settings.pop("name") == "quickstart"
     assert from_dict(settings) == tiny.config(**SCHEDULE)
 
@@ -273,7 +276,11 @@ def test_long_runs_also_have_the_gradient_as_the_paper_logs_it(tmp_path):
 
 
 def test_checkpoint_loads_without_unpickling_code(finished):
-    checkpoint = torch.load(finished / "checkpoint.pt", weights_only=True)
+    content = (finished / "checkpoint.pt").read_bytes()
+    version, digest, payload = content.split(b"\n", 2)
+    assert version == b"pcdd checkpoint 2"
+    assert digest.decode() == hashlib.sha256(payload).hexdigest()
+    checkpoint = torch.load(io.BytesIO(payload), weights_only=True)
     assert checkpoint["configuration"] == identity(tiny.config(**SCHEDULE))
     assert checkpoint["state"]["iteration"] == 7
 
@@ -472,7 +479,8 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     record = read_record(folder)
     (folder / "record.json").unlink()
     made = json.loads((folder / "scores.json").read_text())
-    (folder / "scores.json").write_text(json.dumps({name: made[name] for name in ("result", "0")}))
+    kept = sealed({name: made[name] for name in ("result", "0")})
+    (folder / "scores.json").write_text(json.dumps(kept))
     scored = []
     evaluate = runs.evaluate
     monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
@@ -612,6 +620,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
         "malicious": pickle.dumps(Malicious(tmp_path / "harm"), protocol=2),
     }
     path.write_bytes(content[damage])
+    (interrupted / "checkpoint-previous.pt").write_bytes(content[damage])
     before = files(interrupted)
     assert distill(interrupted, "--resume") == 2
     message = capsys.readouterr().err

@@ -1,0 +1,279 @@
+"""File writes on full disks, safe names, checksums of JSON, and what the package imports."""
+
+import ast
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+import pcdd_core
+from pcdd_core import sealed
+from pcdd_core.cli.main import main
+from pcdd_core.errors import InputError, WriteFailed
+from pcdd_core.experiments.config import Config, to_dict
+from pcdd_core.experiments.records import (
+    comma_separated,
+    find_records,
+    identity,
+    latex,
+    markdown,
+    read_record,
+    table,
+)
+from pcdd_core.files import atomic_write, atomic_write_text
+from pcdd_core.geometry.storage import save_clouds
+from pcdd_core.text import csv_cell, drawable, markdown_cell, printable
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_the_file_before_becomes_the_previous_one(tmp_path):
+    path, previous = tmp_path / "a", tmp_path / "before"
+    for content in (b"1", b"2", b"3"):
+        atomic_write(path, lambda file, content=content: file.write(content), previous)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
+def test_file_that_does_not_fit_leaves_the_old_one_and_no_folder(tmp_path):
+    import resource
+
+    atomic_write_text(tmp_path / "old", "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        for path in (tmp_path / "old", tmp_path / "new" / "folder" / "file"):
+            with pytest.raises(WriteFailed, match="File too large") as refusal:
+                atomic_write_text(path, "x" * 2000)
+            assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert tiny.files(tmp_path) == {"old": b"old"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_full_disk_behind_standard_output_ends_in_one_line(options):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pcdd_core", "presets", *options],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+EVIL = "a|b\n<img src=x onerror=alert(1)> \x1b]0;title\x07 `c` [d](javascript:e) & \\|"
+
+
+def test_printable_text_has_no_control_characters_and_one_line():
+    assert printable("a\nb\x1b[31m\u202e\u2028\ud800c") == r"a\nb\x1b[31m\u202e\u2028\ud800c"
+    assert printable("plain: é, 日本 ± |$<") == "plain: é, 日本 ± |$<"
+    assert printable("a\nb\r", keep="\n") == "a\nb\\r"
+
+
+def test_markdown_cell_is_one_cell_without_markup():
+    cell = markdown_cell(EVIL)
+    assert "\n" not in cell and "\x1b" not in cell and "<" not in cell and "](" not in cell
+    unescaped = cell.replace("\\\\", "")
+    assert unescaped.count("|") == unescaped.count("\\|") == 2
+    assert markdown_cell('objective.distance="sum_of_squares" [0, 5]') == (
+        'objective.distance="sum_of_squares" [0, 5]'
+    )
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", " =", "\t=", "\r=", "＝"])
+def test_formulas_are_text_in_csv(start):
+    assert csv_cell(f'{start}HYPERLINK("http://x")').startswith(("'", "\\"))
+    assert csv_cell(-3.5) == -3.5 and csv_cell("a=b") == "a=b" and csv_cell(None) is None
+
+
+def test_names_in_pictures_are_short():
+    assert drawable("cost $5_$10") == "cost $5_$10"
+    assert len(drawable("x" * 1000)) == 24 and drawable("a\nb") == r"a\nb"
+
+
+def record(name: str, **entries) -> dict:
+    score = {"mean": 50.0, "standard_deviation": 1.0, "networks": 2}
+    return {
+        "name": name,
+        "config": to_dict(Config()),
+        "scores": {"standard": score},
+        "scored_on": "digits",
+        "seconds": {"evaluation": 1.0},
+        "peak_memory_bytes": 1,
+        "health": "moving",
+    } | entries
+
+
+def test_tables_with_hostile_names_keep_their_rows_and_columns():
+    rows = table([record(EVIL), record('=HYPERLINK("http://x")')])
+    lines = markdown(rows).splitlines()
+    assert len(lines) == 4 and "<img" not in markdown(rows) and "\x1b" not in markdown(rows)
+    cells = list(csv.reader(io.StringIO(comma_separated(rows))))
+    assert [row[0] for row in cells] == ["name", printable(EVIL), '\'=HYPERLINK("http://x")']
+    assert len(comma_separated(rows).splitlines()) == 3
+    assert r"\ensuremath{<}img" in latex(rows) and "\x1b" not in latex(rows)
+
+
+def test_hostile_names_of_columns_are_neutralised_too():
+    score = {"mean": 1.0, "standard_deviation": 0.0, "networks": 1}
+    rows = table([record("a", scores={"=1+1|<b>\n": score})])
+    assert "<b>" not in markdown(rows) and len(markdown(rows).splitlines()) == 3
+    assert "'=1+1" in comma_separated(rows).splitlines()[0]
+
+
+def test_terminal_shows_no_escape_sequences(tmp_path, capsys):
+    names = ("\x1b]0;title\x07", "b", "c")
+    clouds = tiny.three_solids()
+    save_clouds(type(clouds)(clouds.coordinates, clouds.offsets, clouds.labels, clouds.grid, names),
+                tmp_path / "set.npz")  # fmt: skip
+    evil = sealed.sealed(record("\x1b[2Jname\nforged: 99 %", health="\x1b[31mmoving"))
+    (tmp_path / "set.json").write_text(json.dumps(evil))
+    assert main(["show", str(tmp_path / "set.npz")]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"\x1b[2Jname\nforged" in out
+    assert main(["show", str(tmp_path / "\x1b[31mnowhere\n")]) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and err.count("\n") == 1
+
+
+# --- records --------------------------------------------------------------------------------------
+
+WRONG = {
+    "name": record("a") | {"name": 5},
+    "config": record("a") | {"config": []},
+    "seed": record("a") | {"config": {"seed": "0"}},
+    "setting": record("a") | {"config": {"seed": 0, "network": 5}},
+    "nested setting": record("a") | {"config": {"seed": 0, "network": {"layers": {"a": 1}}}},
+    "scores": record("a") | {"scores": [1]},
+    "score": record("a") | {"scores": {"standard": 5}},
+    "mean": record("a") | {"scores": {"standard": {"mean": "50"}}},
+    "scores_at": record("a") | {"scores_at": {"0": {"standard": 5}}},
+    "seconds": record("a") | {"seconds": {"evaluation": "1"}},
+    "health": record("a") | {"health": 5},
+    "memory": record("a") | {"peak_memory_bytes": "much"},
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG, "nesting", "number", "bytes", "checksum"])
+def test_record_of_wrong_types_is_skipped_with_a_message(name, tmp_path, capsys):
+    right = record("right", config=to_dict(tiny.config()))
+    (tmp_path / "right.json").write_text(json.dumps(right))
+    text = json.dumps(WRONG.get(name))
+    if name == "nesting":
+        text = '{"name": "a", "scores": {}, "config": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    elif name == "number":
+        text = '{"name": "a", "scores": {}, "config": ' + "1" * 5000 + "}"
+    elif name == "bytes":
+        text = "\xff\xfe"
+    elif name == "checksum":
+        text = json.dumps(sealed.sealed(record("a")) | {"health": "stopped"})
+    (tmp_path / "wrong.json").write_text(text, encoding="latin-1")
+    assert find_records([tmp_path]) == {identity(right): tmp_path / "right.json"}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "wrong.json" in said and "skipped" in said
+
+
+@pytest.mark.parametrize("content", ["{}", '{"cells": []}', '{"name": "a", "version": 1}'])
+def test_json_of_another_kind_is_skipped_in_silence(content, tmp_path, capsys):
+    (tmp_path / "other.json").write_text(content)
+    assert find_records([tmp_path]) == {} and capsys.readouterr().err == ""
+
+
+def test_record_without_a_checksum_is_read_as_before(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(record("a")))
+    assert read_record(tmp_path / "a.json") == record("a") | {"clouds_file": None}
+
+
+def test_every_change_of_a_sealed_record_is_found(tmp_path):
+    path, content = tmp_path / "a.json", sealed.sealed(record("a"))
+    path.write_text(json.dumps(content))
+    assert read_record(path) == record("a") | {"clouds_file": None}
+    for changed in (
+        content | {"name": "b"},
+        content | {"extra": 1},
+        {key: value for key, value in content.items() if key != "health"},
+        content | {"sha256": "0" * 64},
+        content | {"sha256": 5},
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match="checksum"):
+            read_record(path)
+
+
+def test_unrelated_json_beside_a_set_is_ignored_with_a_message(tmp_path, capsys):
+    save_clouds(tiny.three_solids(), tmp_path / "f.npz")
+    (tmp_path / "f.json").write_text('{"editor": true}')
+    assert main(["show", str(tmp_path / "f.npz")]) == 0
+    said = capsys.readouterr()
+    assert "24 clouds" in said.out
+    assert said.err.count("\n") == 1 and "f.json: not a record" in said.err
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["--vary", "seed", "0", "1"], ["seed=3"], ["--seeds", "1000000000"]], ids=repr
+)
+@pytest.mark.parametrize("command", ["sweep", "report"])
+def test_seed_of_a_sweep_is_refused_where_it_would_be_ignored(command, words, tmp_path, capsys):
+    more = ["--list"] if command == "sweep" else []
+    assert main([command, "quickstart", *words, *more, "--runs", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--seeds" in said
+
+
+def test_cell_of_a_sweep_prints_nothing_but_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, "schedule.iterations": 1})
+    words = ["sweep", "quickstart", *settings, "--seeds", "1", "--runs", str(tmp_path)]
+    assert main([*words, "--cell", "0", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)[0]["status"] == "found"
+    assert "run 1 of 1" in said.err
+
+
+# --- other systems --------------------------------------------------------------------------------
+
+POSIX_ONLY = {"resource", "fcntl", "grp", "posix", "pty", "pwd", "syslog", "termios", "tty"}
+
+
+def test_no_module_of_the_package_needs_posix_to_be_imported():
+    """Imports within functions are allowed."""
+    sources = list(Path(pcdd_core.__file__).parent.rglob("*.py"))
+    assert len(sources) > 40
+    for source in sources:
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            wrong = POSIX_ONLY & {name.split(".")[0] for name in names}
+            assert not wrong, f"{source}: imports {wrong}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the test hides modules that Windows has not")
+def test_package_can_be_imported_without_posix_modules():
+    code = f"""
+import sys
+import multiprocessing, subprocess, torch, sklearn.datasets, matplotlib.figure, filelock, tqdm
+for name in {sorted(POSIX_ONLY)}:
+    sys.modules[name] = None
+import pcdd_core.cli.commands, pcdd_core.experiments.sweeps, pcdd_core.view.recording
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,219 @@
+"""Damaged files of runs: each gives the content of the original, or a message.
+
+PCDD_FUZZ_EXAMPLES sets the number of damaged files of each kind.
+"""
+
+import os
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pcdd_core.cli.commands import _config_of_run
+from pcdd_core.errors import InputError
+from pcdd_core.experiments import checkpoint as checkpoints
+from pcdd_core.experiments.records import read_record, read_trajectory
+from pcdd_core.experiments.runs import _finished_scores
+from pcdd_core.geometry import storage
+from pcdd_core.geometry.storage import load_clouds, save_clouds
+
+EXAMPLES = int(os.environ.get("PCDD_FUZZ_EXAMPLES", "150"))
+ITERATIONS = 4
+
+
+def damaged(content: bytes, draws: random.Random) -> bytes:
+    """Return the content after one random change: bits, a cut, or a part of it somewhere else."""
+    data = bytearray(content)
+    kind = draws.choice(("bits", "cut", "drop", "copy", "insert", "bytes"))
+    start, length = draws.randrange(len(data)), draws.choice((1, 2, 8, 64, 1000))
+    other = draws.randrange(len(data))
+    if kind == "bits":
+        for _ in range(draws.choice((1, 1, 2, 8))):
+            data[draws.randrange(len(data))] ^= 1 << draws.randrange(8)
+    elif kind == "cut":
+        del data[start:]
+    elif kind == "drop":
+        del data[start : start + length]
+    elif kind == "copy":
+        data[start : start + length] = data[other : other + length]
+    elif kind == "insert":
+        data[start:start] = data[other : other + length]
+    else:
+        data[start : start + length] = draws.randbytes(length)
+    return bytes(data)
+
+
+class Said:
+    """Collect the messages of a run."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def equal(one, other) -> bool:
+    """Return whether two contents are equal, to the last bit of each array."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, torch.Tensor | np.ndarray):
+        one, other = np.asarray(one), np.asarray(other)
+        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    return type(one) is type(other) and one == other
+
+
+def read_set(folder: Path):
+    return vars(load_clouds(folder / "clouds.npz"))
+
+
+def read_checkpoint(folder: Path):
+    kept, damage = checkpoints.load(folder, ITERATIONS)
+    assert damage is None
+    return vars(kept)
+
+
+def read_scores(folder: Path):
+    said = Said()
+    scores = _finished_scores(folder / "scores.json", said)
+    assert scores or len(said.lines) == 1
+    if not scores:
+        raise InputError(said.lines[0])
+    return scores
+
+
+KINDS = {
+    "clouds.npz": read_set,
+    "checkpoint.pt": read_checkpoint,
+    "config.json": _config_of_run,
+    "record.json": lambda folder: read_record(folder / "record.json"),
+    "trajectory.npz": read_trajectory,
+    "scores.json": read_scores,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Return a finished run whose set has learned labels, the field that a set may lack."""
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    learning = {
+        "objective__name": "unrolled_training",
+        "objective__learned_labels": True,
+        "objective__unrolled_steps": 2,
+        "schedule__iterations": ITERATIONS,
+    }
+    words = ("--preset", "quickstart", "--quiet", "--output", str(folder))
+    assert tiny.pcdd("distill", *words, **learning) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_file_gives_the_content_of_the_original_or_a_message(name, run, tmp_path):
+    read, draws = KINDS[name], random.Random(name)
+    content = (run / name).read_bytes()
+    (tmp_path / name).write_bytes(content)
+    original, refused = read(tmp_path), 0
+    for _ in range(EXAMPLES):
+        spoiled = damaged(content, draws)
+        (tmp_path / name).write_bytes(spoiled)
+        try:
+            found = read(tmp_path)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and name in str(error)
+        else:
+            assert equal(found, original), (name, spoiled)
+    assert refused > EXAMPLES / 2
+
+
+# --- sets that somebody made on purpose -----------------------------------------------------------
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    save_clouds(tiny.three_solids(), tmp_path / "set.npz")
+    return tmp_path / "set.npz"
+
+
+def rewrite(path: Path, **arrays) -> None:
+    with np.load(path) as old:
+        np.savez_compressed(path, **{**dict(old), **arrays})
+
+
+def test_other_fields_are_not_unpacked(archive):
+    before = load_clouds(archive)
+    rewrite(archive, notes=np.zeros(10), objects=np.array([None], dtype=object))
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros.npy", bytes(storage.LARGEST_SET + 1))
+    assert equal(vars(load_clouds(archive)), vars(before))
+
+
+def test_sizes_beyond_the_limit_are_refused_before_unpacking(archive, monkeypatch):
+    rewrite(archive, coordinates=np.zeros((storage.LARGEST_SET // 12 + 1, 3), np.float32))
+    monkeypatch.setattr(storage, "_read_array", None)
+    with pytest.raises(InputError, match=f"bytes, more than the largest, {storage.LARGEST_SET}"):
+        load_clouds(archive)
+
+
+def test_set_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "LARGEST_SET", 1000)
+    with pytest.raises(InputError, match="expected at most 1000"):
+        save_clouds(tiny.three_solids(), tmp_path / "set.npz")
+    assert tiny.files(tmp_path) == {}
+
+
+def test_header_of_an_impossible_shape_is_refused(archive):
+    header = b"{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000000,), }"
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    members["class_names.npy"] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    with pytest.raises(InputError, match="impossible shape"):
+        load_clouds(archive)
+
+
+@pytest.mark.parametrize(
+    ("point", "shown"),
+    [(0x110000, r"U\+110000"), (0xFFFFFFFF, r"U\+FFFFFFFF"), (0xD800, r"U\+D800")],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_code_points_that_are_no_text_are_refused(point, shown, order, archive):
+    names = np.array([[ord("a")], [point], [ord("c")]], f"{order}u4").view(f"{order}U1")[:, 0]
+    rewrite(archive, class_names=names)
+    with pytest.raises(InputError, match=f"class_names' is {shown} in name 1") as refusal:
+        load_clouds(archive)
+    assert "\n" not in str(refusal.value)
+
+
+def test_names_of_the_other_byte_order_are_read(archive):
+    rewrite(archive, class_names=np.array(["é", "bb", "\U0001f600"], dtype=">U2"))
+    assert load_clouds(archive).class_names == ("é", "bb", "\U0001f600")
+
+
+def test_code_is_feared_of_object_arrays_only(archive):
+    rewrite(archive, class_names=np.array([b"pickle", b"b", b"c"]))
+    (archive.parent / "pickle.npz").write_bytes(b"no pickle")
+    for path in (archive, archive.parent / "pickle.npz"):
+        with pytest.raises(InputError) as refusal:
+            load_clouds(path)
+        reason = str(refusal.value).removeprefix(str(path))
+        assert "object" not in reason and "pickl" not in reason
+    rewrite(archive, class_names=np.array([None, "b", "c"], dtype=object))
+    with pytest.raises(InputError, match="object array"):
+        load_clouds(archive)
+
+
+def test_learned_labels_that_are_lost_are_missed(run, tmp_path):
+    with np.load(run / "clouds.npz") as old:
+        arrays = {name: old[name] for name in old.files if name != "label_probabilities"}
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(InputError, match="label_probabilities' is missing"):
+        load_clouds(tmp_path / "set.npz")
