@@ -30,9 +30,11 @@ from .experiments.tables import INGREDIENTS as INGREDIENTS
 from .experiments.tables import experiment as experiment
 from .geometry.clouds import PointClouds as PointClouds
 from .geometry.clouds import clouds_from_list as clouds_from_list
+from .geometry.clouds import resampled as resampled
 from .geometry.grid import clouds_from_unit_ball as clouds_from_unit_ball
 from .geometry.grid import into_grid as into_grid
 from .geometry.storage import load_clouds as load_clouds
+from .geometry.storage import packed_bytes as packed_bytes
 from .geometry.storage import released as released
 from .geometry.storage import released_names as released_names
 from .geometry.storage import released_path as released_path
