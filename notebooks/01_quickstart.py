@@ -229,3 +229,11 @@ print(equal_points)
 print(equal_bytes)
 print(f"Play the motion: {(folder / 'migration.html').resolve()}")
 print(f"Numbers: {folder / 'summary.json'}, {summary['seconds']:.0f} s in all. Next: notebooks/03_point_migration.ipynb (make lab).")
+
+# %% [markdown]
+# **The paper's budget, one cloud per class**, is one line in the parameters cell:
+#
+# `settings = {"clouds.clouds_per_class": 1, "clouds.points_per_cloud": 164, "lift.saturation": 3.0, "schedule.iterations": 240}`
+#
+# A digit of this data set has about 164 occupied cells, so this set has the points and the bytes of one real cloud per
+# class. Compare its table with the one above: the same points, in one cloud and in four.
