@@ -194,9 +194,9 @@ WORDS = {
 
 
 def compared(name):
-    """Return "above", "below" or "undecided": the distilled set against the set `name` over all seeds."""
+    """Return "above", "below" or "undecided against": the distilled set against the set `name` over all seeds."""
     gains = accuracy["distilled"] - accuracy[name]
-    return "above" if (gains > 0).all() else "below" if (gains < 0).all() else "undecided"
+    return "above" if (gains > 0).all() else "below" if (gains < 0).all() else "undecided against"
 
 
 def sentence(budget, suffix):
