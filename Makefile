@@ -52,7 +52,7 @@ demo: install
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/01_quickstart.ipynb runs/quickstart-$(DATASET).ipynb --log-output --no-progress-bar -k python3 \
 		-p dataset $(DATASET) -p output runs/quickstart-$(DATASET) -p data_folder "$(abspath $(DATA))" -p device "$(DEVICE)"
-	@echo "The executed notebook is runs/quickstart-$(DATASET).ipynb"
+	@echo "The executed notebook is runs/quickstart-$(DATASET).ipynb; open runs/quickstart-$(DATASET)/migration.html to play the motion"
 
 check: install
 	$(BIN)/ruff check .

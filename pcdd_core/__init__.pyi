@@ -56,6 +56,7 @@ from .experiments.tables import INGREDIENTS as INGREDIENTS
 from .experiments.tables import experiment as experiment
 from .geometry.clouds import PointClouds as PointClouds
 from .geometry.clouds import clouds_from_list as clouds_from_list
+from .geometry.clouds import resampled as resampled
 from .geometry.export import clouds_from_export as clouds_from_export
 from .geometry.export import export_clouds as export_clouds
 from .geometry.export import padded_collate as padded_collate
@@ -68,6 +69,7 @@ from .geometry.start import Scatter as Scatter
 from .geometry.start import Start as Start
 from .geometry.start import scatter as scatter
 from .geometry.storage import load_clouds as load_clouds
+from .geometry.storage import packed_bytes as packed_bytes
 from .geometry.storage import released as released
 from .geometry.storage import released_names as released_names
 from .geometry.storage import released_path as released_path

@@ -323,6 +323,24 @@ QUICKSTART = _merged(
     },
 )
 
+# 156 points per class: no more than one real cloud of `digits` has on average. A cloud of 39 cells
+# takes 49 bytes, so the set has the bytes of 2 whole images per class (`packed_bytes`).
+DEMO = _merged(
+    GAUSSIAN,
+    {
+        "clouds": {"clouds_per_class": 4, "points_per_cloud": 39},
+        "lift": {"bandwidth_end": 0.25, "saturation_start": 1.0, "closed": True},
+        "objective": {
+            "name": "maximum_mean_discrepancy",
+            "real_batch": 24,
+            "augmentation": True,
+        },
+        "optimiser": {"step_size": 0.35},
+        "schedule": {"iterations": 200},
+        "evaluation": {"networks": 2, "epochs": 100, "width": 16, "protocols": ["standard"]},
+    },
+)
+
 
 def _best_presets() -> dict[str, Preset]:
     full = {"split": "test", "protocols": ["standard", "paper"], "augmentation": "published"}
@@ -389,6 +407,10 @@ PRESETS: dict[str, Preset] = {
     "ingredients-base-small": Preset(
         from_dict(_merged(INGREDIENTS, SMALL_CHOICE)),
         "the same; minutes on 2 cores, scored by fewer, smaller classifiers",
+    ),
+    "demo": Preset(
+        from_dict(DEMO),
+        "for `make demo`: 4 clouds of 39 points per class by maximum mean discrepancy",
     ),
     "quickstart": Preset(
         from_dict(QUICKSTART),

@@ -1,12 +1,15 @@
 """Notebooks: the pairs agree and use only public names; the quickstart runs to its end."""
 
 import ast
+import json
+import re
 from pathlib import Path
 
 import jupytext
 import nbformat
-import papermill
+import numpy as np
 import pytest
+from executed import Executed
 
 import pcdd_core
 from pcdd_core.experiments.records import read_record
@@ -80,8 +83,14 @@ def test_public_names_are_there():
         pcdd_core.nothing_of_the_kind
 
 
-@pytest.mark.slow
-def test_quickstart_runs_from_end_to_end(tmp_path):
+SEEDS = 2
+REAL_SETS = ("random", "herding", "class_mean")
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The quickstart, run with tiny settings, and its run folder."""
+    place = tmp_path_factory.mktemp("quickstart")
     settings = {
         "schedule.iterations": 3,
         "network.width": 4,
@@ -90,26 +99,64 @@ def test_quickstart_runs_from_end_to_end(tmp_path):
         "evaluation.networks": 1,
         "evaluation.classifier.width": 4,
     }
-    papermill.execute_notebook(
-        FOLDER / "01_quickstart.ipynb",
-        tmp_path / "executed.ipynb",
-        parameters={"settings": settings, "output": str(tmp_path / "run"), "device": "cpu"},
-        kernel_name="python3",
-        cwd=str(tmp_path),
-        progress_bar=False,
-    )
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(RUN_FILES)
-    record = read_record(tmp_path / "run")
-    assert record["iterations"] == 3 and set(record["scores"]) == {"standard", "paper"}
-    outputs = [
-        output
-        for cell in nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
-        for output in cell.get("outputs", [])
+    folder = place / "run"
+    parameters = {"settings": settings, "output": str(folder), "device": "cpu", "seeds": SEEDS}
+    return Executed("01_quickstart", place, parameters), folder
+
+
+@pytest.mark.slow
+def test_quickstart_runs_from_end_to_end(quickstart):
+    executed, folder = quickstart
+    files = {path.name for path in folder.iterdir()}
+    assert files == {*RUN_FILES, "migration.html", "summary.json", "seed-1"}
+    assert {path.name for path in (folder / "seed-1").iterdir()} == set(RUN_FILES)
+    assert "mount(" in (folder / "migration.html").read_text()
+    records = [read_record(folder), read_record(folder / "seed-1")]
+    assert [record["config"]["seed"] for record in records] == [0, 1]
+    assert all(record["iterations"] == 3 for record in records)
+    assert executed.pictures >= 5
+
+
+@pytest.mark.slow
+def test_quickstart_s_summary_agrees_with_the_records_and_the_set(quickstart):
+    executed, folder = quickstart
+    summary = json.loads((folder / "summary.json").read_text())
+    scores = [
+        read_record(place)["scores"]["standard"]["mean"] for place in (folder, folder / "seed-1")
     ]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
-    printed = "".join(
-        output["text"]
-        for output in outputs
-        if output.output_type == "stream" and output.name == "stdout"
-    )
-    assert str(tmp_path / "run") in printed and "random" in printed and "herding" in printed
+    assert summary["distilled"] == pytest.approx(np.mean(scores), abs=0.01)
+    assert summary["distilled_sd"] == pytest.approx(np.std(scores), abs=0.01)
+    distilled = pcdd_core.load_clouds(folder / "clouds.npz")
+    assert summary["points"] == len(distilled.coordinates)
+    assert summary["bytes"] == int(pcdd_core.packed_bytes(distilled).sum())
+    assert summary["seeds"] == SEEDS and summary["seconds"] > 0
+    for name in (real + kind for real in REAL_SETS for kind in ("", "_whole")):
+        assert 0 <= summary[name] <= 100 and summary[f"{name}_sd"] >= 0
+    for name in ("random_whole", "herding_whole"):  # rounded up in their favour
+        assert summary[f"{name}_bytes"] >= summary["bytes"]
+    points = f"<td>{summary['points']}</td>"
+    for name in ("distilled", *REAL_SETS):
+        (row,) = [row for row in executed.rows("seeds") if f"<th>{name}</th>" in row]
+        assert points in row
+
+
+@pytest.mark.slow
+def test_quickstart_s_verdict_says_what_its_numbers_say(quickstart):
+    executed, folder = quickstart
+    summary = json.loads((folder / "summary.json").read_text())
+    verdict = executed.printed.splitlines()[-5:]
+    assert f"{summary['distilled']:.1f} ± {summary['distilled_sd']:.1f} %" in verdict[0]
+    assert verdict[3].endswith(str(folder / "migration.html"))
+    assert str(folder / "summary.json") in verdict[4]
+    rows = executed.rows("distilled is higher in")
+    for line, kind in zip(verdict[1:3], ("", "_whole")):
+        said = re.findall(r"(above|below|undecided) [a-z ]+ \(([+-][\d.]+)\)", line)
+        assert len(said) == len(REAL_SETS)
+        for (word, gain), name in zip(said, REAL_SETS):
+            difference = summary["distilled"] - summary[name + kind]
+            assert float(gain) == pytest.approx(difference, abs=0.1)
+            (row,) = [row for row in rows if f"<th>{name}{kind}</th>" in row]
+            higher = int(re.search(rf"(\d) of {SEEDS} seeds", row)[1])
+            assert {"above": higher == SEEDS, "below": higher == 0}.get(word, True)
+            assert word != "above" or difference > 0
+            assert word != "below" or difference < 0

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from pcdd_core.experiments.limits import refuse_too_large
 from tiny import files, pcdd
 
 from pcdd_core.cli.main import main
@@ -361,20 +360,19 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_impossible_number_is_refused_before_the_data_is_read(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs.datasets, "load_data", None)
-    monkeypatch.setattr(runs, "distill", None)
-    config = tiny.config(**{name.replace(".", "__"): IMPOSSIBLE[name]})
+def test_impossible_number_is_refused_with_its_setting(name):
     with pytest.raises(InputError, match=name.replace(".", r"\.")) as refusal:
-        runs.run(config, "tiny", tmp_path / "run", device="cpu")
-    assert "\n" not in str(refusal.value) and files(tmp_path) == {}
+        tiny.config(**{name.replace(".", "__"): IMPOSSIBLE[name]}, data__name="solids")
+    assert "\n" not in str(refusal.value)
 
 
 def test_number_of_points_counts_over_all_classes():
-    config = tiny.config(clouds__clouds_per_class=1000, clouds__points_per_cloud=20_000)
-    refuse_too_large(config, classes=1)
-    with pytest.raises(InputError, match="10000 clouds with 200000000 points"):
-        refuse_too_large(config, classes=10)
+    real = tiny.three_digits()
+    settings = {"clouds__clouds_per_class": 1000, "clouds__points_per_cloud": 20_000}
+    with pytest.raises(InputError, match="clouds.points_per_cloud: 60000000 points are too many"):
+        tiny.config(**settings).start(real)
+    with pytest.raises(InputError, match="clouds.clouds_per_class: .* clouds are too many"):
+        tiny.config(clouds__clouds_per_class=2**30).start(real)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, "y/" * 3000], ids=["NUL", "name", "path"])

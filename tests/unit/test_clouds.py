@@ -29,7 +29,7 @@ from pcdd_core.geometry.grid import (
     known_positions,
     scattered,
 )
-from pcdd_core.geometry.storage import load_clouds, save_clouds
+from pcdd_core.geometry.storage import load_clouds, packed_bytes, save_clouds
 
 RAGGED = st.lists(st.integers(0, 6), min_size=1, max_size=6)
 GRIDS = st.tuples(*[st.integers(1, 40)] * 3)
@@ -198,6 +198,31 @@ def test_sample_draws_each_class_without_repeats(seed, counts):
 def test_sample_from_too_small_a_class_names_it():
     with pytest.raises(InputError, match="class 'b' has 2 clouds.* 3 were asked for"):
         sample([torch.arange(5), torch.arange(2)], [3, 3], torch.Generator(), "ab")
+
+
+# --- bytes of a set -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [(1, 2), (4, 5), (31, 39), (77, 97), (78, 98), (79, 98), (784, 98)],
+)
+def test_bytes_are_those_of_the_smaller_of_list_and_bitmap(cells, expected):
+    occupied = torch.zeros(1, 1, 28, 28, dtype=torch.bool)
+    occupied.view(-1)[:cells] = True
+    assert packed_bytes(from_occupancy(occupied, torch.zeros(1), ["only"])).tolist() == [expected]
+
+
+@given(seed=st.integers(0, 2**16), sizes=RAGGED, grid=GRIDS)
+def test_bytes_count_each_occupied_cell_of_a_cloud_once(random_clouds, seed, sizes, grid):
+    clouds = random_clouds(sizes, grid=grid, seed=seed)
+    cells = int(np.prod(grid))
+    bits = int(np.ceil(np.log2(cells)))
+    distinct = [len({tuple(map(int, point)) for point in cloud.floor()}) for cloud in clouds]
+    expected = [-(-min(cells, bits * count) // 8) for count in distinct]
+    assert packed_bytes(clouds).tolist() == expected
+    twice = clouds_from_list([cloud.repeat(2, 1) for cloud in clouds], clouds.labels, grid, "0")
+    assert packed_bytes(twice).tolist() == expected
 
 
 # --- sets on disk ---------------------------------------------------------------------------------
