@@ -337,7 +337,12 @@ DEMO = _merged(
         },
         "optimiser": {"step_size": 0.35},
         "schedule": {"iterations": 200},
-        "evaluation": {"networks": 2, "epochs": 100, "width": 16, "protocols": ["standard"]},
+        "evaluation": {
+            "networks": 2,
+            "epochs": 100,
+            "classifier": {"name": "convnet", "width": 16},
+            "protocols": ["standard"],
+        },
     },
 )
 
