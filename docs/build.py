@@ -31,6 +31,7 @@ import recordings  # noqa: E402
 GENERATED = DOCS / "generated"
 EXTRA = GENERATED / "extra"  # copied to the root of the site as it is
 NOTEBOOKS = GENERATED / "notebooks"
+LINKED = (".html", ".gif", ".mp4", ".off")  # files that notebooks write and link to
 
 
 def main() -> int:
@@ -97,13 +98,16 @@ def execute(path: Path) -> None:
     papermill.execute_notebook(
         path,
         part,
-        parameters={"device": "cpu"},
         kernel_name="python3",
         cwd=str(folder),
         progress_bar=False,
         log_output=False,
     )
-    notebook = nbformat.read(part, as_version=4)
+    for file in folder.glob("runs/*/*"):
+        if file.suffix not in LINKED:
+            file.unlink()
+    # The paths of this machine say nothing to a reader.
+    notebook = nbformat.reads(part.read_text().replace(f"{folder}/", ""), as_version=4)
     source = f"../../../notebooks/{path.stem}"
     links = (
         f"Download: {{download}}`notebook <{source}.ipynb>`, {{download}}`script <{source}.py>`."
@@ -148,7 +152,7 @@ def players() -> None:
 
 
 def tile(name: str, recording: pcdd.Recording, record: Path) -> str:
-    """Return the HTML of one entry of the gallery, with the scores of its record if there is one."""
+    """Return the HTML of one entry of the gallery, with the scores of its record, if any."""
     clouds, points = len(recording.clouds), len(recording.clouds.coordinates)
     about = f"{clouds} clouds, {points:,} points"
     if len(recording) > 1:

@@ -33,29 +33,51 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 default_role = "code"
+highlight_language = "none"
+
+
+ITEM = re.compile(r"([\w`*]+(?:, [\w`*]+)*):\s+(.+)")
+
+
+def prose(text: str) -> str:
+    """Escape plain text for reStructuredText. Names in backticks become code."""
+    return "".join(
+        f"``{part[1:-1]}``"
+        if re.fullmatch(r"`[^`]+`", part)
+        else re.sub(r"([\\*_|`])", r"\\\1", part)
+        for part in re.split(r"(`[^`]+`)", text)
+    )
 
 
 def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
     """Convert a docstring, which is plain text, to reStructuredText in place.
 
-    A paragraph stays one, and its names in backticks become code. A block of `name:  meaning` lines
-    or of indented lines is shown as it is written.
+    `name: meaning` lines, each with its indented continuation, become items of a list. Other
+    indented lines are shown as they are written. The rest are paragraphs.
     """
-    blocks = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
-    made = []
-    for block in blocks:
-        if re.search(r"^(\s+\S|[\w*`., ]+:\s+\S.*)", block, re.MULTILINE):
-            made += ["::", "", *("   " + line for line in block.splitlines()), ""]
+    made: list[str] = []
+    kind = ""  # of the line before
+    for line in lines:
+        before = kind
+        if not line.strip():
+            kind = ""
+            made.append("")
+        elif item := ITEM.fullmatch(line):
+            kind = "item"
+            made += [""] * (before != kind)
+            made.append(f"* ``{item[1].replace('`', '')}``: {prose(item[2])}")
+        elif line[0] == " " and before == "item":
+            kind = "item"
+            made.append(f"  {prose(line.strip())}")
+        elif line[0] == " ":
+            kind = "as written"
+            made += ["", "::", ""] if before != kind else []
+            made.append(f"   {line}")
         else:
-            parts = re.split(r"(`[^`]+`)", block)
-            text = "".join(
-                f"``{part[1:-1]}``"
-                if part[:1] == "`" and part[-1:] == "`" and len(part) > 2
-                else re.sub(r"([\\*_|`<>])", r"\\\1", part)
-                for part in parts
-            )
-            made += [*text.splitlines(), ""]
-    lines[:] = made
+            kind = "paragraph"
+            made += [""] * (before != kind)
+            made.append(prose(line))
+    lines[:] = [*made, ""]
 
 
 def with_pages_of_the_site(app, docname: str, source: list[str]) -> None:

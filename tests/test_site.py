@@ -59,6 +59,7 @@ def test_every_target_of_a_page_is_there(site):
 def test_site_has_a_page_for_everything(site):
     for notebook in ROOT.glob("notebooks/*.ipynb"):
         page = (site / "generated" / "notebooks" / notebook.name).with_suffix(".html").read_text()
+        assert str(ROOT) not in page
         assert "cell_output" in page and f"/{notebook.name}" in page  # outputs, and the download
     for name in pcdd.released_names():
         assert (site / "players" / f"released-{name}.html").exists()
