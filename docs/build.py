@@ -101,10 +101,11 @@ def execute(path: Path) -> None:
         kernel_name="python3",
         cwd=str(folder),
         progress_bar=False,
+        iopub_timeout=600,  # seconds; a cell can be silent for long on a busy machine
         log_output=False,
     )
     for file in folder.glob("runs/*/*"):
-        if file.suffix not in LINKED:
+        if file.is_file() and file.suffix not in LINKED:
             file.unlink()
     # The paths of this machine say nothing to a reader.
     notebook = nbformat.reads(part.read_text().replace(f"{folder}/", ""), as_version=4)

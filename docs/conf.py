@@ -36,7 +36,7 @@ default_role = "code"
 highlight_language = "none"
 
 
-ITEM = re.compile(r"([\w`*]+(?:, [\w`*]+)*):\s+(.+)")
+ITEM = re.compile(r"([a-z_`*][\w`*]*(?:, [\w`*]+)*):\s+(.+)")
 
 
 def prose(text: str) -> str:

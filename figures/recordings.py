@@ -13,6 +13,7 @@ frame before, modulo 2**16.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,13 @@ def read(name: str) -> pcdd.Recording:
         )
 
 
+def every_second_frame(recording: pcdd.Recording) -> pcdd.Recording:
+    """Return half of the frames, so that the animation stays small."""
+    return replace(
+        recording, updates=recording.updates[::2], coordinates=recording.coordinates[::2]
+    )
+
+
 def settings(name: str) -> dict:
     """Return the settings of the run of a kept recording."""
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as kept:
@@ -86,7 +94,7 @@ def main() -> None:
         keep(pcdd.read_recording(options.run), pcdd.read_record(options.run)["config"], path)
     else:
         path = FOLDER.parent / "migration.gif"
-        pcdd.save_animation(read(ANIMATED), path)
+        pcdd.save_animation(every_second_frame(read(ANIMATED)), path)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
