@@ -223,7 +223,8 @@ def public_names() -> None:
             else:
                 kind = type(value).__name__
                 keys = ", ".join(map(str, value)) if isinstance(value, dict) else ""
-                lines += [f".. py:data:: pcdd_core.{name}", "", f"   A {kind}: {keys}", ""]
+                lines += [".. py:currentmodule:: pcdd_core", "", f".. py:data:: {name}", ""]
+                lines += [f"   A {kind}: {keys}", ""]
     (GENERATED / "api.rst").write_text("\n".join(lines) + "\n")
 
 

@@ -32,6 +32,7 @@ suppress_warnings = ["myst.header"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+smartquotes = False  # settings in tables can be copied
 default_role = "code"
 highlight_language = "none"
 

@@ -68,8 +68,9 @@ def test_site_has_a_page_for_everything(site):
     names = (site / "generated" / "api.html").read_text()
     for name in pcdd.__all__:
         value = getattr(pcdd, name)
-        is_module = type(value).__name__ == "module"
-        assert f'id="module-{value.__name__}"' if is_module else f'id="pcdd_core.{name}"' in names
+        module = type(value).__name__ == "module"
+        place = f"module-{value.__name__}" if module else f"pcdd_core.{name}"
+        assert f'id="{place}"' in names, name
     commands = (site / "generated" / "commands.html").read_text()
     assert "--clouds-per-class" in commands and "lift.bandwidth_start" in commands
 
