@@ -6,6 +6,7 @@
 # make notebooks        run every notebook without a browser, with the smallest settings (minutes)
 # make bench            measure the engine against published-style code and the machine's limits
 # make lab              open the notebooks in JupyterLab
+# make site             build the site in build/site (SITE="--keep": keep executed notebooks)
 # make pair             synchronise the .py and .ipynb files of the notebooks
 # make tables           make the runs and tables of the paper (see below)
 # Variables:
@@ -17,6 +18,7 @@
 #   BENCH         options of benchmarks/bench.py
 #   SWEEP         options of `pcdd sweep` for make tables
 #   CUDA          make minkowski: yes or no (default: yes if there is a GPU)
+#   SITE          options of docs/build.py
 #   JOBS          make minkowski: files to compile at once
 #   SDIST         make minkowski: path of the source archive
 
@@ -34,7 +36,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # CUDA and JOBS for something else.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo check test minkowski notebooks bench lab install pair tables clean
+.PHONY: demo check test minkowski notebooks site bench lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -75,6 +77,10 @@ notebooks: install
 	@set -e; for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
 		OMP_NUM_THREADS=1 $(BIN)/papermill $$notebook runs/notebooks/$$name.ipynb -k python3 --no-progress-bar --log-level ERROR \
 		-f notebooks/smoke.yaml -p output runs/notebooks/$$name -p runs_folder runs/notebooks/runs -p device cpu; done
+
+# Needs no data, and after the installation no network.
+site: install
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py $(SITE)
 
 lab: install
 	$(BIN)/jupyter lab notebooks

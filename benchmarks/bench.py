@@ -6,7 +6,7 @@ The engine and the yardstick take turns, so that noise on the machine affects bo
 its own process, because the memory settings of the engine would speed up both. A ratio is the
 median over the pairs. The yardsticks are in published_style.py. limits.py measures the limits of
 the machine. The script writes benchmarks/results/<device>.json, a list with one object per
-benchmark, and prints the tables of the README. It needs MNIST.
+benchmark, and prints the tables of docs/benchmarks.md. It needs MNIST.
 """
 
 import argparse
@@ -471,7 +471,7 @@ BENCHMARKS = {
 
 
 def markdown(results: list[dict]) -> str:
-    """Format the tables of the README: benchmarks with a yardstick, and the benchmark `volume`."""
+    """Format the tables of docs/benchmarks.md: benchmarks with a yardstick, and `volume`."""
     lines = [
         ["", "ours", "published way", "ratio", "share of the floor's rate", "peak memory"],
         ["---"] * 6,

@@ -6,7 +6,7 @@ Per layer, depth and distance, for the paper's networks of 2, 3 and 4 layers and
 3 seeds: at the scatter that a run starts from, and at the clouds that a run is scored by (moment
 "end"), where the folder of that run is in --runs. The real batch is an eighth of the paper's: the
 cost grows with it. Writes figures/records/missed-gradient.json, figures/tables/missed-gradient.csv
-and figures/missed-gradient.png, and prints the README's table. About 2 minutes on one core.
+and figures/missed-gradient.png, and prints the table of docs/paper.md. About 2 minutes on one core.
 """
 
 import argparse

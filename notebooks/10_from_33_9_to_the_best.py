@@ -170,7 +170,7 @@ several.pivot_table(index="per class", columns="objective", values="accuracy").r
 # ## 5. The best, on the test set
 #
 # What was chosen so, scored on the 10,000 test images by classifiers of full size, and real clouds scored alike. Standard
-# deviations (sd) are over seeds, where there are several. `pcdd sweep best` makes the records. Until then the README has
+# deviations (sd) are over seeds, where there are several. `pcdd sweep best` makes the records. Until then docs/results.md has
 # the scores that were made with the fast augmentation.
 
 # %%

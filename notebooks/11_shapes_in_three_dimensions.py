@@ -25,7 +25,7 @@
 # **Run all cells first**, then come back up and press *Start*. The default needs no files and runs in minutes.
 
 # %% tags=["parameters"]
-shapes = "solids"  # needs no files; "modelnet10-voxels24", "modelnet10", "folder", ...: see the README's table
+shapes = "solids"  # needs no files; "modelnet10-voxels24", "modelnet10", "folder", ...: see the table in docs/shapes.md
 preset = "solids"  # for ModelNet10 at full size: "shapes-1", "shapes-1-split", "shapes-10", ...
 data_folder = ""  # where published shapes are; empty means PCDD_DATA
 settings = {}  # any setting changed, for instance {"schedule.iterations": 100}

@@ -1,52 +1,64 @@
-"""What the README states is what the records say."""
+"""What the README and the pages in docs state is what the records say."""
 
-import json
+import importlib.util
 import re
-import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import pcdd_core as pcdd
 from pcdd_core.cli.main import main
 from pcdd_core.experiments import records
 from pcdd_core.experiments.tables import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 
 
-OPTIONS = {  # where not 5 seeds
-    "why": ["--seeds", "3"],
-    "pool": ["--seeds", "3"],
-    "initialisation": ["--seeds", "10"],
-    "ingredients": ["--seeds", "1"],
-    "architectures": ["--seeds", "1"],
-    "shapes": ["--seeds", "3"],
-}
+def script(path: str):
+    """Import a script of the repository that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+made = script("docs/make_tables.py")
+recordings = script("figures/recordings.py")
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in made.PAGES}
 SAVED = sorted({path.stem.rpartition("-")[0] for path in ROOT.glob("figures/tables/*-*.tex")})
 TABLES = [name for name in SAVED if name in EXPERIMENTS]
 FINISHED = ("ingredients", "architectures")  # all of their runs have records
 
 
-def stated_in_readme(title: str) -> str:
-    return re.search(rf"<!-- {title} -->\n(.*?)\n<!-- end of {title} -->", README, re.DOTALL).group(
-        1
-    )
+@pytest.mark.parametrize(
+    ("page", "title", "stated"),
+    [
+        pytest.param(page, match[1], match[2], id=f"{page}: {match[1]}")
+        for page, text in PAGES.items()
+        for match in made.TABLE.finditer(text)
+    ],
+)
+def test_table_of_a_page_is_made_of_the_records(page, title, stated):
+    assert stated == made.TABLES[title]() + "\n", f"{page} is stale: python docs/make_tables.py"
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if f"<!-- {name} -->" in README])
-def test_table_is_made_of_the_records(name, tmp_path, capsys):
-    assert main(["report", name, *OPTIONS.get(name, []), "--runs", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.startswith(stated_in_readme(name) + "\n\n")
+def test_every_table_stands_in_one_page_and_every_marker_has_its_end():
+    text = "".join(PAGES.values())
+    found = [match[1] for match in made.TABLE.finditer(text)]
+    assert sorted(found) == sorted(made.TABLES)
+    assert text.count("<!-- end of ") == len(found)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_saved_tables_are_made_of_the_records(name, tmp_path, capsys):
-    assert main(["report", name, *OPTIONS.get(name, []), "--runs", str(tmp_path)]) == 0
+    seeds = str(made.SEEDS.get(name, 5))
+    assert main(["report", name, "--seeds", seeds, "--runs", str(tmp_path)]) == 0
     if name in FINISHED:
         assert "runs are missing" not in capsys.readouterr().out
-    made = sorted(path.name for path in tmp_path.iterdir())
-    assert made == sorted(path.name for path in ROOT.glob(f"figures/tables/{name}-*"))
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted(path.name for path in ROOT.glob(f"figures/tables/{name}-*"))
     for path in tmp_path.iterdir():
         assert path.read_text() == (ROOT / "figures/tables" / path.name).read_text()
 
@@ -55,57 +67,69 @@ def test_there_are_tables_of_the_paper_and_of_the_ingredients():
     assert {"table1", "ingredients", "architectures", "shapes"} <= set(TABLES)
 
 
-def best_rows() -> list[dict]:
-    """Our best sets as they were scored with the fast augmentation, from their records."""
-    names = ("mnist-", "random-1-183cf4ab", "herding-1-6d7", "k_center-1-9a5", "class_mean-1-b70")
-    paths = [
-        path
-        for name in (*names, "herding-10-c98")
-        for path in sorted((ROOT / "figures/records").glob(f"{name}*.json"))
-        if path.stem != "mnist-1-split-seed0"  # an earlier setting
-    ]
-    return records.table(map(records.read_record, paths))
-
-
-def test_the_table_of_our_best_sets_is_made_of_their_records():
-    assert stated_in_readme("best") == records.markdown(best_rows())
+def test_the_saved_table_of_our_best_sets_is_made_of_their_records():
     saved = (ROOT / "figures/tables/best-fast.csv").read_text()
-    assert saved == records.comma_separated(best_rows())
+    assert saved == records.comma_separated(made.best_rows())
 
 
 @pytest.mark.parametrize(
-    ("title", "script", "record"),
+    ("page", "link"),
     [
-        ("missed gradient", "figures/missed_gradient.py", "figures/records/missed-gradient.json"),
-        ("speed", "benchmarks/bench.py", "benchmarks/results/cpu.json"),
-        (
-            "sparse layers",
-            "benchmarks/sparse_layers.py",
-            "benchmarks/records/sparse-layers-cpu.json",
-        ),
-        ("pointnet", "benchmarks/pointnet.py", "benchmarks/records/pointnet-cpu.json"),
-        (
-            "sparse shapes",
-            "benchmarks/sparse_shapes.py",
-            "benchmarks/records/sparse-shapes-cpu.json",
-        ),
+        pytest.param(page, link, id=f"{page}: {link}")
+        for page, text in PAGES.items()
+        for link in re.findall(r"\]\((?!http)([^)#]+)", text)
     ],
 )
-def test_table_is_made_of_its_record_by_the_script_that_makes_both(
-    title, script, record, monkeypatch
-):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    kept = json.loads((ROOT / record).read_text())
-    assert stated_in_readme(title) == runpy.run_path(str(ROOT / script))["markdown"](
-        kept["rows"] if "rows" in kept else kept
-    )
+def test_what_a_page_links_to_is_there(page, link):
+    assert ((ROOT / page).parent / link).exists()
 
 
-def test_what_the_readme_links_to_is_there():
-    links = re.findall(r"\]\((?!http)([^)#]+)", README)
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("picture", sorted(path.name for path in ROOT.glob("figures/*.png")))
+def test_every_picture_has_its_record(picture):
+    assert (ROOT / "figures/records" / picture).with_suffix(".json").exists()
 
 
-def test_every_picture_has_its_record():
-    pictures = {path.stem for path in ROOT.glob("figures/*.png")}
-    assert pictures and pictures <= {path.stem for path in ROOT.glob("figures/records/*.json")}
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+# --- the animation --------------------------------------------------------------------------------
+
+KEPT = sorted(path.stem for path in ROOT.glob("figures/recordings/*.npz"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_recording_is_of_a_whole_run_that_moved(name):
+    recording, settings = recordings.read(name), recordings.settings(name)
+    assert recording.updates[0] == 0 and recording.updates[-1] == recording.iterations
+    assert recording.iterations == settings["schedule"]["iterations"]
+    assert (recording.coordinates >= 0).all()
+    assert (recording.coordinates < recording.clouds.grid).all()
+    moved = np.linalg.norm(recording.coordinates[-1] - recording.coordinates[0], axis=1)
+    assert np.median(moved) > 1  # cell
+
+
+@pytest.mark.parametrize("name", [name for name in KEPT if name in pcdd.released_names()])
+def test_recording_of_a_released_set_has_its_settings_and_leads_to_it(name):
+    """The run is made again, so positions differ by what rounding on another processor grows to."""
+    recording, released = recordings.read(name), pcdd.released(name)
+    kept = pcdd.read_record(pcdd.released_path(name).with_suffix(".json"))["config"]
+    settings = recordings.settings(name)
+    assert settings["seed"] == kept["seed"]
+    for section in ("clouds", "lift", "objective", "optimiser", "schedule"):
+        assert kept[section].items() <= settings[section].items()
+
+    def near(coordinates):  # share of points within a cell of their place in the released set
+        off = np.linalg.norm(coordinates - released.coordinates.numpy(), axis=1)
+        return (off < 1).mean()
+
+    assert near(recording.coordinates[-1]) > 2 * near(recording.coordinates[0])
+
+
+def test_readme_shows_an_animation_of_a_kept_recording():
+    assert recordings.ANIMATED in KEPT and "figures/migration.gif" in PAGES["README.md"]
+    path = ROOT / "figures/migration.gif"
+    assert path.stat().st_size < 2_000_000
+    kept = recordings.read(recordings.ANIMATED)
+    assert kept.updates[-1] == recordings.every_second_frame(kept).updates[-1]
+    assert Image.open(path).n_frames == len(recordings.every_second_frame(kept))
