@@ -28,7 +28,7 @@
 shapes = "solids"  # needs no files; "modelnet10-voxels24", "modelnet10", "folder", ...: see the table in docs/shapes.md
 preset = "solids"  # for ModelNet10 at full size: "shapes-1", "shapes-1-split", "shapes-10", ...
 data_folder = ""  # where published shapes are; empty means PCDD_DATA
-settings = {}  # any setting changed, for instance {"schedule.iterations": 100}
+shape_settings = {}  # any setting changed, for instance {"schedule.iterations": 100}
 seed = 0
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 output = "runs/shapes"  # the folder for the mesh and the page
@@ -99,7 +99,7 @@ pcdd.show(pcdd.still(on_grid))
 # shapes are for the score alone.
 
 # %%
-config = pcdd.override(pcdd.preset(preset).config, {"data.name": shapes, "seed": seed, **settings})
+config = pcdd.override(pcdd.preset(preset).config, {"data.name": shapes, "seed": seed, **shape_settings})
 real = config.data.load(data_folder or None)
 print({split: len(getattr(real, split)) for split in ("train", "validation", "test")})
 pcdd.figures.gallery(pcdd.Random().choose(real.train, seed))

@@ -56,6 +56,7 @@ from .experiments.tables import INGREDIENTS as INGREDIENTS
 from .experiments.tables import experiment as experiment
 from .geometry.clouds import PointClouds as PointClouds
 from .geometry.clouds import clouds_from_list as clouds_from_list
+from .geometry.clouds import from_occupancy as from_occupancy
 from .geometry.clouds import resampled as resampled
 from .geometry.export import clouds_from_export as clouds_from_export
 from .geometry.export import export_clouds as export_clouds

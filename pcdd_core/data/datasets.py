@@ -31,6 +31,14 @@ class Splits:
     test: PointClouds
     also_in_training: int = 0
 
+    @classmethod
+    def held_out(
+        cls, train: PointClouds, test: PointClouds, validation_fraction: float = 0.1
+    ) -> "Splits":
+        """Hold out a fraction of each class of `train`, evenly spaced, as the validation split."""
+        kept, held_out = _hold_out(train.labels, validation_fraction)
+        return cls(train.select(kept), train.select(held_out), test)
+
     def to(self, device: torch.device | str) -> "Splits":
         """Return the same splits on another device."""
         return replace(
@@ -141,11 +149,8 @@ class ShapeSet(DataSet):
             points, labels = torch.from_numpy(split.points), torch.from_numpy(split.labels)
             return clouds_from_unit_ball(points, labels, names, self.cells)
 
-        whole = clouds(train)
-        kept, held_out = _hold_out(whole.labels, self.validation_fraction)
-        return Splits(
-            whole.select(kept), whole.select(held_out), clouds(test), test.also_in_training
-        )
+        splits = Splits.held_out(clouds(train), clouds(test), self.validation_fraction)
+        return replace(splits, also_in_training=test.also_in_training)
 
 
 class Solids(ShapeSet, name="solids"):

@@ -197,3 +197,10 @@ def test_limits_counts_the_committed_runs(as_it_is):
     assert named == (len(kept) < len(cells))
     steps = {cell.config.optimiser.step_size for cell, _ in committed("step-size", 3)[1]}
     assert ("no record of another step size" in executed.printed) == (len(steps) < 2)
+
+
+def test_your_own_pieces_work_in_every_place(tmp_path):
+    executed = Executed("12_your_own", tmp_path, {"iterations": 3})
+    assert executed.pictures == 5
+    assert "record of objective mean_and_spread: " in executed.printed
+    assert "training shapes: {'ball': " in executed.printed
