@@ -99,7 +99,7 @@ def install(options: argparse.Namespace) -> None:
     if platform.system() != "Linux":
         raise CannotBuild(
             f"MinkowskiEngine builds on Linux only, this is {platform.system()}; use "
-            "network.backend=sparse, which computes the same and needs no installation "
+            "network.name=sparse, which computes the same and needs no installation "
             "(on Windows, WSL is a Linux)"
         )
     if options.jobs is not None and options.jobs < 1:

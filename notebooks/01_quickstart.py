@@ -82,7 +82,7 @@ pcdd.show(recording)
 # %%
 real = pcdd.load_data(base.data, data_folder or None)
 print(f"{len(real.train)} clouds to learn from, {len(real.validation)} to choose settings by, {len(real.test)} to test on")
-pcdd.figures.gallery(pcdd.BASELINES["random"](real.train, 1, 0))
+pcdd.figures.gallery(pcdd.Random().choose(real.train, seed=0))
 
 # %% [markdown]
 # ## 3. What moves them
@@ -126,20 +126,20 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 distilled = pcdd.load_clouds(folder / "clouds.npz")
 classes = len(distilled.class_names)
 clouds_per_class = len(distilled) // classes
-mean_clouds = pcdd.BASELINES["class_mean"](real.train, 1, 0)
+mean_clouds = pcdd.ClassMean().choose(real.train, seed=0)
 whole_per_class = -(-int(pcdd.packed_bytes(distilled).sum()) // int(pcdd.packed_bytes(mean_clouds).sum()))
 
 
 def opponents(seed):
     """Return the real sets of this seed by name."""
     thin = lambda clouds: pcdd.resampled(clouds, distilled.sizes.tolist(), torch.Generator().manual_seed(seed))
-    choose = lambda name, count: pcdd.BASELINES[name](real.train, count, seed)
+    choose = lambda kind, count: kind(count).choose(real.train, seed)
     return {
-        "random": thin(choose("random", clouds_per_class)),
-        "herding": thin(choose("herding", clouds_per_class)),
+        "random": thin(choose(pcdd.Random, clouds_per_class)),
+        "herding": thin(choose(pcdd.Herding, clouds_per_class)),
         "class_mean": thin(mean_clouds.select(distilled.labels)),
-        "random_whole": choose("random", whole_per_class),
-        "herding_whole": choose("herding", whole_per_class),
+        "random_whole": choose(pcdd.Random, whole_per_class),
+        "herding_whole": choose(pcdd.Herding, whole_per_class),
         "class_mean_whole": mean_clouds,
     }
 

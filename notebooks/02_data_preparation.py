@@ -163,7 +163,7 @@ print(f"{len(pixels)} points of {len(real)} clouds came back exactly")
 # pixel: the projection tells how many cells are occupied, not how many points there are.
 
 # %%
-scattered = pcdd.config.start(real)
+scattered = config.start(real)
 cells = pcdd.project(scattered).sum((1, 2, 3))
 print(f"{len(scattered[0])} points scattered at random occupy {int(cells.min())} to {int(cells.max())} cells")
 

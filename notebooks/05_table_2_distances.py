@@ -315,7 +315,7 @@ for cell, config in ((cell, starts[cell]) for cell in stated):
     lines[cell]["reach, the paper's"] = per_gradient * stated_gradients.get(cell, np.nan)
     if cell in kept:
         end = pcdd.load_clouds(kept[cell]["clouds_file"])
-        start = pcdd.config.start(end).coordinates
+        start = config.start(end).coordinates
         start = start.minimum(start.new_tensor(end.grid) - 1)  # as iteration 0 begins
         ways[cell] = (end.coordinates - start).norm(dim=1)
         left = (end.coordinates.floor() != start.floor()).any(1)

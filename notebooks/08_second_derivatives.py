@@ -294,7 +294,7 @@ try:
         smaller = {"data.name": "digits", "objective.real_batch": 16}
         config = pcdd.override(pcdd.preset(f"paper-minkowski-2-{distance}-small").config, smaller)
         train = config.data.load().train
-        found = pcdd.missed_gradient(config, train, pcdd.config.start(train))
+        found = pcdd.missed_gradient(config, train, config.start(train))
         on_the_spot[text] = {
             "missing, %": round(100 * found["missed"], 1),
             "cosine to the true gradient": round(found["cosine"], 4),
@@ -412,7 +412,7 @@ for (distance, layers), group in runs.dropna(subset=["clouds"]).groupby(["distan
                 and cell.config.objective.distance.replace("_", " ") == distance
                 and cell.config.seed == seed
             )
-            start = pcdd.config.start(ends["sparse"]).coordinates
+            start = config.start(ends["sparse"]).coordinates
             at = {backend: ends[backend].coordinates for backend in backends}
             ways = {f"moved, {name}": at[name] - start for name in backends}
             ways["twins apart"] = at["minkowski"] - at["sparse"]

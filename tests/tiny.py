@@ -39,24 +39,27 @@ DISTILLATION = {
 EVALUATION = {"evaluation.networks": 2, "evaluation.epochs": 2, "evaluation.classifier.width": 4}
 
 
-def config(**changes) -> Config:
-    """Return a tiny `quickstart` preset; `network__layers=3` changes network.layers.
+def settings_that_fit(changes: dict) -> dict:
+    """Return the settings of tiny runs and `changes`, by dotted name.
 
-    Settings of other choices of the same kind of piece are dropped, so that tests can try several.
+    Tiny settings of other choices of the same kind of piece are dropped, so that tests can try
+    several.
     """
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     settings = {**DISTILLATION, **EVALUATION, **changes}
     for kind in ("clouds", "lift", "network", "objective"):
-        chosen = override(
-            preset("quickstart").config,
-            {f"{kind}.name": settings[f"{kind}.name"]} if f"{kind}.name" in settings else {},
-        )
-        has = getattr(chosen, kind).to_dict()
+        named = {f"{kind}.name": settings[f"{kind}.name"]} if f"{kind}.name" in settings else {}
+        has = getattr(override(preset("quickstart").config, named), kind).to_dict()
         others = {field for choice in described_pieces()[kind].values() for field in choice[1]}
         for name in [name for name in settings if name.startswith(f"{kind}.")]:
             if name.split(".")[1] in others - set(has):
                 del settings[name]
-    return override(preset("quickstart").config, settings)
+    return settings
+
+
+def config(**changes) -> Config:
+    """Return a tiny `quickstart` preset; `network__layers=3` changes network.layers."""
+    return override(preset("quickstart").config, settings_that_fit(changes))
 
 
 def network_of(backend: str = "torch", **settings) -> Network:
@@ -112,11 +115,11 @@ def pcdd(*words: str, **changes) -> int:
 
     Returns the exit code.
     """
-    settings = {
-        **DISTILLATION,
-        **EVALUATION,
-        **{name.replace("__", "."): value for name, value in changes.items()},
-    }
+    if words[0] == "distill":
+        settings = settings_that_fit(changes)
+    else:
+        given = {name.replace("__", "."): value for name, value in changes.items()}
+        settings = {**DISTILLATION, **EVALUATION, **given}
     return main([words[0], *arguments(settings), "--device", "cpu", *words[1:]])
 
 

@@ -355,7 +355,7 @@ The files and their axes are described in pcdd_core/geometry/export.py. For inst
 
 
 def _settings_help(*sections: str) -> str:
-    from ..experiments.config import described_pieces
+    from ..experiments.config import Config, described_pieces
 
     lines = [
         "settings with their defaults, which presets can change (values are JSON or plain words):"
@@ -370,7 +370,8 @@ def _settings_help(*sections: str) -> str:
                 f"  {place}.{setting}={json.dumps(default)}\n      {help_text}"
                 for setting, (default, help_text) in settings.items()
             ]
-    return "\n".join(lines)
+    seed, text = Config.settings()["seed"]
+    return "\n".join([*lines, f"\n  seed={seed}\n      {text}"])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,9 +15,8 @@ import tiny
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import needs_minkowski
+from tiny import distill, needs_minkowski
 
-from pcdd_core.engine.distill import distill
 from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.objectives import gradients_without_graph, parameter_gradients
 from pcdd_core.errors import InputError
@@ -902,12 +901,3 @@ def test_minkowski_that_lacks_a_module_of_its_own_is_not_called_missing(installe
     installed_as("import a_module_that_it_needs")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_it_needs"):
         built("minkowski")
-
-
-@pytest.mark.parametrize("backend", ["torch", "minkowski"])
-def test_minkowski_kernel_maps_are_for_backend_sparse_only(backend):
-    with pytest.raises(
-        InputError,
-        match=f"network.kernel_maps = 'minkowski'.*network.name=sparse, not {backend}",
-    ):
-        built(backend, kernel_maps="minkowski")

@@ -588,7 +588,8 @@ def test_training_a_share_trains_these_networks_and_no_others():
     # a step of one share must not change a backward pass of another share
     waiting = first(inputs[:2]).square().sum()
     second(inputs[2:]).square().sum().backward()
-    torch.optim.SGD(second.parameters(), lr=0.1).step()
+    # the decay moves parameters without a gradient too, such as biases before a norm
+    torch.optim.SGD(second.parameters(), lr=0.1, weight_decay=0.1).step()
     waiting.backward()
     for old, new in zip(before, ensemble.stacked, strict=True):
         assert torch.equal(old[:2], new[:2]) and not torch.equal(old[2], new[2])

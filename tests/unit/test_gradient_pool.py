@@ -5,9 +5,9 @@ import tiny
 import torch
 from tiny import distill
 
-from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import objectives
 from pcdd_core.engine.distill import GradientPool
+from pcdd_core.engine.method import Method
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.clouds import members_per_class
 
@@ -96,13 +96,13 @@ def test_each_network_has_batches_of_its_own(monkeypatch):
         tiny.three_digits(),
     )
     asked = []
-    draw = distillation.batch_at
+    draw = Method.batch_at
 
-    def spy(config, real, members, iteration):
+    def spy(method, real, members, iteration):
         asked.append(iteration)
-        return draw(config, real, members, iteration)
+        return draw(method, real, members, iteration)
 
-    monkeypatch.setattr(distillation, "batch_at", spy)
+    monkeypatch.setattr(Method, "batch_at", spy)
     list(config.distill(real))
     # the first call checks the settings; every network has two batches
     assert set(asked[1:]) == {0, 1, 2, 3}
@@ -111,17 +111,12 @@ def test_each_network_has_batches_of_its_own(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "needed"),
     [
-        ({"objective__name": "distribution_matching"}, "objective.name=gradient_matching"),
         (
             {"objective__augmentation": True, "lift__name": "gaussian"},
             "objective.augmentation=false",
         ),
         ({"lift__name": "gaussian"}, "lift.name=coordinates or points"),
         ({"schedule__training_steps": 1}, "schedule.training_steps=0"),
-        (
-            {"objective__distribution_matching_until": 0.5},
-            "objective.distribution_matching_until=0",
-        ),
     ],
 )
 def test_where_the_real_gradient_changes_kept_ones_are_refused(changes, needed):

@@ -79,10 +79,9 @@ def test_padding_surrounds_solid_grids_too_and_leaves_axes_of_one_cell():
     assert built(grid=(1, 6, 6), padding=2).head.in_features == 4 * 2**2
 
 
-@pytest.mark.parametrize("settings", [{"backend": "sparse"}, {"paper_layout": True}])
-def test_padding_where_it_means_nothing_is_refused(settings):
+def test_padding_of_the_paper_layout_is_refused():
     with pytest.raises(InputError, match="network.padding = 3"):
-        built(padding=3, **settings)
+        built(padding=3, paper_layout=True)
 
 
 # --- the paper's dense network --------------------------------------------------------------------
@@ -380,7 +379,7 @@ def test_weights_are_a_function_of_the_seed(backend, weights):
 def test_draw_gives_other_weights(backend):
     network = built(backend)
     before = [parameter.clone() for parameter in network.parameters()]
-    network.draw(generator(9))
+    network.initialise(generator(9))
     assert not any(torch.equal(old, new) for old, new in zip(before, network.parameters()))
 
 

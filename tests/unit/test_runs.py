@@ -21,7 +21,7 @@ from tiny import files, pcdd
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.experiments import runs
-from pcdd_core.experiments.config import from_dict, identity, to_dict
+from pcdd_core.experiments.config import Config, from_dict, identity, to_dict
 from pcdd_core.experiments.records import (
     LOGGED,
     averages,
@@ -33,6 +33,7 @@ from pcdd_core.experiments.records import (
 from pcdd_core.experiments.runs import RUN_FILES
 from pcdd_core.experiments.second_order import sentence
 from pcdd_core.geometry.storage import load_clouds
+from pcdd_core.nn.classifiers import ConvNet
 from pcdd_core.sealed import sealed, unsealed
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -183,7 +184,7 @@ def test_record_says_what_was_run_where_and_at_what_cost(finished):
 
 
 def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missing(finished):
-    assert read_record(finished)["config"]["network"]["backend"] == "torch"
+    assert read_record(finished)["config"]["network"]["name"] == "torch"
     assert read_record(finished)["second_derivatives"] == {"gradients_without_graph": []}
 
 
@@ -219,12 +220,7 @@ def test_record_s_scores_are_consistent_with_their_accuracies(finished):
     record = read_record(finished)
     assert set(record["scores"]) == {"standard", "paper"}
     for score in record["scores"].values():
-        assert (len(score["accuracies"]), score["networks"], score["epochs"], score["width"]) == (
-            2,
-            2,
-            2,
-            4,
-        )
+        assert len(score["accuracies"]) == score["networks"] == 2
         assert score["mean"] == pytest.approx(np.mean(score["accuracies"]))
         assert score["standard_deviation"] == pytest.approx(np.std(score["accuracies"]))
         assert 0 <= min(score["accuracies"]) and max(score["accuracies"]) <= 100
@@ -425,7 +421,9 @@ def along(tmp_path_factory) -> Path:
     """Return a run whose result are its clouds before iteration 5, scored at three more."""
     folder = tmp_path_factory.mktemp("along") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
+        patch.setattr(
+            runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
+        )
         assert distill(folder, **ALONG) == 0
     return folder
 
@@ -447,8 +445,8 @@ def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
     assert list(record["scores_at"]) == ["0", "3", "7"]
     for scores in record["scores_at"].values():
         assert set(scores) == {"standard", "paper"}
-        assert {(score["networks"], score["width"]) for score in scores.values()} == {(1, 6)}
-    assert {(score["networks"], score["width"]) for score in record["scores"].values()} == {(2, 4)}
+        assert {score["networks"] for score in scores.values()} == {1}
+    assert {score["networks"] for score in record["scores"].values()} == {2}
     assert record["seconds"]["curve"] > 0
     rows = curve_table([record])
     assert [row["iteration"] for row in rows] == [0, 3, 7]
@@ -459,14 +457,16 @@ def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
 
 def test_curve_scores_the_clouds_of_its_iteration(tmp_path, monkeypatch):
     scored = []
-    evaluate = runs.evaluate
+    evaluate = Config.evaluate
 
-    def spy(training, *rest):
+    def spy(config, training, *rest):
         scored.append(training.coordinates.clone())
-        return evaluate(training, *rest)
+        return evaluate(config, training, *rest)
 
-    monkeypatch.setattr(runs, "evaluate", spy)
-    monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "width": 4})
+    monkeypatch.setattr(Config, "evaluate", spy)
+    monkeypatch.setattr(
+        runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "classifier": ConvNet(4)}
+    )
     assert distill(tmp_path / "run", **ALONG) == 0
     steps = read_trajectory(tmp_path / "run")
     place = {update: number for number, update in enumerate(steps["updates"])}
@@ -483,8 +483,10 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     (folder / "scores.json").write_text(json.dumps(kept))
     scored = []
     evaluate = runs.evaluate
-    monkeypatch.setattr(runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "width": 6})
-    monkeypatch.setattr(runs, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
+    monkeypatch.setattr(
+        runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
+    )
+    monkeypatch.setattr(Config, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
     assert distill(folder, "--resume", **ALONG) == 0
     assert len(scored) == 2
     assert read_record(folder)["scores_at"] == record["scores_at"]
@@ -666,7 +668,7 @@ def test_a_run_whose_classifiers_diverge_keeps_its_clouds_and_has_no_score(
     def diverging(*all):
         raise EvaluationFailed("epoch 3 of training classifiers: no numbers")
 
-    monkeypatch.setattr(runs, "evaluate", diverging)
+    monkeypatch.setattr(Config, "evaluate", diverging)
     assert distill(tmp_path / "run") == 1
     assert capsys.readouterr().err.startswith(
         "pcdd: the run failed at epoch 3 of training classifiers"
