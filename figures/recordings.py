@@ -21,7 +21,7 @@ import torch
 
 import pcdd_core as pcdd
 from pcdd_core.files import atomic_write
-from pcdd_core.view.recording import STEPS, quantised
+from pcdd_core.view.page import STEPS, quantised
 
 FOLDER = Path(__file__).parent / "recordings"
 ANIMATED = "mnist-1-gradient"

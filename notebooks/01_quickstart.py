@@ -165,7 +165,7 @@ for seed in range(seeds):
     accuracy.setdefault("distilled", []).append(pcdd.read_record(own)["scores"]["standard"]["mean"])
     size["distilled"] = distilled
     for name, clouds in opponents(seed).items():
-        score = pcdd.evaluate(clouds, test, base.evaluation, seed, where)["standard"]
+        score = pcdd.override(base, {"seed": seed}).evaluate(clouds, test, where)["standard"]
         accuracy.setdefault(name, []).append(score.mean)
         size.setdefault(name, clouds)  # sizes of seed 0
 accuracy = pd.DataFrame(accuracy)

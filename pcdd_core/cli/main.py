@@ -370,8 +370,10 @@ def _settings_help(*sections: str) -> str:
                 f"  {place}.{setting}={json.dumps(default)}\n      {help_text}"
                 for setting, (default, help_text) in settings.items()
             ]
-    seed, text = Config.settings()["seed"]
-    return "\n".join([*lines, f"\n  seed={seed}\n      {text}"])
+    if not sections:
+        seed, text = Config.settings()["seed"]
+        lines.append(f"\n  seed={seed}\n      {text}")
+    return "\n".join(lines)
 
 
 class _Parser(argparse.ArgumentParser):

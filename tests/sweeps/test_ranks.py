@@ -80,7 +80,7 @@ def test_processes_part_for_good(tmp_path):
     script.write_text(
         "import weakref\n"
         "import torch\n"
-        "from pcdd_core.engine import ranks\n"
+        "from pcdd_core import ranks\n"
         "with ranks.joined(torch.device('cpu')):\n"
         "    group = weakref.ref(torch.distributed.group.WORLD)\n"
         "    points = torch.ones(2, requires_grad=True)\n"

@@ -282,11 +282,11 @@ def test_a_run_that_turns_clouds_resumes(solids):
     [
         (
             {"network__name": "torch"},
-            "network.name = "torch": it takes grid or cells, .*=points gives points; expected",
+            'network.name = "torch": it takes grid or cells, .*=points gives points; expected',
         ),
         (
             {"lift__name": "gaussian"},
-            "network.name = "pointnet": it takes points, and lift.name=gaussian gives grid",
+            'network.name = "pointnet": it takes points, and lift.name=gaussian gives grid',
         ),
         (
             {

@@ -482,7 +482,7 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     kept = sealed({name: made[name] for name in ("result", "0")})
     (folder / "scores.json").write_text(json.dumps(kept))
     scored = []
-    evaluate = runs.evaluate
+    evaluate = Config.evaluate
     monkeypatch.setattr(
         runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
     )
