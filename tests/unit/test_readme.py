@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import pcdd_core as pcdd
@@ -133,3 +134,13 @@ def test_readme_shows_an_animation_of_a_kept_recording():
     kept = recordings.read(recordings.ANIMATED)
     assert kept.updates[-1] == recordings.every_second_frame(kept).updates[-1]
     assert Image.open(path).n_frames == len(recordings.every_second_frame(kept))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/extending.md"])
+def test_python_of_a_page_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    state = torch.get_rng_state()
+    exec("\n".join(blocks), {"__name__": f"page_{Path(page).stem}"})
+    assert len(blocks) == 2 and torch.equal(torch.get_rng_state(), state)
