@@ -80,6 +80,7 @@ notebooks: install
 
 # Needs no data, and after the installation no network.
 site: install
+	$(BIN)/python -m pip install --progress-bar off -q -e ".[site]" $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py $(SITE)
 
 lab: install

@@ -13,7 +13,15 @@ pytest.importorskip("furo")
 import pcdd_core as pcdd
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.browser]
+EXECUTED = ROOT / "docs" / "generated" / "notebooks"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        len(list(EXECUTED.glob("*.ipynb"))) < len(list(ROOT.glob("notebooks/*.ipynb"))),
+        reason="needs the executed notebooks of `make site`",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
