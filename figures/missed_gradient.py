@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
                 about = {"name": name, "layers": depth, "distance": distance, "seed": seed}
                 for moment, (clouds, iteration) in moments.items():
                     begun = time.monotonic()
-                    found = missed_gradient(config, real, clouds, options.device, iteration)
+                    found = missed_gradient(config.method, real, clouds, options.device, iteration)
                     seconds = {"seconds": time.monotonic() - begun}
                     rows.append(about | {"moment": moment} | found | seconds)
                     print(f"{name}, seed {seed}, {moment}: {found['missed']:.3f}", flush=True)

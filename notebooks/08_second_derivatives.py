@@ -294,7 +294,7 @@ try:
         smaller = {"data.name": "digits", "objective.real_batch": 16}
         config = pcdd.override(pcdd.preset(f"paper-minkowski-2-{distance}-small").config, smaller)
         train = config.data.load().train
-        found = pcdd.missed_gradient(config, train, config.start(train))
+        found = pcdd.missed_gradient(config.method, train, config.start(train))
         on_the_spot[text] = {
             "missing, %": round(100 * found["missed"], 1),
             "cosine to the true gradient": round(found["cosine"], 4),
@@ -409,7 +409,7 @@ for (distance, layers), group in runs.dropna(subset=["clouds"]).groupby(["distan
                 cell.config
                 for cell in cells
                 if cell.config.network.layers == layers
-                and cell.config.objective.distance.replace("_", " ") == distance
+                and cell.config.objective.distance.__name__.replace("_", " ") == distance
                 and cell.config.seed == seed
             )
             start = config.start(ends["sparse"]).coordinates
