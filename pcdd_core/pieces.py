@@ -38,9 +38,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-def setting(default: Any, text: str, kw_only: bool = False) -> Any:
+def setting(*, default: Any, help: str, kw_only: bool = False) -> Any:
     """Return a setting of a piece: a dataclass field with this default and help text."""
-    return dataclasses.field(default=default, metadata={"help": text}, kw_only=kw_only)
+    return dataclasses.field(default=default, metadata={"help": help}, kw_only=kw_only)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting, dataclasses.field))

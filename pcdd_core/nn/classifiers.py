@@ -61,7 +61,7 @@ class Classifier(Piece):
 class ConvNet(Classifier, name="convnet"):
     """ConvNet-3, the protocols' own classifier of images."""
 
-    width: Channels = setting(128, "channels of each layer")
+    width: Channels = setting(default=128, help="channels of each layer")
     smallest = 4  # one pixel must remain after the last pooling
 
     def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
@@ -119,7 +119,7 @@ class ResNet18(Classifier, name="resnet18"):
 class SparseConvNet(Classifier, name="sparse"):
     """Three layers of sparse convolution on the pixels that are not 0."""
 
-    width: Channels = setting(128, "channels of each layer")
+    width: Channels = setting(default=128, help="channels of each layer")
     smallest = 8
     one_by_one = True
 

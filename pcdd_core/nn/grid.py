@@ -66,23 +66,24 @@ class Network(Piece):
 class GridNetwork(Network, name="torch"):
     """Dense convolutions: layers of [Conv3d, norm, ReLU, pooling] and a linear head."""
 
-    layers: Layers = setting(3, "number of layers; each halves the grid")
-    width: Channels = setting(32, "channels of each layer")
-    pooling: Literal["max", "average"] = setting("average", POOLING)
-    norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
+    layers: Layers = setting(default=3, help="number of layers; each halves the grid")
+    width: Channels = setting(default=32, help="channels of each layer")
+    pooling: Literal["max", "average"] = setting(default="average", help=POOLING)
+    norm: Literal["none", "instance", "batch"] = setting(default="instance", help=NORM)
     padding: Count = setting(
-        1,
-        "padding of the first convolution, in cells; 3 turns 28 x 28 cells into 32 x 32, which "
-        "halve evenly, as in the classifiers",
+        default=1,
+        help="padding of the first convolution, in cells; 3 turns 28 x 28 cells into 32 x 32, "
+        "which halve evenly, as in the classifiers",
     )
-    weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)
+    weights: Literal["default", "kaiming_normal"] = setting(default="default", help=WEIGHTS)
     paper_layout: bool = setting(
-        False, "pad and pool the depth axis of a flat grid too, as the paper's code does"
+        default=False,
+        help="pad and pool the depth axis of a flat grid too, as the paper's code does",
     )
     origin_shift: bool = setting(
-        False,
-        "subtract the smallest occupied cell of the whole batch before the first convolution, as "
-        "the paper's code does; needs lift.name=coordinates",
+        default=False,
+        help="subtract the smallest occupied cell of the whole batch before the first convolution, "
+        "as the paper's code does; needs lift.name=coordinates",
     )
     mixed_precision = True
 
@@ -96,19 +97,20 @@ class GridNetwork(Network, name="torch"):
 class OnCells(Network):
     """Settings of networks on occupied cells."""
 
-    layers: Layers = setting(3, "number of layers; each halves the grid")
-    width: Channels = setting(32, "channels of each layer")
-    pooling: Literal["max", "average"] = setting("average", POOLING)
-    norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
-    weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)
+    layers: Layers = setting(default=3, help="number of layers; each halves the grid")
+    width: Channels = setting(default=32, help="channels of each layer")
+    pooling: Literal["max", "average"] = setting(default="average", help=POOLING)
+    norm: Literal["none", "instance", "batch"] = setting(default="instance", help=NORM)
+    weights: Literal["default", "kaiming_normal"] = setting(default="default", help=WEIGHTS)
     paper_layout: bool = setting(
-        False,
-        "pass the full grid to the linear head with only a corner filled, as the paper's code does",
+        default=False,
+        help="pass the full grid to the linear head with only a corner filled, as the paper's code "
+        "does",
     )
     origin_shift: bool = setting(
-        False,
-        "subtract the smallest occupied cell of the whole batch before the linear head, as the "
-        "paper's code does; needs lift.name=coordinates",
+        default=False,
+        help="subtract the smallest occupied cell of the whole batch before the linear head, as "
+        "the paper's code does; needs lift.name=coordinates",
     )
     layer_library: ClassVar[Any] = sparse
 
@@ -127,7 +129,7 @@ class SparseNetwork(OnCells, name="sparse"):
     """Generalised sparse convolutions, twice differentiable."""
 
     kernel_maps: Literal["torch", "minkowski"] = setting(
-        "torch", "library that finds neighbouring cells: torch (faster) or minkowski"
+        default="torch", help="library that finds neighbouring cells: torch (faster) or minkowski"
     )
 
     def layer_options(self) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from .initialise import initialise_linear
 class PointNetwork(Network, name="pointnet"):
     """A PointNet as distillation network. It takes points instead of a grid."""
 
-    width: Channels = setting(1024, "channels of the last layer before the maximum over the points")
+    width: Channels = setting(
+        default=1024, help="channels of the last layer before the maximum over the points"
+    )
     takes = ("points",)
     mixed_precision = True
 

@@ -178,9 +178,10 @@ class Baseline(Piece):
     fixed: nothing is random on flat grids, so one seed is enough
     """
 
-    clouds_per_class: Count = setting(1, "clouds per class")
+    clouds_per_class: Count = setting(default=1, help="clouds per class")
     points: Count | None = setting(
-        None, "subsample each cloud to this many points at random; null: keep all points"
+        default=None,
+        help="subsample each cloud to this many points at random; null: keep all points",
     )
     fixed: ClassVar[bool] = False
     select: ClassVar[Callable[[PointClouds, int, int], PointClouds]]
@@ -252,7 +253,7 @@ class Whole(Baseline, name="whole"):
 class Released(Baseline, name="released"):
     """A set that comes with pcdd."""
 
-    file: str = setting("", "name of the released set, without the suffix")
+    file: str = setting(default="", help="name of the released set, without the suffix")
     fixed = True
 
     def choose(self, real: PointClouds, seed: int) -> PointClouds:
