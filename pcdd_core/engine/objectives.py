@@ -12,7 +12,7 @@ The functions compute a loss from inputs of a network. The pieces hold its setti
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..geometry.clouds import PointClouds, members_per_class, sample
 from ..geometry.moves import draw_moves
+from ..nn.grid import features_of
 from ..pieces import Count, NonNegative, Piece, Positive, setting
 from .distances import Distance, as_rows, layerwise_cosine_of_weights
 
@@ -297,7 +298,7 @@ def constant_features(network: nn.Module, real, precision: torch.dtype = torch.f
     Returns (clouds, features), float32 at least.
     """
     with torch.no_grad(), in_precision(network, precision):
-        features = network.features(real)
+        features = features_of(network, real)
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -353,7 +354,7 @@ def distribution_matching(
     precision: for the real features, see `in_precision`
     """
     target = constant_features(network, real, precision).mean(0)
-    return (network.features(synthetic).mean(0) - target).square().sum()
+    return (features_of(network, synthetic).mean(0) - target).square().sum()
 
 
 def maximum_mean_discrepancy(
@@ -369,7 +370,8 @@ def maximum_mean_discrepancy(
     real, synthetic: lifted clouds of that class
     precision: for the real features, see `in_precision`
     """
-    return _discrepancy(constant_features(network, real, precision), network.features(synthetic))
+    target = constant_features(network, real, precision)
+    return _discrepancy(target, features_of(network, synthetic))
 
 
 def sorted_feature_matching(
@@ -385,11 +387,12 @@ def sorted_feature_matching(
     real, synthetic: lifted clouds of one class, from `lifts.centred_points`
     precision: for the real features, see `in_precision`
     """
+    point_features = cast(Callable[[Any], Tensor], network.point_features)
     with torch.no_grad(), in_precision(network, precision):
-        real_features = network.point_features(real)
+        real_features = point_features(real)
     real_features, synthetic_features = (
         _sorted(features, synthetic.shape[1])
-        for features in (real_features.to(synthetic.dtype), network.point_features(synthetic))
+        for features in (real_features.to(synthetic.dtype), point_features(synthetic))
     )
     return _discrepancy(real_features.flatten(1), synthetic_features.flatten(1)) + _discrepancy(
         real_features[..., -1], synthetic_features[..., -1]
@@ -456,7 +459,7 @@ def feature_regression(
     Returns (real clouds,): the error of each cloud, summed over classes and halved.
     """
     query = constant_features(network, real)
-    fitted = network.features(synthetic)
+    fitted = features_of(network, synthetic)
     kernel = fitted @ fitted.T
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)
     targets = F.one_hot(labels, classes).to(fitted) - 1 / classes
@@ -487,7 +490,7 @@ def unrolled_training(
     step_size, momentum: of SGD
     Returns (real clouds,).
     """
-    parameters = dict(network.named_parameters())
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
     velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for step in range(steps_before + steps):
         differentiated = step >= steps_before

@@ -8,7 +8,7 @@ setting and the valid alternatives. `pcdd distill --help` prints the help text o
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -117,7 +117,7 @@ class Config(Piece):
         real: PointClouds,
         device: torch.device | str = "cpu",
         state: dict[str, Any] | None = None,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """Distil the training clouds `real` with these settings, see `engine.distill.distill`."""
         method = self.method
         pieces = method.lift, method.network, method.objective, method.optimiser, method.schedule

@@ -413,7 +413,9 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False):
-        self.quiet, self.bar, self.stage = quiet, None, None
+        self.quiet = quiet
+        self.bar: tqdm | None = None
+        self.stage: str | None = None
         # programs other than kernels import this module too
         kernel = sys.modules.get("ipykernel.kernelapp")
         self.stream = (
@@ -424,7 +426,7 @@ class Progress:
         """Show that `fraction` (0 to 1) of `stage` is done."""
         if self.quiet:
             return
-        if stage != self.stage:
+        if self.bar is None or stage != self.stage:
             self.close()
             layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
             interval = 0.5 if self.stream.isatty() else 10
@@ -561,7 +563,7 @@ def _distill(
         raise
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
-    atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))
+    atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))  # pyright: ignore[reportArgumentType] arrays may have any name
     return trajectory, labels, rows, time.monotonic() - begun, health.finding
 
 

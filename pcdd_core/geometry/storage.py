@@ -40,7 +40,7 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
             f"{path}: the set has {size} bytes; expected at most {LARGEST_SET}, the largest set "
             "that can be read again"
         )
-    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
+    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))  # pyright: ignore[reportArgumentType] arrays may have any name
 
 
 def load_clouds(path: Path | str) -> PointClouds:

@@ -109,7 +109,8 @@ class ResNet18(Classifier, name="resnet18"):
         network = models.resnet18(
             num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels)
         )
-        network.conv1, network.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
+        network.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
+        network.add_module("maxpool", nn.Identity())
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
@@ -188,12 +189,11 @@ class ConvNetModule(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights with the distributions of torch's default."""
         for convolution in self.convolutions:
-            outputs, inputs, *kernel = convolution.weight.shape
-            initialise_convolution(
-                convolution.weight, "default", inputs, outputs, math.prod(kernel), generator
-            )
+            weight, bias = convolution.parameters()
+            outputs, inputs, *kernel = weight.shape
+            initialise_convolution(weight, "default", inputs, outputs, math.prod(kernel), generator)
             bound = (inputs * math.prod(kernel)) ** -0.5
-            convolution.bias.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
         initialise_linear(self.head, generator)
 
 
@@ -227,6 +227,8 @@ class Ensemble(nn.Module):
     runs at half the speed there; `split` gives shares of them that can run side by side.
     one_by_one: run the copies one after another on a GPU too, see `Classifier.one_by_one`
     """
+
+    template: nn.Module
 
     def __init__(self, networks: list[nn.Module], one_by_one: bool = False):
         super().__init__()

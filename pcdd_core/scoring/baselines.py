@@ -24,6 +24,7 @@ from ..geometry.clouds import (
 from ..geometry.grid import known_positions
 from ..geometry.storage import released
 from ..nn.classifiers import ConvNet
+from ..nn.grid import features_of
 from ..nn.points import PointNetwork
 from ..pieces import Count, Piece, setting
 from ..seeds import generator
@@ -290,7 +291,9 @@ def _descriptions(
     network, points = _learner(real, seed)
     _train(network, points, real.labels, seed)
     with torch.no_grad():
-        features = torch.cat([network.features(batch) for batch in points.split(BATCH_OF_SHAPES)])
+        features = torch.cat(
+            [features_of(network, batch) for batch in points.split(BATCH_OF_SHAPES)]
+        )
     for members in classes:
         yield members, features[members]
 
@@ -303,7 +306,8 @@ def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
     classes, draws = len(real.class_names), generator(seed, "coreset classifier")
     if min(real.grid) == 1:
         inputs = project(real)
-        network = ConvNet(WIDTH).new(*inputs.shape[-2:], classes, draws)
+        height, width = inputs.shape[-2:]
+        network = ConvNet(WIDTH).new(height, width, classes, draws)
     else:
         inputs = centred_points(known_positions(real))
         network = PointNetwork().new(3, real.grid, classes, draws)

@@ -258,8 +258,10 @@ def _train(
         for epoch in range(protocol.epochs):
             if epoch in (0, first_stage):
                 step_size = 0.01 if epoch == 0 else 0.001
-                descent = {"lr": step_size, "momentum": 0.9, "weight_decay": 5e-4}
-                optimisers = [torch.optim.SGD(share.parameters(), **descent) for share in shares]
+                optimisers = [
+                    torch.optim.SGD(share.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
+                    for share in shares
+                ]
             draws = generator(seed, "evaluation epoch", epoch)
             order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1)
             for chosen in order.to(inputs.device).split(protocol.batch, dim=1):
