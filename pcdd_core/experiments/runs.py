@@ -34,7 +34,6 @@ from ..engine.lifts import occupancy
 from ..errors import DistillationFailed, InputError, RunFailed, WriteFailed
 from ..files import (
     LOCK,
-    atomic_write,
     atomic_write_text,
     is_leftover,
     refuse_file_in_the_way,
@@ -43,7 +42,7 @@ from ..files import (
     sole_user,
 )
 from ..geometry.clouds import PointClouds
-from ..geometry.storage import save_clouds
+from ..geometry.storage import save_clouds, write_arrays
 from ..nn.classifiers import ConvNet
 from ..scoring.baselines import Baseline
 from ..sealed import parsed, sealed, unsealed
@@ -563,7 +562,7 @@ def _distill(
         raise
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
-    atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))  # pyright: ignore[reportArgumentType] arrays may have any name
+    write_arrays(folder / "trajectory.npz", trajectory)
     return trajectory, labels, rows, time.monotonic() - begun, health.finding
 
 
