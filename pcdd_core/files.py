@@ -27,7 +27,7 @@ STORAGE_ERRORS = frozenset(
 
 
 def atomic_write(
-    path: Path | str, write: Callable[[BinaryIO], None], previous: Path | None = None
+    path: Path | str, write: Callable[[BinaryIO], object], previous: Path | None = None
 ) -> None:
     """Write a file atomically. Missing parent folders are created.
 
@@ -55,7 +55,7 @@ def atomic_write(
         raise
 
 
-def _temporary_file(path: Path, write: Callable[[BinaryIO], None]) -> str:
+def _temporary_file(path: Path, write: Callable[[BinaryIO], object]) -> str:
     """Write a complete file beside `path`, with the usual permissions. Returns its name."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -29,6 +29,7 @@ from typing_extensions import Self, dataclass_transform
 
 from .errors import InputError, nearest_names
 
+Function = TypeVar("Function", bound=Callable)
 IMPORTED = "PCDD_IMPORT"  # environment variable with the names of imported modules
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Layers = Annotated[int, Field(ge=1, le=64)]
@@ -38,9 +39,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-def setting(default: Any, text: str, kw_only: bool = False) -> Any:
+def setting(*, default: Any, help: str, kw_only: bool = False) -> Any:
     """Return a setting of a piece: a dataclass field with this default and help text."""
-    return dataclasses.field(default=default, metadata={"help": text}, kw_only=kw_only)
+    return dataclasses.field(default=default, metadata={"help": help}, kw_only=kw_only)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting, dataclasses.field))
@@ -53,6 +54,7 @@ class Piece:
 
     name: ClassVar[str] = ""
     choices: ClassVar[dict[str, type["Piece"]]]
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of each subclass
 
     def __init_subclass__(cls, name: str | None = None, **options: Any):
         super().__init_subclass__(**options)
@@ -119,7 +121,7 @@ class Piece:
 
     @classmethod
     def _checked(cls, values: dict[str, Any], place: str) -> Self:
-        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        fields = {field.name for field in dataclasses.fields(cls)}
         dotted = f"{place}." if place else ""
         for name in values:
             if name not in fields:
@@ -139,7 +141,7 @@ class Piece:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data that JSON can store, with the name if there is one."""
         settings = {"name": self.name} if self.name else {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             settings[field.name] = _as_plain(getattr(self, field.name))
         return settings
 
@@ -148,7 +150,7 @@ class Piece:
         """Return the settings of this class: {name: (default as plain data, help text)}."""
         return {
             field.name: (_as_plain(field.default), field.metadata.get("help", ""))
-            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+            for field in dataclasses.fields(cls)
         }
 
 
@@ -174,16 +176,19 @@ def import_pieces_of_parent() -> None:
     import_pieces([module for module in os.environ.get(IMPORTED, "").split(",") if module])
 
 
-def registered(kind: str) -> tuple[dict[str, Callable], Callable, Any]:
-    """Return a table of functions, a decorator that adds to it, and the type of a setting.
+def registered(
+    kind: str,
+) -> tuple[dict[str, Callable], Callable[[Function], Function], pydantic.PlainValidator]:
+    """Return a table of functions, a decorator that adds to it, and the validator of a setting.
 
-    The setting takes a function of the table or its name, and JSON stores the name. A function that
-    is not in the table can be passed from Python, but not stored.
+    A setting `Annotated[Callable[..., Result], validator]` takes a function of the table or its
+    name, and JSON stores the name. A function that is not in the table can be passed from Python,
+    but not stored.
     kind: what the functions are, for error messages
     """
     table: dict[str, Callable] = {}
 
-    def add(function: Callable) -> Callable:
+    def add(function: Function) -> Function:
         table[function.__name__] = function
         return function
 
@@ -194,7 +199,7 @@ def registered(kind: str) -> tuple[dict[str, Callable], Callable, Any]:
             raise ValueError(f"no {kind} has this name; {nearest_names(str(value), table)}")
         return table[value]
 
-    return table, add, Annotated[Callable, pydantic.PlainValidator(check)]
+    return table, add, pydantic.PlainValidator(check)
 
 
 def _as_plain(value: Any) -> Any:

@@ -98,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
             function.__name__.rstrip("_"),  # `import_`, because `import` is a keyword
             help=text,
             description=text[0].upper() + text[1:],
-            **{"late_epilog" if callable(epilog) else "epilog": epilog},
+            epilog=None if callable(epilog) else epilog,
             formatter_class=layout,
+            late_epilog=epilog if callable(epilog) else None,
         )
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print the result as JSON")

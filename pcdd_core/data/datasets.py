@@ -56,8 +56,9 @@ class DataSet(Piece):
     """
 
     validation_fraction: Fraction = setting(
-        0.1,
-        "fraction of the training set in the validation split; make every choice on that split",
+        default=0.1,
+        help="fraction of the training set in the validation split; make every choice on that "
+        "split",
         kw_only=True,
     )
     passed_on: ClassVar[bool] = False
@@ -76,10 +77,10 @@ class Images(DataSet):
     """Settings of images, which become clouds of occupied cells."""
 
     threshold: Fraction = setting(
-        75 / 255, "a cell is occupied above this fraction of full brightness"
+        default=75 / 255, help="a cell is occupied above this fraction of full brightness"
     )
     max_points: Count | None = setting(
-        None, "keep the first points of each training cloud in raster order; null: all"
+        default=None, help="keep the first points of each training cloud in raster order; null: all"
     )
     passed_on = True
 
@@ -134,8 +135,10 @@ class Digits(Images, name="digits"):
 class ShapeSet(DataSet):
     """Settings of three-dimensional shapes."""
 
-    points: Count = setting(1024, "points per shape, sampled on its surface")
-    cells: Annotated[int, Field(ge=4, lt=2**10)] = setting(24, "cells of the grid along each axis")
+    points: Count = setting(default=1024, help="points per shape, sampled on its surface")
+    cells: Annotated[int, Field(ge=4, lt=2**10)] = setting(
+        default=24, help="cells of the grid along each axis"
+    )
 
     def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
         """Return training shapes, test shapes and class names."""
@@ -166,7 +169,7 @@ class Solids(ShapeSet, name="solids"):
 class Folder(ShapeSet, name="folder"):
     """Your own shapes: a folder of classes with .off, .ply, .xyz, .txt, .npy or .npz files."""
 
-    folder: str = setting("", "the folder")
+    folder: str = setting(default="", help="the folder")
 
     def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
         """Read the folder of the setting."""

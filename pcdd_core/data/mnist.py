@@ -5,6 +5,7 @@ import math
 import struct
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -129,8 +130,9 @@ def read_digits() -> tuple[Tensor, Tensor]:
     Images are resized to 20 x 20 pixels, with a padding of 4 on each side as in MNIST.
     """
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
-    data = load_digits()
+    data = cast(Bunch, load_digits())
     images = torch.from_numpy(data.images / 16).float()[:, None]
     images = F.pad(
         F.interpolate(images, (20, 20), mode="bicubic", align_corners=False).clamp(0, 1)[:, 0],

@@ -4,14 +4,16 @@ A gradient is a matrix per parameter, with one row per output channel. A 1-D par
 `@distance` adds a function of your own to the names that the setting `objective.distance` takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor
 
 from ..pieces import registered
 
-DISTANCES, distance, Distance = registered("distance")
+DISTANCES, distance, _check = registered("distance")
+Distance = Annotated[Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor], _check]
 
 
 def as_rows(gradient: Tensor) -> Tensor:
@@ -30,19 +32,19 @@ def as_rows(gradient: Tensor) -> Tensor:
 @distance
 def sum_of_squares(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Sum the squared differences over all entries of all parameters (paper, section 4.3)."""
-    return sum((s - r).square().sum() for r, s in zip(real, synthetic))
+    return _total((s - r).square().sum() for r, s in zip(real, synthetic))
 
 
 @distance
 def layerwise_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Sum 1 - cosine over the rows of all parameters, biases and norms included (the paper)."""
-    return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic))
+    return _total(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic))
 
 
 @distance
 def layerwise_cosine_of_weights(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
     """Compute `layerwise_cosine` without 1-D parameters (DC: Zhao et al. 2021, eq. 10 and code)."""
-    return sum(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic) if r.dim() > 1)
+    return _total(_one_minus_cosine(r, s).sum() for r, s in zip(real, synthetic) if r.dim() > 1)
 
 
 @distance
@@ -57,6 +59,11 @@ def global_cosine(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor
     r = torch.cat([gradient.flatten() for gradient in real])
     s = torch.cat([gradient.flatten() for gradient in synthetic])
     return _one_minus_cosine(r, s)
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    """Sum at least one tensor."""
+    return cast(Tensor, sum(terms))
 
 
 def _one_minus_cosine(real: Tensor, synthetic: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 checkpoints or stops.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -77,7 +77,7 @@ def distill(
     seed: int = 0,
     device: torch.device | str = "cpu",
     state: dict[str, Any] | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Distil `real` into synthetic clouds; yield one `Step` per iteration.
 
     real: training clouds, on any device
@@ -100,7 +100,7 @@ def _steps(
     synthetic: PointClouds,
     device: torch.device | str,
     state: dict[str, Any] | None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     schedule, members = method.schedule, members_per_class(real)
     real = (real if method.lift.at_corners else known_positions(real)).to(device)
     synthetic = synthetic.to(device)
@@ -167,7 +167,7 @@ def _steps(
             parts_of_loss, gradients = zip(*calls(descend, parts))
         for values, terms in zip(learned, zip(*gradients)):
             # A class moves its own points only, so the sum is exact in any order.
-            values.grad = None if terms[0] is None else sum(terms)
+            values.grad = None if terms[0] is None else cast(Tensor, sum(terms))
         of_classes = torch.zeros(len(members), device=device).index_add(
             0, torch.tensor(own, device=device), torch.cat(parts_of_loss)
         )

@@ -57,32 +57,37 @@ class CoordinatesAsFeatures(Lift, name="coordinates"):
 class GaussianOccupancy(Lift, name="gaussian"):
     """Differentiable occupancy: every point is a Gaussian, which narrows over the run."""
 
-    bandwidth_start: Positive = setting(2.5, "standard deviation at the first iteration, in cells")
-    bandwidth_end: Positive = setting(0.5, "standard deviation at the last iteration, in cells")
+    bandwidth_start: Positive = setting(
+        default=2.5, help="standard deviation at the first iteration, in cells"
+    )
+    bandwidth_end: Positive = setting(
+        default=0.5, help="standard deviation at the last iteration, in cells"
+    )
     real_bandwidth_end: Positive | None = setting(
-        None,
-        "bandwidth_end for real clouds, in cells; smaller values make them sharper than synthetic "
-        "clouds; null: as bandwidth_end",
+        default=None,
+        help="bandwidth_end for real clouds, in cells; smaller values make them sharper than "
+        "synthetic clouds; null: as bandwidth_end",
     )
     saturation: Positive = setting(
-        6.0, "a cell with mass m has the value 1 - exp(-saturation m); at the last iteration"
+        default=6.0,
+        help="a cell with mass m has the value 1 - exp(-saturation m); at the last iteration",
     )
     saturation_start: Positive | None = setting(
-        None,
-        "saturation at the first iteration; null: as saturation. Near 1, the values of a wide "
+        default=None,
+        help="saturation at the first iteration; null: as saturation. Near 1, the values of a wide "
         "point sum to about one cell. At 6 they sum to several cells; this excess disappears as "
         "points become narrow, and leaves holes",
     )
     closed: bool = setting(
-        False,
-        "true: a point's mass beyond the grid counts in the outermost cells; false: it is lost, "
-        "and unneeded points collect at the edge of the grid, where they have little mass, above "
-        "all in the corners of 3D grids",
+        default=False,
+        help="true: a point's mass beyond the grid counts in the outermost cells; false: it is "
+        "lost, and unneeded points collect at the edge of the grid, where they have little mass, "
+        "above all in the corners of 3D grids",
     )
     hard_from: Annotated[float, Field(ge=0, le=1)] = setting(
-        1.0,
-        "from this fraction of the run on, cells have the values 0 or 1, as in the evaluation, "
-        "with the gradient of the Gaussian occupancy; 1: never",
+        default=1.0,
+        help="from this fraction of the run on, cells have the values 0 or 1, as in the "
+        "evaluation, with the gradient of the Gaussian occupancy; 1: never",
     )
 
     def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Tensor:

@@ -80,7 +80,7 @@ class Method:
     def stored_gradients(self) -> int:
         """Number of batches per class whose real gradients are stored; 0: none."""
         stored = getattr(self.objective, "real_gradients", "fresh")
-        return 0 if stored == "fresh" else stored
+        return stored if isinstance(stored, int) else 0
 
     def check(self, real: PointClouds) -> None:
         """Raise InputError if the pieces do not fit the data or each other."""

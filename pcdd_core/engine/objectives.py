@@ -12,7 +12,7 @@ The functions compute a loss from inputs of a network. The pieces hold its setti
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..geometry.clouds import PointClouds, members_per_class, sample
 from ..geometry.moves import draw_moves
+from ..nn.grid import features_of
 from ..pieces import Count, NonNegative, Piece, Positive, setting
 from .distances import Distance, as_rows, layerwise_cosine_of_weights
 
@@ -74,11 +75,13 @@ class Objective(Piece):
     needs_point_features:  the network must have a method `point_features`
     """
 
-    real_batch: Count = setting(32, "real clouds per class and iteration", kw_only=True)
+    real_batch: Count = setting(
+        default=32, help="real clouds per class and iteration", kw_only=True
+    )
     augmentation: bool = setting(
-        False,
-        "shift, scale or rotate real and synthetic clouds before each comparison: all clouds of a "
-        "class by the same random move (DSA); feature_regression: each cloud by its own move; "
+        default=False,
+        help="shift, scale or rotate real and synthetic clouds before each comparison: all clouds "
+        "of a class by the same random move (DSA); feature_regression: each cloud by its own move; "
         "unrolled_training: synthetic clouds only, before each step",
         kw_only=True,
     )
@@ -102,10 +105,10 @@ class Matching(Objective):
     """Settings of objectives that match a constant target, computed on real clouds."""
 
     real_precision: Literal["float32", "bfloat16"] = setting(
-        "float32",
-        "precision of the network's passes on real clouds (mixed precision): bfloat16 is faster "
-        "on processors that support it, and its error is a fraction of the difference between two "
-        "batches; for network.name=torch and pointnet only",
+        default="float32",
+        help="precision of the network's passes on real clouds (mixed precision): bfloat16 is "
+        "faster on processors that support it, and its error is a fraction of the difference "
+        "between two batches; for network.name=torch and pointnet only",
         kw_only=True,
     )
 
@@ -119,14 +122,14 @@ class GradientMatching(Matching, name="gradient_matching"):
     """Distance between the gradients of real and synthetic clouds (the paper)."""
 
     distance: Distance = setting(
-        layerwise_cosine_of_weights,
-        "distance between real and synthetic gradients, see pcdd_core/engine/distances.py",
+        default=layerwise_cosine_of_weights,
+        help="distance between real and synthetic gradients, see pcdd_core/engine/distances.py",
     )
     real_gradients: Literal["fresh"] | Count = setting(
-        "fresh",
-        "fresh: compute real gradients on a new batch in each iteration (the paper); a number: "
-        "compute them on that many batches per class, once for each network, and sample one batch "
-        "in each iteration",
+        default="fresh",
+        help="fresh: compute real gradients on a new batch in each iteration (the paper); a "
+        "number: compute them on that many batches per class, once for each network, and sample "
+        "one batch in each iteration",
     )
 
     def target(self, network: nn.Module, real: Batch) -> list[Tensor]:
@@ -172,8 +175,8 @@ class AfterDistributionMatching(Objective):
     """Settings of costly objectives that refine points after cheap distribution matching."""
 
     distribution_matching_until: Annotated[float, Field(ge=0, le=1)] = setting(
-        0.0,
-        "minimise distribution_matching, which is cheap, until this fraction of the run; it "
+        default=0.0,
+        help="minimise distribution_matching, which is cheap, until this fraction of the run; it "
         "places the points, and this objective refines them; 0: never",
         kw_only=True,
     )
@@ -190,7 +193,7 @@ class FeatureRegression(AfterDistributionMatching, name="feature_regression"):
     """Error on real clouds of a linear fit to the features of synthetic clouds (FRePo)."""
 
     ridge: Positive = setting(
-        1e-3, "ridge regularisation, in units of the mean squared length of features"
+        default=1e-3, help="ridge regularisation, in units of the mean squared length of features"
     )
 
     def loss(self, network: nn.Module, real: Batch, synthetic: Batch) -> Tensor:
@@ -206,23 +209,24 @@ class UnrolledTraining(AfterDistributionMatching, name="unrolled_training"):
     """Cross-entropy on real clouds after some steps of training on synthetic clouds."""
 
     unrolled_steps: Count = setting(
-        50, "differentiated training steps; memory grows with their number"
+        default=50, help="differentiated training steps; memory grows with their number"
     )
     unrolled_steps_before: NonNegative = setting(
-        0, "a random number of steps, at most this, comes first and is not differentiated"
+        default=0,
+        help="a random number of steps, at most this, comes first and is not differentiated",
     )
     unrolled_step_size: Positive = setting(
-        0.01, "step size of the training (SGD, momentum 0.9, as in the evaluation)"
+        default=0.01, help="step size of the training (SGD, momentum 0.9, as in the evaluation)"
     )
     unrolled_batch: Count | None = setting(
-        None,
-        "synthetic clouds per class in each training step, a new random subsample for each step; "
-        "null: all clouds",
+        default=None,
+        help="synthetic clouds per class in each training step, a new random subsample for each "
+        "step; null: all clouds",
     )
     learned_labels: bool = setting(
-        False,
-        "learn the label of each cloud too, as class probabilities; of ten classes, a cloud's own "
-        "class starts at 0.94",
+        default=False,
+        help="learn the label of each cloud too, as class probabilities; of ten classes, a cloud's "
+        "own class starts at 0.94",
     )
 
     def loss(self, network: nn.Module, real: Batch, synthetic: Batch) -> Tensor:
@@ -294,7 +298,7 @@ def constant_features(network: nn.Module, real, precision: torch.dtype = torch.f
     Returns (clouds, features), float32 at least.
     """
     with torch.no_grad(), in_precision(network, precision):
-        features = network.features(real)
+        features = features_of(network, real)
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
@@ -350,7 +354,7 @@ def distribution_matching(
     precision: for the real features, see `in_precision`
     """
     target = constant_features(network, real, precision).mean(0)
-    return (network.features(synthetic).mean(0) - target).square().sum()
+    return (features_of(network, synthetic).mean(0) - target).square().sum()
 
 
 def maximum_mean_discrepancy(
@@ -366,7 +370,8 @@ def maximum_mean_discrepancy(
     real, synthetic: lifted clouds of that class
     precision: for the real features, see `in_precision`
     """
-    return _discrepancy(constant_features(network, real, precision), network.features(synthetic))
+    target = constant_features(network, real, precision)
+    return _discrepancy(target, features_of(network, synthetic))
 
 
 def sorted_feature_matching(
@@ -382,11 +387,12 @@ def sorted_feature_matching(
     real, synthetic: lifted clouds of one class, from `lifts.centred_points`
     precision: for the real features, see `in_precision`
     """
+    point_features = cast(Callable[[Any], Tensor], network.point_features)
     with torch.no_grad(), in_precision(network, precision):
-        real_features = network.point_features(real)
+        real_features = point_features(real)
     real_features, synthetic_features = (
         _sorted(features, synthetic.shape[1])
-        for features in (real_features.to(synthetic.dtype), network.point_features(synthetic))
+        for features in (real_features.to(synthetic.dtype), point_features(synthetic))
     )
     return _discrepancy(real_features.flatten(1), synthetic_features.flatten(1)) + _discrepancy(
         real_features[..., -1], synthetic_features[..., -1]
@@ -453,7 +459,7 @@ def feature_regression(
     Returns (real clouds,): the error of each cloud, summed over classes and halved.
     """
     query = constant_features(network, real)
-    fitted = network.features(synthetic)
+    fitted = features_of(network, synthetic)
     kernel = fitted @ fitted.T
     kernel = kernel + ridge * kernel.diagonal().mean() * torch.eye(len(kernel)).to(kernel)
     targets = F.one_hot(labels, classes).to(fitted) - 1 / classes
@@ -484,7 +490,7 @@ def unrolled_training(
     step_size, momentum: of SGD
     Returns (real clouds,).
     """
-    parameters = dict(network.named_parameters())
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
     velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for step in range(steps_before + steps):
         differentiated = step >= steps_before

@@ -13,19 +13,25 @@ from ..pieces import Count, Fraction, NonNegative, Piece, Positive, setting
 class Optimiser(Piece):
     """A kind of optimiser. A choice defines `make`."""
 
-    step_size: Positive = setting(0.1, "sgd: cells per unit of gradient; adam: cells per iteration")
+    step_size: Positive = setting(
+        default=0.1, help="sgd: cells per unit of gradient; adam: cells per iteration"
+    )
     label_step_size: Positive = setting(
-        0.02, "objective.learned_labels: step size of the logits of the labels"
+        default=0.02, help="objective.learned_labels: step size of the logits of the labels"
     )
     turn_step_size: Positive | None = setting(
-        None,
-        "grids with depth: also rotate each cloud as a whole, as SADM does, with this step size "
-        "(sgd: radians per unit of gradient; adam: radians per iteration); null: do not rotate",
+        default=None,
+        help="grids with depth: also rotate each cloud as a whole, as SADM does, with this step "
+        "size (sgd: radians per unit of gradient; adam: radians per iteration); null: do not "
+        "rotate",
     )
-    momentum: Fraction = setting(0.5, "sgd: momentum; adam: beta 1, decay of the first moment")
+    momentum: Fraction = setting(
+        default=0.5, help="sgd: momentum; adam: beta 1, decay of the first moment"
+    )
     final_step_fraction: Annotated[float, Field(gt=0, le=1)] = setting(
-        1.0,
-        "decrease the step size along a cosine to this fraction of its initial value; 1: constant",
+        default=1.0,
+        help="decrease the step size along a cosine to this fraction of its initial value; 1: "
+        "constant",
     )
 
     def make(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -53,10 +59,11 @@ class SGD(Optimiser, name="sgd"):
 class Adam(Optimiser, name="adam"):
     """Adam: moves by about step_size."""
 
-    step_size: Positive = setting(0.3, "cells per iteration")
+    step_size: Positive = setting(default=0.3, help="cells per iteration")
     final_step_fraction: Annotated[float, Field(gt=0, le=1)] = setting(
-        0.1,
-        "decrease the step size along a cosine to this fraction of its initial value; 1: constant",
+        default=0.1,
+        help="decrease the step size along a cosine to this fraction of its initial value; 1: "
+        "constant",
     )
 
     def make(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -67,25 +74,28 @@ class Adam(Optimiser, name="adam"):
 class Schedule(Piece):
     """Length of the run and changes of the network."""
 
-    iterations: Count = setting(600, "updates of the coordinates")
+    iterations: Count = setting(default=600, help="updates of the coordinates")
     iterations_per_network: NonNegative = setting(
-        1,
-        "initialise a new random network after this many iterations (DC's outer loop); 0: one "
+        default=1,
+        help="initialise a new random network after this many iterations (DC's outer loop); 0: one "
         "network for the whole run (the paper)",
     )
     training_steps: NonNegative = setting(
-        0,
-        "train the network for this many steps after each iteration (DC's inner loop), so that "
-        "points are matched at many stages of its training",
+        default=0,
+        help="train the network for this many steps after each iteration (DC's inner loop), so "
+        "that points are matched at many stages of its training",
     )
     training_data: Literal["synthetic", "real"] = setting(
-        "synthetic",
-        "data for training_steps: the synthetic clouds (DC), or `training_batch` real clouds (IDC)",
+        default="synthetic",
+        help="data for training_steps: the synthetic clouds (DC), or `training_batch` real clouds "
+        "(IDC)",
     )
     training_batch: Count = setting(
-        64, "training_data=real: real clouds per training step, of all classes"
+        default=64, help="training_data=real: real clouds per training step, of all classes"
     )
-    training_step_size: Positive = setting(0.01, "step size of training_steps (SGD, momentum 0.5)")
+    training_step_size: Positive = setting(
+        default=0.01, help="step size of training_steps (SGD, momentum 0.5)"
+    )
     snapshots: Count = setting(
-        60, "number of evenly spaced snapshots of the coordinates, for pictures"
+        default=60, help="number of evenly spaced snapshots of the coordinates, for pictures"
     )

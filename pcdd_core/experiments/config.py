@@ -8,7 +8,7 @@ setting and the valid alternatives. `pcdd distill --help` prints the help text o
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,43 +26,45 @@ from ..geometry.start import Scatter, Start
 from ..nn.classifiers import Classifier, ConvNet
 from ..nn.grid import GridNetwork, Network
 from ..pieces import Count, NonNegative, Piece, setting
-from ..scoring.evaluate import PROTOCOLS, Hard, Projection, Protocol, Score, evaluate
+from ..scoring.evaluate import PROTOCOLS, STANDARD, Hard, Projection, Protocol, Score, evaluate
 
-PROTOCOL_SETTINGS = Protocol.settings()
+PROTOCOL_HELP = {name: help for name, (_, help) in Protocol.settings().items()}
 
 
 class Evaluation(Piece):
     """Scoring of the result. The defaults are the numbers of the published protocols."""
 
     protocols: Annotated[tuple[Literal["paper", "standard"], ...], Field(min_length=1)] = setting(
-        ("standard", "paper"),
-        "standard: 20 networks, the usual protocol of the field; paper: 5 networks, test images "
-        "augmented too",
+        default=("standard", "paper"),
+        help="standard: 20 networks, the usual protocol of the field; paper: 5 networks, test "
+        "images augmented too",
     )
     split: Literal["test", "validation"] = setting(
-        "test",
-        "split to score on; make choices on validation, the held-out part of the training set, "
-        "never on test",
+        default="test",
+        help="split to score on; make choices on validation, the held-out part of the training "
+        "set, never on test",
     )
-    classifier: Classifier = setting(ConvNet(), "classifier to train on the set")
+    classifier: Classifier = setting(default=ConvNet(), help="classifier to train on the set")
     projection: Projection = setting(
-        Hard(), "input of classifiers in training; test images are always hard"
+        default=Hard(), help="input of classifiers in training; test images are always hard"
     )
     iteration: NonNegative | None = setting(
-        None, "score the clouds before this iteration; null: after the last iteration"
+        default=None, help="score the clouds before this iteration; null: after the last iteration"
     )
     curve: tuple[NonNegative, ...] = setting(
-        (),
-        "also score the clouds before these iterations, for a curve over the run, with smaller "
-        "classifiers (5 of width 32, 300 epochs); the paper's code scores before 0, 250, 625, "
-        "1250, 1875 and 2499",
+        default=(),
+        help="also score the clouds before these iterations, for a curve over the run, with "
+        "smaller classifiers (5 of width 32, 300 epochs); the paper's code scores before 0, 250, "
+        "625, 1250, 1875 and 2499",
     )
     networks: Count | None = setting(
-        None, "number of classifiers to train; null: the protocol's number"
+        default=None, help="number of classifiers to train; null: the protocol's number"
     )
-    epochs: Count = setting(*PROTOCOL_SETTINGS["epochs"])
-    batch: Count = setting(*PROTOCOL_SETTINGS["batch"])
-    augmentation: Literal["published", "fast"] = setting(*PROTOCOL_SETTINGS["augmentation"])
+    epochs: Count = setting(default=STANDARD.epochs, help=PROTOCOL_HELP["epochs"])
+    batch: Count = setting(default=STANDARD.batch, help=PROTOCOL_HELP["batch"])
+    augmentation: Literal["published", "fast"] = setting(
+        default=STANDARD.augmentation, help=PROTOCOL_HELP["augmentation"]
+    )
 
     def chosen_protocols(self) -> list[Protocol]:
         """Return the protocols, with the changes that these settings make."""
@@ -84,15 +86,21 @@ class Evaluation(Piece):
 class Config(Piece):
     """All settings of a run."""
 
-    data: DataSet = setting(Mnist(), "real clouds")
-    clouds: Start = setting(Scatter(), "initial synthetic clouds")
-    lift: Lift = setting(GaussianOccupancy(), "conversion of points to the input of the network")
-    network: Network = setting(GridNetwork(), "distillation network")
-    objective: Objective = setting(GradientMatching(), "loss to minimise")
-    optimiser: Optimiser = setting(Adam(), "optimiser of the coordinates")
-    schedule: Schedule = setting(Schedule(), "length of the run and changes of the network")
-    evaluation: Evaluation = setting(Evaluation(), "scoring of the result")
-    seed: NonNegative = setting(0, "seed of all random draws; each use derives its own generator")
+    data: DataSet = setting(default=Mnist(), help="real clouds")
+    clouds: Start = setting(default=Scatter(), help="initial synthetic clouds")
+    lift: Lift = setting(
+        default=GaussianOccupancy(), help="conversion of points to the input of the network"
+    )
+    network: Network = setting(default=GridNetwork(), help="distillation network")
+    objective: Objective = setting(default=GradientMatching(), help="loss to minimise")
+    optimiser: Optimiser = setting(default=Adam(), help="optimiser of the coordinates")
+    schedule: Schedule = setting(
+        default=Schedule(), help="length of the run and changes of the network"
+    )
+    evaluation: Evaluation = setting(default=Evaluation(), help="scoring of the result")
+    seed: NonNegative = setting(
+        default=0, help="seed of all random draws; each use derives its own generator"
+    )
 
     @property
     def method(self) -> Method:
@@ -109,7 +117,7 @@ class Config(Piece):
         real: PointClouds,
         device: torch.device | str = "cpu",
         state: dict[str, Any] | None = None,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """Distil the training clouds `real` with these settings, see `engine.distill.distill`."""
         method = self.method
         pieces = method.lift, method.network, method.objective, method.optimiser, method.schedule

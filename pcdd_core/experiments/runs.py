@@ -34,7 +34,6 @@ from ..engine.lifts import occupancy
 from ..errors import DistillationFailed, InputError, RunFailed, WriteFailed
 from ..files import (
     LOCK,
-    atomic_write,
     atomic_write_text,
     is_leftover,
     refuse_file_in_the_way,
@@ -43,7 +42,7 @@ from ..files import (
     sole_user,
 )
 from ..geometry.clouds import PointClouds
-from ..geometry.storage import save_clouds
+from ..geometry.storage import save_clouds, write_arrays
 from ..nn.classifiers import ConvNet
 from ..scoring.baselines import Baseline
 from ..sealed import parsed, sealed, unsealed
@@ -413,7 +412,9 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False):
-        self.quiet, self.bar, self.stage = quiet, None, None
+        self.quiet = quiet
+        self.bar: tqdm | None = None
+        self.stage: str | None = None
         # programs other than kernels import this module too
         kernel = sys.modules.get("ipykernel.kernelapp")
         self.stream = (
@@ -424,7 +425,7 @@ class Progress:
         """Show that `fraction` (0 to 1) of `stage` is done."""
         if self.quiet:
             return
-        if stage != self.stage:
+        if self.bar is None or stage != self.stage:
             self.close()
             layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
             interval = 0.5 if self.stream.isatty() else 10
@@ -561,7 +562,7 @@ def _distill(
         raise
     progress.close()
     trajectory = {"updates": np.array(updates), "coordinates": torch.stack(frames).numpy()}
-    atomic_write(folder / "trajectory.npz", lambda file: np.savez_compressed(file, **trajectory))
+    write_arrays(folder / "trajectory.npz", trajectory)
     return trajectory, labels, rows, time.monotonic() - begun, health.finding
 
 

@@ -102,7 +102,9 @@ def missed_gradient(
     def stacked(parts: list[dict[str, Tensor]], layer: str | None = None) -> Tensor:
         """Return the gradient through one layer, or all, for all classes as one vector."""
         names = [name for name in parts[0] if layer in (None, layer_of(name))]
-        return torch.cat([sum(part[name] for name in names).flatten() for part in parts])
+        return torch.cat(
+            [cast(Tensor, sum(part[name] for name in names)).flatten() for part in parts]
+        )
 
     whole, whole_computed = stacked(true), stacked(computed)
     layers = {}

@@ -4,6 +4,7 @@
 `Sweep` makes them on Ray, many at a time. Neither repeats a finished run.
 """
 
+import logging
 import os
 import socket
 import time
@@ -314,11 +315,13 @@ def _ray(address: str | None):
             raise InputError(
                 f"address {address}: no Ray cluster answers there ({error}); expected HOST:PORT"
             ) from None
-    # "local" avoids a connection to another cluster that runs on this machine
-    own_cluster = {"include_dashboard": False} if address is None else {}
     try:
         ray.init(
-            address=address or "local", log_to_driver=False, logging_level="ERROR", **own_cluster
+            # "local" avoids a connection to another cluster that runs on this machine
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except ConnectionError as error:
         raise InputError(

@@ -331,8 +331,8 @@ DEFAULT_SCALE = {"ingredients": "small", "architectures": "small"}
 # Additional columns of a table, as functions of the configuration.
 COLUMNS: dict[str, dict[str, Callable[[Config], Any]]] = {
     "why": {
-        "norm": lambda config: config.network.norm,
-        "origin shift": lambda config: config.network.origin_shift,
+        "norm": lambda config: getattr(config.network, "norm", ""),
+        "origin shift": lambda config: getattr(config.network, "origin_shift", ""),
         "second derivatives": lambda config: config.network.second_order,
         "network": lambda config: "redrawn" if config.schedule.iterations_per_network else "fixed",
     }
@@ -440,7 +440,13 @@ def experiment(
             config = override(preset(base).config, {**(settings or {}), **changed, "seed": seed})
             enough = BESIDE_SEEDS if beside_row else seeds
             if baseline:
-                per_class = config.clouds.clouds_per_class
+                per_class = getattr(config.clouds, "clouds_per_class", None)
+                if not isinstance(per_class, int):
+                    raise InputError(
+                        f"setting clouds.name = {config.clouds.name!r}: the rows for comparison of "
+                        f"the table {name!r} need one number clouds.clouds_per_class, not "
+                        f"{per_class!r}; take a preset, which has none, or beside=False in Python"
+                    )
                 baseline = replace(baseline, clouds_per_class=per_class)
                 # A network chooses herding's and k-center's shapes. Else only the classifiers are
                 # random, so one seed is enough.

@@ -129,7 +129,10 @@ def clouds_from_list(
         else torch.zeros(0, 3)
     )
     labels = torch.as_tensor(labels, dtype=torch.int64)
-    return PointClouds(coordinates, offsets_of(sizes), labels, tuple(grid), tuple(class_names))
+    depth, height, width = grid
+    return PointClouds(
+        coordinates, offsets_of(sizes), labels, (depth, height, width), tuple(class_names)
+    )
 
 
 def from_occupancy(
@@ -147,8 +150,9 @@ def from_occupancy(
     if max_points is not None:
         rank = torch.arange(len(cloud), device=cloud.device) - offsets_of(sizes)[:-1][cloud]
         coordinates, sizes = coordinates[rank < max_points], sizes.clamp(max=max_points)
+    depth, height, width = occupied.shape[1:]
     return PointClouds(
-        coordinates, offsets_of(sizes), labels.long(), tuple(occupied.shape[1:]), tuple(class_names)
+        coordinates, offsets_of(sizes), labels.long(), (depth, height, width), tuple(class_names)
     )
 
 

@@ -28,8 +28,8 @@ class Start(Piece):
 class Scatter(Start, name="scatter"):
     """Points uniform in the grid, the paper's initialisation (section 3.1.2)."""
 
-    clouds_per_class: Count | tuple[Count, ...] = setting(1, PER_CLASS)
-    points_per_cloud: Count | tuple[Count, ...] = setting(250, PER_CLOUD)
+    clouds_per_class: Count | tuple[Count, ...] = setting(default=1, help=PER_CLASS)
+    points_per_cloud: Count | tuple[Count, ...] = setting(default=250, help=PER_CLOUD)
 
     def clouds(self, real: PointClouds, seed: int) -> PointClouds:
         """Scatter the points."""
@@ -39,9 +39,9 @@ class Scatter(Start, name="scatter"):
 class RealClouds(Start, name="real"):
     """Random training clouds."""
 
-    clouds_per_class: Count | tuple[Count, ...] = setting(1, PER_CLASS)
+    clouds_per_class: Count | tuple[Count, ...] = setting(default=1, help=PER_CLASS)
     points_per_cloud: Count | tuple[Count, ...] | None = setting(
-        250, f"{PER_CLOUD}; null: as many as in the training cloud"
+        default=250, help=f"{PER_CLOUD}; null: as many as in the training cloud"
     )
 
     def clouds(self, real: PointClouds, seed: int) -> PointClouds:
@@ -58,7 +58,7 @@ class RealClouds(Start, name="real"):
 class FromFile(Start, name="file"):
     """A distilled set in a file."""
 
-    file: str = setting("", "a distilled set (.npz) to start from")
+    file: str = setting(default="", help="a distilled set (.npz) to start from")
 
     def clouds(self, real: PointClouds, seed: int) -> PointClouds:
         """Read the set and check that it fits the data."""

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,16 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
             f"{path}: the set has {size} bytes; expected at most {LARGEST_SET}, the largest set "
             "that can be read again"
         )
-    atomic_write(path, lambda file: np.savez_compressed(file, **arrays))
+    write_arrays(path, arrays)
+
+
+def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays to a compressed .npz with `atomic_write`."""
+    atomic_write(
+        path,
+        # pyright takes the arrays for the option allow_pickle
+        lambda file: np.savez_compressed(file, **arrays),  # pyright: ignore[reportArgumentType]
+    )
 
 
 def load_clouds(path: Path | str) -> PointClouds:

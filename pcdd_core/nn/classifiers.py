@@ -61,7 +61,7 @@ class Classifier(Piece):
 class ConvNet(Classifier, name="convnet"):
     """ConvNet-3, the protocols' own classifier of images."""
 
-    width: Channels = setting(128, "channels of each layer")
+    width: Channels = setting(default=128, help="channels of each layer")
     smallest = 4  # one pixel must remain after the last pooling
 
     def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
@@ -109,7 +109,8 @@ class ResNet18(Classifier, name="resnet18"):
         network = models.resnet18(
             num_classes=classes, norm_layer=lambda channels: nn.GroupNorm(channels, channels)
         )
-        network.conv1, network.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.Identity()
+        network.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
+        network.add_module("maxpool", nn.Identity())
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.reset_parameters()
@@ -119,7 +120,7 @@ class ResNet18(Classifier, name="resnet18"):
 class SparseConvNet(Classifier, name="sparse"):
     """Three layers of sparse convolution on the pixels that are not 0."""
 
-    width: Channels = setting(128, "channels of each layer")
+    width: Channels = setting(default=128, help="channels of each layer")
     smallest = 8
     one_by_one = True
 
@@ -188,12 +189,11 @@ class ConvNetModule(nn.Module):
     def initialise(self, generator: torch.Generator) -> None:
         """Initialise all weights with the distributions of torch's default."""
         for convolution in self.convolutions:
-            outputs, inputs, *kernel = convolution.weight.shape
-            initialise_convolution(
-                convolution.weight, "default", inputs, outputs, math.prod(kernel), generator
-            )
+            weight, bias = convolution.parameters()
+            outputs, inputs, *kernel = weight.shape
+            initialise_convolution(weight, "default", inputs, outputs, math.prod(kernel), generator)
             bound = (inputs * math.prod(kernel)) ** -0.5
-            convolution.bias.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
         initialise_linear(self.head, generator)
 
 
@@ -227,6 +227,8 @@ class Ensemble(nn.Module):
     runs at half the speed there; `split` gives shares of them that can run side by side.
     one_by_one: run the copies one after another on a GPU too, see `Classifier.one_by_one`
     """
+
+    template: nn.Module
 
     def __init__(self, networks: list[nn.Module], one_by_one: bool = False):
         super().__init__()

@@ -1,8 +1,8 @@
 """Distillation networks on a grid: dense layers, and layers on occupied cells only."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,16 @@ WEIGHTS = (
     "initial weights: default: as in the layer library; kaiming_normal: Kaiming normal with fan "
     "out for convolutions"
 )
+
+
+class Initialisable(Protocol):
+    """A module with a method `initialise`."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Initialise all weights."""
+
+
+Initialised = TypeVar("Initialised", bound=Initialisable)
 
 
 class Network(Piece):
@@ -66,23 +76,24 @@ class Network(Piece):
 class GridNetwork(Network, name="torch"):
     """Dense convolutions: layers of [Conv3d, norm, ReLU, pooling] and a linear head."""
 
-    layers: Layers = setting(3, "number of layers; each halves the grid")
-    width: Channels = setting(32, "channels of each layer")
-    pooling: Literal["max", "average"] = setting("average", POOLING)
-    norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
+    layers: Layers = setting(default=3, help="number of layers; each halves the grid")
+    width: Channels = setting(default=32, help="channels of each layer")
+    pooling: Literal["max", "average"] = setting(default="average", help=POOLING)
+    norm: Literal["none", "instance", "batch"] = setting(default="instance", help=NORM)
     padding: Count = setting(
-        1,
-        "padding of the first convolution, in cells; 3 turns 28 x 28 cells into 32 x 32, which "
-        "halve evenly, as in the classifiers",
+        default=1,
+        help="padding of the first convolution, in cells; 3 turns 28 x 28 cells into 32 x 32, "
+        "which halve evenly, as in the classifiers",
     )
-    weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)
+    weights: Literal["default", "kaiming_normal"] = setting(default="default", help=WEIGHTS)
     paper_layout: bool = setting(
-        False, "pad and pool the depth axis of a flat grid too, as the paper's code does"
+        default=False,
+        help="pad and pool the depth axis of a flat grid too, as the paper's code does",
     )
     origin_shift: bool = setting(
-        False,
-        "subtract the smallest occupied cell of the whole batch before the first convolution, as "
-        "the paper's code does; needs lift.name=coordinates",
+        default=False,
+        help="subtract the smallest occupied cell of the whole batch before the first convolution, "
+        "as the paper's code does; needs lift.name=coordinates",
     )
     mixed_precision = True
 
@@ -96,19 +107,20 @@ class GridNetwork(Network, name="torch"):
 class OnCells(Network):
     """Settings of networks on occupied cells."""
 
-    layers: Layers = setting(3, "number of layers; each halves the grid")
-    width: Channels = setting(32, "channels of each layer")
-    pooling: Literal["max", "average"] = setting("average", POOLING)
-    norm: Literal["none", "instance", "batch"] = setting("instance", NORM)
-    weights: Literal["default", "kaiming_normal"] = setting("default", WEIGHTS)
+    layers: Layers = setting(default=3, help="number of layers; each halves the grid")
+    width: Channels = setting(default=32, help="channels of each layer")
+    pooling: Literal["max", "average"] = setting(default="average", help=POOLING)
+    norm: Literal["none", "instance", "batch"] = setting(default="instance", help=NORM)
+    weights: Literal["default", "kaiming_normal"] = setting(default="default", help=WEIGHTS)
     paper_layout: bool = setting(
-        False,
-        "pass the full grid to the linear head with only a corner filled, as the paper's code does",
+        default=False,
+        help="pass the full grid to the linear head with only a corner filled, as the paper's code "
+        "does",
     )
     origin_shift: bool = setting(
-        False,
-        "subtract the smallest occupied cell of the whole batch before the linear head, as the "
-        "paper's code does; needs lift.name=coordinates",
+        default=False,
+        help="subtract the smallest occupied cell of the whole batch before the linear head, as "
+        "the paper's code does; needs lift.name=coordinates",
     )
     layer_library: ClassVar[Any] = sparse
 
@@ -127,7 +139,7 @@ class SparseNetwork(OnCells, name="sparse"):
     """Generalised sparse convolutions, twice differentiable."""
 
     kernel_maps: Literal["torch", "minkowski"] = setting(
-        "torch", "library that finds neighbouring cells: torch (faster) or minkowski"
+        default="torch", help="library that finds neighbouring cells: torch (faster) or minkowski"
     )
 
     def layer_options(self) -> dict[str, Any]:
@@ -146,10 +158,15 @@ class MinkowskiNetwork(OnCells, name="minkowski"):
     second_order = False
 
 
-def initialised(network: nn.Module, generator: torch.Generator) -> Any:
+def initialised(network: Initialised, generator: torch.Generator) -> Initialised:
     """Initialise the weights of a module that has a method `initialise`, and return it."""
     network.initialise(generator)
     return network
+
+
+def features_of(network: nn.Module, inputs: Any) -> Tensor:
+    """Return `network.features(inputs)`, the input of the head of a distillation network."""
+    return cast(Callable[[Any], Tensor], network.features)(inputs)
 
 
 class DenseModule(nn.Module):
@@ -177,11 +194,11 @@ class DenseModule(nn.Module):
         self.kernel = tuple(3 if cells > 1 else 1 for cells in grid)
         self.padding = tuple(size // 2 for size in self.kernel)
         self.first_padding = tuple(description.padding if cells > 1 else 0 for cells in grid)
-        grid = tuple(
+        padded = tuple(
             cells + 2 * (first - usual)
             for cells, first, usual in zip(grid, self.first_padding, self.padding)
         )
-        self.window = tuple(2 if cells > 1 else 1 for cells in grid)
+        self.window = tuple(2 if cells > 1 else 1 for cells in padded)
         width = description.width
         self.convolution_weights, self.convolution_biases = nn.ParameterList(), nn.ParameterList()
         self.norm_weights, self.norm_biases = nn.ParameterList(), nn.ParameterList()
@@ -193,9 +210,10 @@ class DenseModule(nn.Module):
             if description.norm != "none":
                 self.norm_weights.append(torch.ones(width))
                 self.norm_biases.append(torch.zeros(width))
-        sizes = [cells // window**description.layers for cells, window in zip(grid, self.window)]
+        sizes = [cells // window**description.layers for cells, window in zip(padded, self.window)]
         if min(sizes) < 1:
-            raise _too_deep(description, grid, shortest=min(cells for cells in grid if cells > 1))
+            shortest = min(cells for cells in padded if cells > 1)
+            raise _too_deep(description, padded, shortest)
         self.head = nn.Linear(width * math.prod(sizes), classes)
 
     @torch.no_grad()
@@ -337,7 +355,7 @@ def average_pool(features: Tensor, window: Sequence[int]) -> Tensor:
     return features / math.prod(window)
 
 
-def _too_deep(description: GridNetwork | OnCells, grid: Grid, shortest: int) -> InputError:
+def _too_deep(description: GridNetwork | OnCells, grid: Sequence[int], shortest: int) -> InputError:
     most = int(math.log2(shortest))
     return InputError(
         f"setting network.layers = {description.layers}: "

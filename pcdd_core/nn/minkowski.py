@@ -13,6 +13,7 @@ without a graph (NVIDIA/MinkowskiEngine#242). `second_order.py` measures the eff
 import functools
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from ..errors import EngineMissing, InputError
 from ..geometry.clouds import Grid
 from . import sparse
 from .sparse import SparseTensor
+
+if TYPE_CHECKING:
+    import MinkowskiEngine  # pyright: ignore[reportMissingImports] optional
 
 HOW_TO_GET_IT = (
     "build it with `make minkowski` (Linux, a C++ compiler, about 4 minutes), or take "
@@ -39,7 +43,7 @@ def engine():
         with warnings.catch_warnings():
             # `_engine_on` reports this when CUDA is needed
             warnings.filterwarnings("ignore", message=".*CPU_ONLY")
-            import MinkowskiEngine
+            import MinkowskiEngine  # pyright: ignore[reportMissingImports] optional
     except ModuleNotFoundError as missing:
         if missing.name != "MinkowskiEngine":
             raise
@@ -61,7 +65,7 @@ class MinkowskiTensor:
     grid: as in `SparseTensor`
     """
 
-    tensor: "MinkowskiEngine.SparseTensor"  # noqa: F821
+    tensor: "MinkowskiEngine.SparseTensor"
     clouds: int
     grid: Grid
 

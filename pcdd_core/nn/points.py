@@ -7,6 +7,7 @@ is 1 for points and 0 for padding.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,9 @@ from .initialise import initialise_linear
 class PointNetwork(Network, name="pointnet"):
     """A PointNet as distillation network. It takes points instead of a grid."""
 
-    width: Channels = setting(1024, "channels of the last layer before the maximum over the points")
+    width: Channels = setting(
+        default=1024, help="channels of the last layer before the maximum over the points"
+    )
     takes = ("points",)
     mixed_precision = True
 
@@ -99,7 +102,7 @@ class PointNet(nn.Module):
         inputs = points.transpose(1, 2).contiguous()
         hidden, present = inputs[:, :3], inputs[:, 3:] if inputs.shape[1] == 4 else None
         for layer, norm in zip(self.layers, self.norms):
-            hidden = norm(F.conv1d(hidden, layer.weight[..., None], layer.bias), present).relu()
+            hidden = norm(_of_each_point(layer, hidden), present).relu()
         return hidden, present
 
     @torch.no_grad()
@@ -189,7 +192,8 @@ class PointNetPlusPlus(nn.Module):
             )
             features = features.unflatten(1, neighbours.shape[1:]).amax(2)
             places, present = around, chosen
-        features = self.last(self.stages[-1](torch.cat([places, features], -1), present))
+        grouped = torch.cat([places, cast(Tensor, features)], -1)
+        features = self.last(self.stages[-1](grouped, present))
         return self.head(features.masked_fill(~present[..., None], -torch.inf).amax(1))
 
 
@@ -260,11 +264,17 @@ class SharedPerceptron(nn.Module):
         features: (clouds, points, channels)
         present: (clouds, points), False for padding
         """
-        present = None if bool(present.all()) else present[:, None].to(features)
+        mask = None if bool(present.all()) else present[:, None].to(features)
         hidden = features.transpose(1, 2)
         for layer, norm in zip(self.layers, self.norms):
-            hidden = norm(F.conv1d(hidden, layer.weight[..., None], layer.bias), present).relu()
+            hidden = norm(_of_each_point(layer, hidden), mask).relu()
         return hidden.transpose(1, 2)
+
+
+def _of_each_point(linear: nn.Module, features: Tensor) -> Tensor:
+    """Apply a linear layer to (clouds, channels, points)."""
+    layer = cast(nn.Linear, linear)
+    return F.conv1d(features, layer.weight[..., None], layer.bias)
 
 
 def nearest(centres: Tensor, points: Tensor, present: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def first_cell(cells: Tensor, shift: bool) -> Tensor:
     return cells[:, 1:].amin(0) if shift else cells.new_zeros(3)
 
 
-def dense_sizes(cells: Tensor, grid: Grid, stride: int, corner: bool) -> Grid:
+def dense_sizes(cells: Tensor, grid: Grid, stride: int, corner: bool) -> tuple[int, ...]:
     """Return the sizes of the dense grid that `SparseTensor.dense` fills, in cells.
 
     Raises ValueError if a cell lies outside the grid.
@@ -133,7 +133,8 @@ def from_dense(dense: Tensor) -> SparseTensor:
     dense = dense.movedim(1, -1)
     cells = (dense.detach() != 0).any(-1).nonzero().contiguous()
     refuse_nothing(cells)
-    return SparseTensor(cells, dense[cells.unbind(1)], len(dense), tuple(dense.shape[1:4]))
+    clouds, depth, height, width, _ = dense.shape
+    return SparseTensor(cells, dense[cells.unbind(1)], clouds, (depth, height, width))
 
 
 # the signature of `kernel_map`

@@ -116,7 +116,7 @@ def _rotated(image: np.ndarray, angle: int, mean: float) -> np.ndarray:
     if any(narrower):  # only if the image is not square
         around = [(missing // 2, missing - missing // 2) for missing in narrower]
         rotated = np.pad(rotated, around, constant_values=mean)
-    top, left = (rotated.shape[0] - height) // 2, (rotated.shape[1] - width) // 2
+    top, left = ((full - part) // 2 for part, full in zip(image.shape, rotated.shape))
     return rotated[top : top + height, left : left + width]
 
 

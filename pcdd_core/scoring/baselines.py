@@ -24,6 +24,7 @@ from ..geometry.clouds import (
 from ..geometry.grid import known_positions
 from ..geometry.storage import released
 from ..nn.classifiers import ConvNet
+from ..nn.grid import features_of
 from ..nn.points import PointNetwork
 from ..pieces import Count, Piece, setting
 from ..seeds import generator
@@ -178,9 +179,10 @@ class Baseline(Piece):
     fixed: nothing is random on flat grids, so one seed is enough
     """
 
-    clouds_per_class: Count = setting(1, "clouds per class")
+    clouds_per_class: Count = setting(default=1, help="clouds per class")
     points: Count | None = setting(
-        None, "subsample each cloud to this many points at random; null: keep all points"
+        default=None,
+        help="subsample each cloud to this many points at random; null: keep all points",
     )
     fixed: ClassVar[bool] = False
     select: ClassVar[Callable[[PointClouds, int, int], PointClouds]]
@@ -252,7 +254,7 @@ class Whole(Baseline, name="whole"):
 class Released(Baseline, name="released"):
     """A set that comes with pcdd."""
 
-    file: str = setting("", "name of the released set, without the suffix")
+    file: str = setting(default="", help="name of the released set, without the suffix")
     fixed = True
 
     def choose(self, real: PointClouds, seed: int) -> PointClouds:
@@ -289,7 +291,9 @@ def _descriptions(
     network, points = _learner(real, seed)
     _train(network, points, real.labels, seed)
     with torch.no_grad():
-        features = torch.cat([network.features(batch) for batch in points.split(BATCH_OF_SHAPES)])
+        features = torch.cat(
+            [features_of(network, batch) for batch in points.split(BATCH_OF_SHAPES)]
+        )
     for members in classes:
         yield members, features[members]
 
@@ -302,7 +306,8 @@ def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
     classes, draws = len(real.class_names), generator(seed, "coreset classifier")
     if min(real.grid) == 1:
         inputs = project(real)
-        network = ConvNet(WIDTH).new(*inputs.shape[-2:], classes, draws)
+        height, width = inputs.shape[-2:]
+        network = ConvNet(WIDTH).new(height, width, classes, draws)
     else:
         inputs = centred_points(known_positions(real))
         network = PointNetwork().new(3, real.grid, classes, draws)

@@ -26,21 +26,22 @@ from .augment import augment, augment_fast, augment_points
 class Protocol(Piece):
     """A scoring protocol. Training inputs are augmented, and the last epoch is scored."""
 
-    label: str = setting("standard", "its name in scores and records")
-    networks: Count = setting(20, "number of independent classifiers, averaged")
+    label: str = setting(default="standard", help="its name in scores and records")
+    networks: Count = setting(default=20, help="number of independent classifiers, averaged")
     epochs: Count = setting(
-        1001,
-        "epochs per classifier, 1001 in DC's code; the step size falls to a tenth after "
+        default=1001,
+        help="epochs per classifier, 1001 in DC's code; the step size falls to a tenth after "
         "(epochs - 1) // 2 + 2 epochs",
     )
     batch: Count = setting(
-        256, "clouds per training step of a classifier; also test clouds per augmented batch"
+        default=256,
+        help="clouds per training step of a classifier; also test clouds per augmented batch",
     )
-    augment_test: bool = setting(False, "augment the test inputs as well")
+    augment_test: bool = setting(default=False, help="augment the test inputs as well")
     augmentation: Literal["published", "fast"] = setting(
-        "published",
-        "augmentation of images: published: as in DC's code, a crop padded with the batch mean, "
-        "a nearest-neighbour scale or a cubic-spline rotation; fast: one bilinear affine "
+        default="published",
+        help="augmentation of images: published: as in DC's code, a crop padded with the batch "
+        "mean, a nearest-neighbour scale or a cubic-spline rotation; fast: one bilinear affine "
         "resampling on an empty background, for the validation split only",
     )
 
@@ -79,9 +80,9 @@ class Hard(Projection, name="hard"):
 class Soft(Projection, name="soft"):
     """Grey images, every point a spot, and points at their exact positions."""
 
-    bandwidth: Positive = setting(0.5, "standard deviation of the spots, in cells")
+    bandwidth: Positive = setting(default=0.5, help="standard deviation of the spots, in cells")
     saturation: Positive = setting(
-        6.0, "as lift.saturation; large values turn spots into white discs"
+        default=6.0, help="as lift.saturation; large values turn spots into white discs"
     )
 
     def image(self, clouds: PointClouds) -> Tensor:
@@ -257,8 +258,10 @@ def _train(
         for epoch in range(protocol.epochs):
             if epoch in (0, first_stage):
                 step_size = 0.01 if epoch == 0 else 0.001
-                descent = {"lr": step_size, "momentum": 0.9, "weight_decay": 5e-4}
-                optimisers = [torch.optim.SGD(share.parameters(), **descent) for share in shares]
+                optimisers = [
+                    torch.optim.SGD(share.parameters(), step_size, momentum=0.9, weight_decay=5e-4)
+                    for share in shares
+                ]
             draws = generator(seed, "evaluation epoch", epoch)
             order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1)
             for chosen in order.to(inputs.device).split(protocol.batch, dim=1):

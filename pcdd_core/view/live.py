@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ except ImportError as missing:
 SENT_PER_SECOND = 15  # largest number of frames per second to the browser
 # Seconds of rest before the saved view and the picture are updated. The update takes a second.
 REST = 0.7
+CLOSED = "this live view is closed; watch() makes another one"
 # All runs that exist. A run is kept by its LiveDistillation, its thread and its displayed view.
 _sessions: "weakref.WeakSet[_Session]" = weakref.WeakSet()
 
@@ -183,7 +184,7 @@ class _Run:
     ):
         # The first iteration of this run waits for the last iteration of the previous run.
         self.before = before.thread if before else None
-        self.steps: Iterator[Step] = config.distill(real, device)
+        self.steps: Generator[Step, None, None] = config.distill(real, device)
         self.recorder = Recorder(config.start(real), config.schedule.iterations)
         self.allowed: float = 0  # number of iterations; infinite: run to the end
         self.ended = ""  # "finished", "stopped" or "failed"
@@ -198,11 +199,13 @@ class _Session:
     """The work behind a LiveDistillation: a run, its thread and its view."""
 
     def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None):
-        self._settings = config, real, machine.choose_device(str(device) if device else None)
+        settings = config, real, machine.choose_device(str(device) if device else None)
+        # None after `close`
+        self._settings: tuple[Config, PointClouds, torch.device] | None = settings
         machine.keep_freed_memory()
         # guards the attributes below, which the thread and the callers of methods share
         self._changed = threading.Condition()
-        self._run = _Run(*self._settings)
+        self._run = _Run(*settings)
         self._view: _View | None = None
         self._closed = False
         self._leaving = False  # Python exits: nothing is sent or drawn any more
@@ -233,8 +236,10 @@ class _Session:
         self._say()
 
     def restart(self) -> None:
-        self._refuse_if_closed()
-        fresh = _Run(*self._settings, before=self._run)
+        settings = self._settings
+        if settings is None:
+            raise InputError(CLOSED)
+        fresh = _Run(*settings, before=self._run)
         with self._changed:
             self._run = fresh  # the thread of the old run notices, and ends after its iteration
             self._changed.notify_all()
@@ -260,7 +265,7 @@ class _Session:
             self._closed = True
             self.stop()
             run, view, self._view = self._run, self._view, None
-            self._settings = ()
+            self._settings = None
             if run.thread is None:  # else the thread drops them
                 run.steps.close()
         if view:
@@ -311,7 +316,7 @@ class _Session:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise InputError("this live view is closed; watch() makes another one")
+            raise InputError(CLOSED)
 
     def _allow(self, iterations: float) -> None:
         self._refuse_if_closed()
@@ -405,14 +410,14 @@ class _View:
 
     def obey(self, message: dict[str, Any]) -> None:
         """Follow the order of a button. A press that comes too late has no effect."""
-        name = message.get("order")
+        name = message.get("order", "")
         if [name, True] in [[order, enabled] for order, _, enabled in self.player.orders]:
             getattr(self.session, name.lower())()
 
     def display(self) -> None:
         """Display the widget, and the picture below it."""
         bundle = self.player._repr_mimebundle_()
-        bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+        bundle = bundle[0] if isinstance(bundle, tuple) else bundle or {}
         self.output, self.picture = self.output or DisplayHandle(), self.picture or DisplayHandle()
         text = {"text/plain": "Live view: open it in JupyterLab."}
         self.output.display(bundle | text, raw=True)

@@ -68,6 +68,16 @@ def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, 
     assert widths == ({32} if scale == "small" else {128}), "all rows of a table are scored alike"
 
 
+@pytest.mark.parametrize(
+    "clouds",
+    [{"clouds.name": "file", "clouds.file": "set.npz"}, {"clouds.clouds_per_class": [1] * 10}],
+)
+def test_rows_for_comparison_need_one_number_of_clouds_per_class(clouds):
+    with pytest.raises(InputError, match="rows for comparison of the table 'step-size' need one"):
+        experiment("step-size", seeds=1, settings=clouds)
+    assert experiment("step-size", seeds=1, settings=clouds, beside=False)
+
+
 def test_ingredients_score_on_the_validation_split_and_differ_from_the_base_as_named():
     planned = experiment("ingredients", seeds=2)
     assert {cell.config.evaluation.split for cell in planned} == {"validation"}
