@@ -67,7 +67,7 @@ def changed_in(config):
         for section, values in config.items()
         if isinstance(values, dict)
         for name, value in values.items()
-        if value != base_settings[section][name]
+        if name in base_settings[section] and value != base_settings[section][name]
     }
 
 
