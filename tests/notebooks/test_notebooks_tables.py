@@ -255,8 +255,8 @@ def curved(tiny_run, runs, tmp_path_factory):
         record["config"]["evaluation"]["curve"] = [0, 2]
         if network:
             record["scores_at"] = {
-                "0": {"paper": {"mean": 10.0 + network["layers"]}},
-                "2": {"paper": {"mean": 20.0 + network["layers"]}},
+                "0": {"paper": score_of(10.0 + network["layers"])},
+                "2": {"paper": score_of(20.0 + network["layers"])},
             }
         shutil.copytree(path.parent, folder / path.parent.name)
         (folder / path.parent.name / "record.json").write_text(json.dumps(record))
@@ -302,11 +302,16 @@ def test_without_minkowskiengine_its_rows_are_left_out(name, curved, tmp_path, m
 CHANGED = {"evaluation.epochs": 7}
 
 
+def score_of(mean: float) -> dict:
+    """Return the score of one classifier."""
+    return {"mean": mean, "standard_deviation": 0.0, "networks": 1, "accuracies": [mean]}
+
+
 def make_up(folder, preset: str, seed: int, score: float, cell_settings=None, **more):
     """A record in which the clouds have not moved; the standard protocol scores 4 points more."""
     changed = {"seed": seed, **CHANGED, **(cell_settings or {})}
     settings = override(PRESETS[preset].config, changed)
-    scores = {"standard": {"mean": score + 4}, "paper": {"mean": score}}
+    scores = {"standard": score_of(score + 4), "paper": score_of(score)}
     record = {"name": preset, "config": to_dict(settings), "scores": scores, "health": "moving"}
     place = folder / f"{preset}-{seed}-{len(list(folder.iterdir()))}"
     place.mkdir()
@@ -333,7 +338,7 @@ def test_table_1_says_what_made_up_records_say(folder, tmp_path, monkeypatch):
     def moved(cells):  # what comes after iteration 1,250 does not count
         return {"curves": {"iteration": [9, 1300], "mean_absolute_displacement": [cells, 9.0]}}
 
-    at = {"1250": {"paper": {"mean": 20.0}}, "2499": {"paper": {"mean": 26.0}}}
+    at = {"1250": {"paper": score_of(20.0)}, "2499": {"paper": score_of(26.0)}}
     for seed in (0, 1):
         make_up(folder, "paper-torch-2-sum-of-squares", seed, 24.69 + 2 * seed, **moved(0.02))
         make_up(folder, "paper-torch-3-sum-of-squares", seed, 40.0 + seed, scores_at=at)
