@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
-from pcdd_core.experiments import records, runs, sweeps
+from pcdd_core.experiments import checkpoint, records, runs, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.presets import PRESETS, preset
 from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
@@ -578,9 +578,8 @@ def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
     assert not list(tmp_path.glob("runs/*/record.json"))
     for folder in tmp_path.glob("runs/*"):
         if (folder / "checkpoint.pt").exists():
-            assert (
-                torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["iteration"] >= 24
-            )
+            kept, damage = checkpoint.load(folder, 10**6)
+            assert damage is None and kept.state["iteration"] >= 24
     cell = experiment("quickstart", seeds=1, settings=endless)[0]
     with sole_user(tmp_path / "runs" / cell.folder):  # no process uses the folder any more
         assert (tmp_path / "runs" / cell.folder / "config.json").exists()
