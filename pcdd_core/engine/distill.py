@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from .. import ranks
 from ..errors import DistillationFailed
 from ..geometry.clouds import PointClouds, members_per_class
-from ..geometry.grid import boundary_check, known_positions
 from ..geometry.moves import draw_moves, turned
 from ..nn.grid import Network
 from ..seeds import generator
@@ -102,8 +101,7 @@ def _steps(
     state: dict[str, Any] | None,
 ) -> Generator[Step, None, None]:
     schedule, members = method.schedule, members_per_class(real)
-    real = (real if method.lift.at_corners else known_positions(real)).to(device)
-    synthetic = synthetic.to(device)
+    real, synthetic = real.to(device), synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
     label_logits = nn.Parameter(_initial_logits(synthetic)) if method.learns_labels else None
@@ -142,7 +140,7 @@ def _steps(
                 network.load_state_dict(state["network"])
                 network_optimiser.load_state_dict(deepcopy(state["network_optimiser"]))
 
-        coordinates.data = boundary_check(coordinates.data, real.grid)
+        coordinates.data = method.lift.bounded(coordinates.data, real.grid)
         optimiser.zero_grad()
         own = ranks.own_classes(len(members))
         batch = torch.empty(0, dtype=torch.int64)
@@ -191,7 +189,7 @@ def _steps(
                 turns.zero_()
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
-        moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
+        moved = synthetic.with_coordinates(method.lift.bounded(coordinates.detach(), real.grid))
         if label_logits is not None:
             moved = replace(moved, label_probabilities=label_logits.detach().softmax(1))
         for number in range(schedule.training_steps):
@@ -316,7 +314,8 @@ class GradientPool:
             gradients = cast(GradientMatching, method.objective).target(self.network, clouds)
             kept.copy_(torch.cat([gradient.flatten() for gradient in gradients]))
             self._filled.add((label, batch))
-        parts = kept.split([shape.numel() for shape in self._shapes])
+        # A copy: another thread may fill the block while the graph of this class needs its part.
+        parts = kept.clone().split([shape.numel() for shape in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 

@@ -6,7 +6,7 @@ from ..errors import InputError
 from ..pieces import Count, Piece, setting
 from ..seeds import generator
 from .clouds import PointClouds, members_per_class, resampled, sample
-from .grid import known_positions, scattered
+from .grid import scattered
 from .storage import LARGEST_SET, load_clouds
 
 BYTES_PER_POINT = 12
@@ -50,7 +50,7 @@ class RealClouds(Start, name="real"):
         counts = [labels.count(label) for label in range(len(real.class_names))]
         draws = generator(seed, "initial clouds")
         chosen = sample(members_per_class(real), counts, draws, real.class_names)
-        sampled = known_positions(real.select(chosen))
+        sampled = real.select(chosen)
         points = self.points_per_cloud or tuple(sampled.sizes.tolist())
         return resampled(sampled, _points(points, labels), draws)
 

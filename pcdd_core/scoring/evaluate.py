@@ -15,7 +15,7 @@ from torch import Tensor
 from ..engine import lifts
 from ..errors import EvaluationFailed, InputError
 from ..geometry.clouds import Grid, PointClouds, resampled
-from ..geometry.grid import cell_centres, known_positions
+from ..geometry.grid import cell_centres
 from ..nn.classifiers import Classifier, ConvNet, Ensemble
 from ..pieces import Count, Piece, Positive, setting
 from ..seeds import generator
@@ -54,7 +54,7 @@ CPU_CHUNK, GPU_CHUNK = 32, 128
 
 
 class Projection(Piece):
-    """A kind of training input. Test inputs are always hard images, or points as they are known."""
+    """A kind of training input. Test inputs are always hard images, or points as they are."""
 
     def image(self, clouds: PointClouds) -> Tensor:
         """Project clouds along the depth axis: float32 (clouds, 1, height, width)."""
@@ -90,8 +90,8 @@ class Soft(Projection, name="soft"):
         return soft_project(clouds, self.bandwidth, self.saturation)
 
     def points(self, clouds: PointClouds) -> PointClouds:
-        """Return the clouds at their known positions."""
-        return known_positions(clouds)
+        """Return the clouds as they are."""
+        return clouds
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _view(classifier: Classifier, projection: Projection, protocol: Protocol, gr
         # Half a cell of difference between training and test points would cost accuracy.
         return View(
             lambda clouds: lifts.centred_points(projection.points(clouds)),
-            lambda clouds: lifts.centred_points(known_positions(clouds)),
+            lifts.centred_points,
             lambda points, draws: augment_points(points, grid, draws),
         )
     chosen = {"published": augment, "fast": augment_fast}[protocol.augmentation]

@@ -9,10 +9,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcdd_core.engine.distill import matching_losses
+from pcdd_core.engine.lifts import at_lower_corners
 from pcdd_core.experiments.config import override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import members_per_class
-from pcdd_core.geometry.grid import cell_centres
+from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.nn import classifiers
 from pcdd_core.scoring.evaluate import augment
 from pcdd_core.seeds import generator
@@ -55,7 +56,7 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
         [
             part()
             for part in matching_losses(
-                config.method, network, cell_centres(batch), synthetic.with_coordinates(own), 0
+                config.method, network, batch, synthetic.with_coordinates(own), 0
             )
         ]
     )
@@ -67,9 +68,7 @@ def test_the_published_way_gives_the_engine_s_loss_and_gradient(published_style)
     ):
         parameter.data.copy_(mine.view(parameter.shape))
     points = [cloud.clone().requires_grad_() for cloud in plane(synthetic)]
-    real_planes = [
-        plane(cell_centres(batch).select(members)) for members in members_per_class(batch)
-    ]
+    real_planes = [plane(batch.select(members)) for members in members_per_class(batch)]
     show = partial(
         published_style.occupancy_images,
         size=real.grid[1],
@@ -111,7 +110,8 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, n
     }
     config, real = override(tiny.config(), changes), tiny.three_digits()
     batch = real.select(config.method.batch_at(real, members_per_class(real), 0))
-    network, synthetic = config.method.draw_network(real, 0), config.start(real)
+    network, start = config.method.draw_network(real, 0), config.start(real)
+    synthetic = start.with_coordinates(boundary_check(start.coordinates, start.grid))
     own = synthetic.coordinates.clone().requires_grad_()
     losses = torch.cat(
         [
@@ -148,7 +148,7 @@ def test_the_paper_s_way_gives_the_engine_s_loss_and_gradient(published_style, n
     ]
     real_points = [
         list(own.coordinates.split(own.sizes.tolist()))
-        for own in map(batch.select, members_per_class(batch))
+        for own in map(at_lower_corners(batch).select, members_per_class(batch))
     ]
     loss = published_style.matching_loss(
         published, real_points, points, show, published_style.sum_of_squares

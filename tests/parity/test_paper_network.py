@@ -11,7 +11,7 @@ from tiny import digits, needs_minkowski
 
 from pcdd_core.data import datasets
 from pcdd_core.engine.distances import DISTANCES
-from pcdd_core.engine.lifts import coordinates_as_features
+from pcdd_core.engine.lifts import at_lower_corners, coordinates_as_features
 from pcdd_core.engine.objectives import gradient_matching
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
@@ -239,7 +239,7 @@ def test_first_update_of_the_full_width_equals_minkowski_layers_called_literally
     network, train = config.method.draw_network(digits().train, 0), digits().train
     start = torch.rand(250, 3, generator=generator(0)) * 28
     for label in (0, 4):
-        real = train.select(members_per_class(train)[label][:32])
+        real = at_lower_corners(train.select(members_per_class(train)[label][:32]))
         results = []
         for logits in (None, literal_minkowski):
             coordinates = boundary_check(start, GRID).requires_grad_()
@@ -301,7 +301,7 @@ def test_first_update_equals_that_of_the_paper_s_own_code():
     ):
         own.data.copy_(given)
     for label in range(10):
-        real = train.select(chosen[label])
+        real = at_lower_corners(train.select(chosen[label]))
         assert (real.labels == label).all()
         coordinates = boundary_check(start[label], GRID).requires_grad_()
         synthetic = clouds_from_list(

@@ -111,17 +111,17 @@ def test_folder_given_wins_over_the_environment(monkeypatch, tmp_path):
 
 def test_an_axis_of_one_cell_is_added(loaded):
     assert loaded.train.grid == loaded.test.grid == (1, 28, 28)
-    assert (loaded.train.coordinates[:, 0] == 0).all()
+    assert (loaded.train.coordinates[:, 0] == 0.5).all()
 
 
 def test_pixels_above_the_threshold_become_points_and_those_at_it_do_not(loaded):
     points = [tuple(point) for point in loaded.test[0].tolist()]  # image 0 has no bit set
-    assert points == [(0, 0, 0), (0, 27, 27)]
+    assert points == [(0.5, 0.5, 0.5), (0.5, 27.5, 27.5)]
 
 
 def test_threshold_is_a_setting(mnist):
     clouds = Mnist(threshold=80 / 255).load(mnist).test
-    assert [tuple(point) for point in clouds[0].tolist()] == [(0, 27, 27)]
+    assert [tuple(point) for point in clouds[0].tolist()] == [(0.5, 27.5, 27.5)]
 
 
 def test_clouds_keep_different_numbers_of_points(loaded):
@@ -334,8 +334,8 @@ def test_digits_are_split_three_ways():
 
 def test_digits_lie_within_the_frame_of_mnist_s():
     coordinates = tiny.digits().train.coordinates
-    assert (coordinates[:, 0] == 0).all()
-    assert coordinates[:, 1:].min() >= 4 and coordinates[:, 1:].max() <= 23
+    assert (coordinates[:, 0] == 0.5).all()
+    assert coordinates[:, 1:].min() >= 4.5 and coordinates[:, 1:].max() <= 23.5
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])

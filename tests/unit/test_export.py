@@ -198,7 +198,7 @@ def test_images_give_the_occupied_cells(clouds):
         cells = pcdd.clouds_from_export(folder)
     assert torch.equal(pcdd.project(cells), pcdd.project(clouds))
     assert torch.equal(cells.sizes, pcdd.project(clouds).sum((1, 2, 3)).long())
-    assert torch.equal(cells.coordinates, cells.coordinates.floor())
+    assert torch.equal(cells.coordinates, cells.coordinates.floor() + 0.5)
     assert torch.equal(cells.targets, clouds.targets) and cells.class_names == clouds.class_names
 
 
