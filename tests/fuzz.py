@@ -55,7 +55,7 @@ def attack(
         max_examples=fresh or SAMPLE,
         derandomize=not fresh,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
     @given(contents)
     def one(content):
@@ -153,7 +153,7 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> int:
     """Run the command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--examples", type=int, default=1000, help="mutations per test (1000)")
     parser.add_argument("--seed", type=int, help="repeat the mutations of this seed")
     parser.add_argument("--record", type=Path, help="write the table to this file (JSON)")

@@ -410,7 +410,7 @@ def _config_of_run(folder: Path) -> "Config":
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a run folder")
     try:
-        settings = unsealed(parsed(path.read_text(encoding="utf-8")))
+        settings = unsealed(parsed(path.read_text(encoding="utf-8")), required=True)
         settings.pop("name", None)
         return from_dict(settings)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:

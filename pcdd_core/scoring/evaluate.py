@@ -4,6 +4,7 @@ Images are augmented as in the published code of DC (Zhao et al. 2021), and clas
 with its step sizes.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,13 +57,13 @@ CPU_CHUNK, GPU_CHUNK = 32, 128
 class Projection(Piece):
     """A kind of training input. Test inputs are always hard images, or points as they are known."""
 
+    @abstractmethod
     def image(self, clouds: PointClouds) -> Tensor:
         """Project clouds along the depth axis: float32 (clouds, 1, height, width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def points(self, clouds: PointClouds) -> PointClouds:
         """Return the clouds at the positions that classifiers of points are trained on."""
-        raise NotImplementedError
 
 
 class Hard(Projection, name="hard"):

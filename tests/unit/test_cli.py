@@ -591,7 +591,7 @@ def test_damaged_checkpoint_is_refused(run, assert_refused):
     assert_refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"hello": 1}', '{"network": {"wdth": 4}}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"hello": 1}', '{"seed": 1}'])
 def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, assert_refused):
     (run / "config.json").write_text(content)
     assert_refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")
