@@ -298,7 +298,8 @@ def test_a_changed_byte_of_mnist_is_named_in_a_warning(tmp_path):
     (raw / name).unlink()
     (raw / name).write_bytes(content)
     with pytest.warns(UserWarning, match=f"raw: not the original MNIST, by .* of {name};"):
-        datasets.load_data(MNIST, tmp_path)
+        loaded = datasets.load_data(MNIST, tmp_path)
+    assert loaded.test.labels.tolist() == list(content[8:])
 
 
 @needs_real_mnist

@@ -414,7 +414,8 @@ def test_files_of_other_endings_are_counted(tmp_path):
         write(tmp_path / "a" / f"{number}.off")
         (tmp_path / "a" / f"{number}.obj").write_text("v 0 0 0\n")
     with pytest.warns(UserWarning, match="files of other endings are not read: .obj .3."):
-        shapes.read_folder(tmp_path, 8)
+        train, test, _ = shapes.read_folder(tmp_path, 8)
+    assert (len(train.points), len(test.points)) == (2, 1)
 
 
 def test_a_class_that_only_the_test_split_has_is_an_error(tmp_path):
