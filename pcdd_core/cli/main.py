@@ -114,6 +114,22 @@ def _parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    def reading(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--data",
+            metavar="DIR",
+            help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
+        )
+
+    def stopping(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--checkpoint-every",
+            type=_positive,
+            default=25,
+            metavar="N",
+            help="iterations between checkpoints (25)",
+        )
+
     def working(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "settings",
@@ -122,11 +138,7 @@ def _parser() -> argparse.ArgumentParser:
             help="settings to change, see the list below",
         )
         sub.add_argument("--seed", type=int, help="seed of all randomness (the setting `seed`)")
-        sub.add_argument(
-            "--data",
-            metavar="DIR",
-            help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
-        )
+        reading(sub)
         sub.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
         sub.add_argument("--quiet", action="store_true", help="print no progress bars")
 
@@ -154,13 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     there.add_argument(
         "--overwrite", action="store_true", help="delete an existing run and start again"
     )
-    sub.add_argument(
-        "--checkpoint-every",
-        type=_positive,
-        default=25,
-        metavar="N",
-        help="iterations between checkpoints (25)",
-    )
+    stopping(sub)
 
     sub = command(
         commands.evaluate,
@@ -237,11 +243,7 @@ Ray, for instance with Slurm:
         commands.sweep, "make all runs of a table or of a preset, many at a time on Ray", epilog
     )
     choosing(sub)
-    sub.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
-    )
+    reading(sub)
     sub.add_argument(
         "--address",
         metavar="HOST:PORT",
@@ -267,13 +269,7 @@ Ray, for instance with Slurm:
         metavar="N",
         help="how often to restart a run that was killed (3)",
     )
-    sub.add_argument(
-        "--checkpoint-every",
-        type=_positive,
-        default=25,
-        metavar="N",
-        help="iterations between checkpoints (25)",
-    )
+    stopping(sub)
     sub.add_argument(
         "--minutes",
         type=float,
