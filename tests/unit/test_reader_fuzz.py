@@ -5,9 +5,9 @@ import warnings
 import zipfile
 
 import fuzz
-import h5py
 import numpy as np
 import pytest
+import shape_samples
 import trimesh
 from hypothesis import strategies as st
 
@@ -18,25 +18,6 @@ from pcdd_core.errors import InputError
 pytestmark = pytest.mark.fuzz
 
 POINTS = np.random.default_rng(0).normal(size=(12, 3))
-BOX = trimesh.creation.box((1, 2, 3))
-MIXED_OFF = b"OFF\n5 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n0 0 1\n4 0 1 2 3\n3 0 1 4 255 0 0\n"
-MIXED_PLY = b"""ply
-format ascii 1.0
-element vertex 5
-property float x
-property float y
-property float z
-element face 2
-property list uchar int vertex_indices
-end_header
-0 0 0
-1 0 0
-1 1 0
-0 1 0
-0 0 1
-4 0 1 2 3
-3 0 1 4
-"""
 
 
 def written(write) -> bytes:
@@ -44,21 +25,6 @@ def written(write) -> bytes:
     file = io.BytesIO()
     write(file)
     return file.getvalue()
-
-
-def hdf5(**options) -> bytes:
-    def write(target):
-        with h5py.File(target, "w") as file:
-            shapes = np.stack([POINTS, POINTS + 1]).astype("f4")
-            file.create_dataset("data", data=shapes, **options)
-            file["label"] = np.array([[0], [1]], "u1")
-
-    return written(write)
-
-
-def idx(array: np.ndarray) -> bytes:
-    shape = np.array([2048 + array.ndim, *array.shape], ">u4")
-    return shape.tobytes() + array.astype(np.uint8).tobytes()
 
 
 NPY = [
@@ -71,12 +37,12 @@ TEXT = [
     written(lambda file: np.savetxt(file, POINTS, "%.2f", header="12", comments="")),
 ]
 VALID = {
-    ".off": [BOX.export(file_type="off").encode(), MIXED_OFF],
+    ".off": [shape_samples.BOX.export(file_type="off").encode(), shape_samples.OFF.encode()],
     ".ply": [
-        BOX.export(file_type="ply"),
-        BOX.export(file_type="ply", encoding="ascii"),
+        shape_samples.BOX.export(file_type="ply"),
+        shape_samples.BOX.export(file_type="ply", encoding="ascii"),
         trimesh.PointCloud(POINTS).export(file_type="ply"),
-        MIXED_PLY,
+        shape_samples.PLY.encode(),
     ],
     ".xyz": TEXT,
     ".txt": TEXT,
@@ -86,8 +52,14 @@ VALID = {
         written(lambda file: np.savez_compressed(file, points=POINTS, more=POINTS)),
         written(lambda file: np.savez(file, POINTS)),
     ],
-    ".h5": [hdf5(), hdf5(compression="gzip", chunks=(1, 12, 3))],
-    ".idx": [idx(np.arange(3 * 28 * 28).reshape(3, 28, 28)), idx(np.arange(3))],
+    ".h5": [
+        written(lambda file, options=options: shape_samples.hdf5(file, [0, 1], 12, options))
+        for options in ({}, {"compression": "gzip", "chunks": (1, 12, 3)})
+    ],
+    ".idx": [
+        shape_samples.idx(np.arange(3 * 28 * 28).reshape(3, 28, 28)),
+        shape_samples.idx(np.arange(3)),
+    ],
 }
 
 
