@@ -25,6 +25,7 @@ from pcdd_core.experiments import machine
 from pcdd_core.files import atomic_write_text
 
 ROOT = Path(__file__).parents[1]
+LONGEST = 600  # characters of a message
 SAMPLE = 100  # mutations per test of the test suite
 EXAMPLES = "PCDD_FUZZ_EXAMPLES"  # environment variable: mutations per test, new ones
 FIELDS = ("tried", "read", "refused")
@@ -140,6 +141,12 @@ class Attacks:
         if report.when == "call":
             made = dict(report.user_properties)["attack"]
             self.rows.append({**made, "failed": int(report.failed)})
+
+
+def assert_clear(error: Exception, name: str) -> None:
+    """Fail unless the message is one line of readable length that names the file or folder."""
+    message = str(error)
+    assert name in message and "\n" not in message and len(message) < LONGEST + len(name)
 
 
 def markdown(rows: list[dict]) -> str:
