@@ -325,8 +325,9 @@ def _from_csv(paths: list[Path], described: PointClouds) -> PointClouds:
                 fits = False
             if not fits:
                 raise InputError(
-                    f"{path}: line {rows.line_num} is {','.join(row)!r:.80}; expected a cloud "
-                    f"from 0 to {len(labels) - 1}, its label as in {MANIFEST}, its class, 3 coordinates"
+                    f"{path}: line {rows.line_num} is {','.join(row)!r:.80}; "
+                    f"expected a cloud from 0 to {len(labels) - 1}, "
+                    f"its label as in {MANIFEST}, its class, 3 coordinates"
                 )
         return owners, points
 
