@@ -152,6 +152,7 @@ def import_(options: argparse.Namespace) -> dict[str, Any]:
     from ..geometry.export import clouds_from_export
     from ..geometry.storage import save_clouds
 
+    refuse_impossible_path(options.output)
     if Path(options.output).exists():
         raise InputError(f"{options.output}: is there already; choose another file for the set")
     clouds = clouds_from_export(options.folder, options.kind)

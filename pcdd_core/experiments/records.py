@@ -185,6 +185,7 @@ def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
         hashlib.sha256(identity(record).encode()).hexdigest()[:8],
     )
     kept = Path(folder) / f"{name}-{seed}.json"
+    refuse_impossible_path(folder)
     if (
         len(name) > LONGEST_NAME
         or kept.is_file()

@@ -42,7 +42,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..errors import InputError, nearest_names
-from ..files import atomic_write, atomic_write_text, refuse_file_in_the_way
+from ..files import (
+    atomic_write,
+    atomic_write_text,
+    refuse_file_in_the_way,
+    refuse_impossible_path,
+)
 from .clouds import Grid, PointClouds, from_occupancy, offsets_of
 from .storage import arrays_of, clouds_from_arrays
 
@@ -244,6 +249,7 @@ def _parsed(path: Path, parse: Callable[[bytes], Parsed]) -> Parsed:
 
     Raises InputError if the file is missing, or if `parse` raises any error.
     """
+    refuse_impossible_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an export of pcdd")
     try:

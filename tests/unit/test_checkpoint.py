@@ -378,7 +378,20 @@ def test_number_of_points_counts_over_all_classes():
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, "y/" * 3000], ids=["NUL", "name", "path"])
 @pytest.mark.parametrize(
     "command",
-    ["distill", "resume", "data", "evaluate", "score", "show", "table", "animate", "runs"],
+    [
+        "distill",
+        "resume",
+        "data",
+        "evaluate",
+        "score",
+        "show",
+        "table",
+        "animate",
+        "runs",
+        "keep",
+        "import",
+        "imported",
+    ],
 )
 def test_impossible_path_is_refused_in_one_line(path, command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -392,6 +405,9 @@ def test_impossible_path_is_refused_in_one_line(path, command, tmp_path, monkeyp
         "table": ["table", path],
         "animate": ["animate", path, "a.gif"],
         "runs": ["sweep", "quickstart", "--list", "--runs", path],
+        "keep": ["report", "table1", "--keep", path],
+        "import": ["import", path, "--output", "set.npz"],
+        "imported": ["import", "export", "--output", path],
     }
     assert main(words[command]) == 2
     said = capsys.readouterr().err
