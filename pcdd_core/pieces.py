@@ -34,6 +34,7 @@ Function = TypeVar("Function", bound=Callable)
 IMPORTED = "PCDD_IMPORT"  # environment variable with the names of imported modules
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Layers = Annotated[int, Field(ge=1, le=64)]
+Networks = Annotated[int, Field(ge=1, le=1000)]  # classifiers are trained side by side
 Channels = Annotated[int, Field(ge=1, le=2**14)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

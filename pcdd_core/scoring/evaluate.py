@@ -18,7 +18,7 @@ from ..errors import EvaluationFailed, InputError
 from ..geometry.clouds import Grid, PointClouds, resampled
 from ..geometry.grid import cell_centres, known_positions
 from ..nn.classifiers import Classifier, ConvNet, Ensemble
-from ..pieces import Count, Piece, Positive, setting
+from ..pieces import Count, Networks, Piece, Positive, setting
 from ..seeds import generator
 from ..threads import side_by_side, threads_for
 from .augment import augment, augment_fast, augment_points
@@ -28,7 +28,7 @@ class Protocol(Piece):
     """A scoring protocol. Training inputs are augmented, and the last epoch is scored."""
 
     label: str = setting(default="standard", help="its name in scores and records")
-    networks: Count = setting(default=20, help="number of independent classifiers, averaged")
+    networks: Networks = setting(default=20, help="number of independent classifiers, averaged")
     epochs: Count = setting(
         default=1001,
         help="epochs per classifier, 1001 in DC's code; the step size falls to a tenth after "

@@ -353,7 +353,7 @@ IMPOSSIBLE = {
     "clouds.clouds_per_class": 2**63,
     "clouds.points_per_cloud": 2**62,
     "schedule.iterations": 2**63,
-    "evaluation.networks": 2**63,
+    "evaluation.networks": 2_000_000_000,
     "objective.real_batch": 2**63,
     "data.points": 2**62,
 }
