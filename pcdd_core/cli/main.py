@@ -7,7 +7,9 @@ import argparse
 import json
 import os
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from ..errors import InputError, RunFailed, WriteFailed
@@ -49,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.settings += late
     try:
         import_pieces(options.modules)
-        result = options.command(options)
+        with _plain_warnings():
+            result = options.command(options)
         if options.json:
             sys.stdout.write(json.dumps(result["json"], indent=2) + "\n")
         else:
@@ -78,6 +81,21 @@ def main(arguments: list[str] | None = None) -> int:
 def _failed(code: int, reason: str) -> int:
     print(f"pcdd: {printable(reason)}", file=sys.stderr)
     return code
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings like errors: they contain names of files, and no place in the code helps."""
+
+    def plain(message: Warning | str, *_, **__) -> str:
+        return f"pcdd: {printable(message, keep=chr(10))}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _drop_standard_output() -> None:

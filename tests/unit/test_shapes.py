@@ -407,6 +407,20 @@ def test_every_file_that_is_left_out_is_named(tmp_path):
     )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_of_files_are_printable_in_messages(tmp_path):
+    for number in range(6):
+        write(tmp_path / "a" / f"{number}.off")
+    for name in ("\x1b[31mred\nforged: line.off", "notes.\x1b[2J"):
+        (tmp_path / "a" / name).write_text("OFF")
+    with pytest.warns(UserWarning) as said:
+        shapes.read_folder(tmp_path, 8)
+    endings, left_out = (str(warning.message) for warning in said)
+    assert endings.endswith(": files of other endings are not read: .\\x1b[2J (1)")
+    assert "/a/\\x1b[31mred\\nforged: line.off: not a readable" in left_out
+    assert len(left_out.splitlines()) == 2
+
+
 def test_files_of_other_endings_are_counted(tmp_path):
     for number in range(3):
         write(tmp_path / "a" / f"{number}.off")
