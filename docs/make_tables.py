@@ -47,6 +47,7 @@ SCRIPTS = {
         "benchmarks/sparse_shapes.py",
         "benchmarks/records/sparse-shapes-cpu.json",
     ),
+    "fuzz": ("tests/fuzz.py", "benchmarks/records/fuzz.json"),
     "kills": ("tests/kills.py", "benchmarks/records/kills-cpu.json"),
     "views": ("benchmarks/views.py", "benchmarks/records/views-cpu.json"),
 }
@@ -115,6 +116,45 @@ def headline() -> str:
     return "\n".join(lines)
 
 
+def attacks() -> str:
+    """Return the table of all attacks: what was tried, what failed, and the command."""
+
+    def kept(name: str) -> tuple[list[dict], str]:
+        record = json.loads((ROOT / SCRIPTS[name][1]).read_text())
+        return record["rows"], record["command"]
+
+    files, fuzz = kept("fuzz")
+    killed, kill = kept("kills")
+    opened, open_views = kept("views")
+    lines = [["attack", "tried", "failed", "command"], ["---"] * 4]
+    for attack, tried, failed, command in (
+        (
+            "a damaged file is read as something else, or stops a command without a clear line",
+            sum(row["tried"] for row in files),
+            sum(row["failed"] for row in files),
+            fuzz,
+        ),
+        (
+            "a run that was killed and resumed ends in another result",
+            sum(row["kills"] for row in killed),
+            sum(row["runs"] - row["equal"] for row in killed),
+            kill,
+        ),
+        (
+            "a view that was replaced or closed leaves its run computing",
+            sum(row["count"] for row in opened if row["way"] != "open"),
+            sum(
+                row["states"][-1]["runs"] - row["states"][0]["runs"]
+                for row in opened
+                if row["way"] != "open"
+            ),
+            open_views,
+        ),
+    ):
+        lines.append([attack, f"{tried:,}", f"{failed:,}", f"`{command}`"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def modules() -> str:
     """Return the table of the modules, each with the first sentence of its docstring."""
     lines = ["| module of `pcdd_core` | what it does |", "| --- | --- |"]
@@ -135,6 +175,7 @@ def bytes_of(clouds: int) -> int:
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "modules": modules,
+    "attacks": attacks,
     "best": lambda: records.markdown(best_rows()),
     **{name: lambda name=name: report(name) for name in ("table1", "table2", "shapes")},
     **{name: lambda name=name: by_its_script(name) for name in SCRIPTS},
