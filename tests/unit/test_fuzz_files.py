@@ -12,7 +12,7 @@ import torch
 from pcdd_core.cli.commands import _config_of_run
 from pcdd_core.errors import InputError
 from pcdd_core.experiments import checkpoint as checkpoints
-from pcdd_core.experiments.records import read_record, read_trajectory
+from pcdd_core.experiments.records import read_record, read_records, read_trajectory, write_records
 from pcdd_core.experiments.runs import _finished_scores
 from pcdd_core.geometry import storage
 from pcdd_core.geometry.export import KINDS as KINDS_OF_EXPORT
@@ -109,6 +109,29 @@ def test_damaged_file_gives_the_content_of_the_original_or_a_message(
 
     counts = fuzz.attack(f"`{name}` of a run", fuzz.mutations([content]), read, record_property)
     assert counts["refused"] > counts["tried"] / 2
+
+
+@pytest.mark.fuzz
+def test_damaged_file_of_records_gives_records_of_the_original_or_a_message(
+    run, tmp_path, record_property
+):
+    """A whole line can be lost or come twice, because each line has its own checksum."""
+    path, record = tmp_path / "records.jsonl", read_record(run / "record.json")
+    other = {**record, "config": {**record["config"], "seed": 1}}
+    write_records([record, other], path)
+    content, originals = path.read_bytes(), read_records(path)
+
+    def read(spoiled) -> bool:
+        path.write_bytes(spoiled)
+        try:
+            found = read_records(path)
+        except InputError as error:
+            fuzz.assert_clear(error, str(path))
+            return False
+        assert all(any(equal(one, original) for original in originals) for one in found)
+        return True
+
+    fuzz.attack("`.jsonl` of records", fuzz.mutations([content]), read, record_property)
 
 
 @pytest.fixture(scope="module")
