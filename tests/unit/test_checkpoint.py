@@ -146,6 +146,11 @@ def in_state(**entries):
     return lambda kept: dataclasses.replace(kept, state={**kept.state, **entries})
 
 
+def found(**fields):
+    """Return a data class with these fields, which need not be those of a Finding."""
+    return dataclasses.make_dataclass("Finding", fields)(**fields)
+
+
 FORGED = {
     "negative iteration": (in_state(iteration=-1), "state.iteration"),
     "iteration beyond the run": (in_state(iteration=ITERATIONS), "state.iteration"),
@@ -174,10 +179,13 @@ FORGED = {
     "negative seconds": (change(seconds=-1.0), "seconds"),
     "seconds of text": (change(seconds="1"), "seconds"),
     "negative count": (change(still=-1), "still"),
-    "finding that is a number": (change(finding=3), "finding"),
-    "finding without a reason": (change(finding={"state": "diverged", "iteration": 1}), "finding"),
+    "finding without a reason": (change(finding=found(state="stuck", iteration=1)), "finding"),
+    "finding with a number as state": (
+        change(finding=found(state=3, iteration=1, reason="far")),
+        "finding",
+    ),
     "finding at a negative iteration": (
-        change(finding={"state": "diverged", "iteration": -1, "reason": "far"}),
+        change(finding=found(state="stuck", iteration=-1, reason="far")),
         "finding",
     ),
 }
