@@ -162,7 +162,9 @@ def main() -> int:
     """Run the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--examples", type=int, default=1000, help="mutations per test (1000)")
-    parser.add_argument("--seed", type=int, help="repeat the mutations of this seed")
+    parser.add_argument(
+        "--seed", type=int, help="repeat the mutations of this seed (by the same code)"
+    )
     parser.add_argument("--record", type=Path, help="write the table to this file (JSON)")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
