@@ -49,6 +49,7 @@ SCRIPTS = {
     ),
     "fuzz": ("tests/fuzz.py", "benchmarks/records/fuzz.json"),
     "kills": ("tests/kills.py", "benchmarks/records/kills-cpu.json"),
+    "views": ("benchmarks/views.py", "benchmarks/records/views-cpu.json"),
 }
 
 
@@ -128,6 +129,7 @@ def attacks() -> str:
 
     files, fuzz = kept("fuzz")
     killed, kill = kept("kills")
+    opened, open_views = kept("views")
     lines = [["attack", "tried", "failed", "command"], ["---"] * 4]
     for attack, tried, failed, words in (
         (
@@ -141,6 +143,16 @@ def attacks() -> str:
             sum(row["kills"] for row in killed),
             sum(row["runs"] - row["equal"] for row in killed),
             kill,
+        ),
+        (
+            "a view that was replaced or closed leaves its run computing",
+            sum(row["count"] for row in opened if row["way"] != "open"),
+            sum(
+                row["states"][-1]["runs"] - row["states"][0]["runs"]
+                for row in opened
+                if row["way"] != "open"
+            ),
+            open_views,
         ),
     ):
         lines.append([attack, f"{tried:,}", f"{failed:,}", f"`{words}`"])
