@@ -2,6 +2,7 @@
 # make demo             run the quickstart notebook without a browser (DATASET=mnist: on MNIST)
 # make check            lint, format, types, layers and unit tests: before every commit
 # make test             build MinkowskiEngine (Linux; MINKOWSKI=no: skip), run the whole test suite
+# make fuzz             damage files anew and read them (FUZZ="--examples 3000": more of each kind)
 # make minkowski        build and install MinkowskiEngine, for the backend of that name
 # make notebooks        run every notebook without a browser, with the smallest settings (minutes)
 # make bench            measure the engine against published-style code and the machine's limits
@@ -16,6 +17,7 @@
 #   DEVICE        cpu, cuda or cuda:N
 #   CONSTRAINTS   constraints.txt: pinned versions
 #   BENCH         options of benchmarks/bench.py
+#   FUZZ          options of tests/fuzz.py
 #   SWEEP         options of `pcdd sweep` for make tables
 #   CUDA          make minkowski: yes or no (default: yes if there is a GPU)
 #   SITE          options of docs/build.py
@@ -36,7 +38,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # CUDA and JOBS for something else.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo check test minkowski notebooks site bench lab install pair tables clean
+.PHONY: demo check test fuzz minkowski notebooks site bench lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -66,6 +68,10 @@ check: install
 
 test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
 	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# Prints its seed; FUZZ="--seed N" repeats it.
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
 
 minkowski: install
 	$(BIN)/python minkowski/build.py $(call given,CUDA,--cuda) $(call given,JOBS,--jobs) $(call given,SDIST,--sdist)

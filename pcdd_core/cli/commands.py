@@ -152,6 +152,7 @@ def import_(options: argparse.Namespace) -> dict[str, Any]:
     from ..geometry.export import clouds_from_export
     from ..geometry.storage import save_clouds
 
+    refuse_impossible_path(options.output)
     if Path(options.output).exists():
         raise InputError(f"{options.output}: is there already; choose another file for the set")
     clouds = clouds_from_export(options.folder, options.kind)
@@ -412,7 +413,7 @@ def _config_of_run(folder: Path) -> "Config":
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a run folder")
     try:
-        settings = unsealed(parsed(path.read_text(encoding="utf-8")))
+        settings = unsealed(parsed(path.read_text(encoding="utf-8")), required=True)
         settings.pop("name", None)
         return from_dict(settings)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ranks
-from ..errors import DistillationFailed
+from ..errors import DistillationFailed, InputError
 from ..geometry.clouds import PointClouds, members_per_class
 from ..geometry.moves import draw_moves, turned
 from ..nn.grid import Network
@@ -86,11 +86,24 @@ def distill(
     state: from `Step.state()`, to resume a run of the same settings; the result equals that of an
         uninterrupted run
     Raises InputError at once if the pieces do not fit the data or each other. The iterator raises
-    DistillationFailed if a loss, a gradient or a displacement is NaN or infinite.
+    InputError before its first step if `state` does not fit them, and DistillationFailed if a loss,
+    a gradient or a displacement is NaN or infinite.
     """
     method = Method(lift, network, objective, optimiser, schedule, seed)
     method.check(real)
     return _steps(method, real, start, device, state)
+
+
+def _restore(part: str, load: Callable[[Any], object], state: dict[str, Any]) -> None:
+    """Load a part of a state. Raises InputError if it is not of the same settings."""
+    try:
+        load(deepcopy(state[part]))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"state to resume from: '{part}' does not fit these settings "
+            f"({type(error).__name__}: {reason:.100}); restart the run"
+        ) from None
 
 
 def _steps(
@@ -122,10 +135,10 @@ def _steps(
     first, pool = 0, None
     if state is not None:
         first = state["iteration"] + 1
-        coordinates.data.copy_(state["coordinates"])
+        _restore("coordinates", coordinates.data.copy_, state)
         if label_logits is not None:
-            label_logits.data.copy_(state["label_logits"])
-        optimiser.load_state_dict(deepcopy(state["optimiser"]))
+            _restore("label_logits", label_logits.data.copy_, state)
+        _restore("optimiser", optimiser.load_state_dict, state)
     per_network = schedule.iterations_per_network or schedule.iterations
 
     for iteration in range(first, schedule.iterations):
@@ -137,8 +150,8 @@ def _steps(
             if method.stored_gradients:
                 pool = GradientPool(method, network, iteration // per_network, real, members)
             if iteration % per_network and state is not None:
-                network.load_state_dict(state["network"])
-                network_optimiser.load_state_dict(deepcopy(state["network_optimiser"]))
+                _restore("network", network.load_state_dict, state)
+                _restore("network_optimiser", network_optimiser.load_state_dict, state)
 
         coordinates.data = method.lift.bounded(coordinates.data, real.grid)
         optimiser.zero_grad()

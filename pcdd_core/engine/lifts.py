@@ -4,6 +4,7 @@ Each lift is a function of clouds, and a piece that holds its settings. All but 
 gradient with respect to the coordinates.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -31,13 +32,13 @@ class Lift(Piece):
     channels: ClassVar[int] = 1
     beyond_grid: ClassVar[bool] = True
 
+    @abstractmethod
     def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Any:
         """Convert clouds to inputs of a network, differentiably in the coordinates.
 
         progress: finished fraction of the run, 0 to 1, for lifts that change over the run
         real: the clouds are real; they may be lifted with less blur than synthetic ones
         """
-        raise NotImplementedError
 
     def bounded(self, coordinates: Tensor, grid: Grid) -> Tensor:
         """Clamp synthetic points (points, 3) to where this lift keeps them: `within_box`."""

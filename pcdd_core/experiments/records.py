@@ -262,6 +262,7 @@ def keep(
     records: from `read_record` or `find_records`
     with_clouds: copy the set of seed 0 to <folder>/sets/<experiment>, if its data may be passed on
     """
+    refuse_impossible_path(folder)
     place = Path(folder) / "records"
     files = {path: read_records(path) for path in sorted(place.glob("*.jsonl"))}
     own = place / f"{experiment}.jsonl"

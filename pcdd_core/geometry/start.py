@@ -1,5 +1,6 @@
 """Synthetic clouds before the first iteration."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from ..errors import InputError
@@ -17,12 +18,12 @@ PER_CLOUD = "points per cloud: one number, or a list with one number per cloud"
 class Start(Piece):
     """A kind of initial synthetic clouds. A choice defines `clouds`."""
 
+    @abstractmethod
     def clouds(self, real: PointClouds, seed: int) -> PointClouds:
         """Return the initial clouds for these training clouds.
 
         Raises InputError if the settings do not fit `real`, or if a file is not usable.
         """
-        raise NotImplementedError
 
 
 class Scatter(Start, name="scatter"):

@@ -1,11 +1,13 @@
 """The command line: output and files of every command; wrong input ends in one message."""
 
 import csv
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 import torchvision
 from tiny import files, pcdd
 
+from pcdd_core.cli import commands
 from pcdd_core.cli.main import main
 from pcdd_core.experiments.config import described_settings
 from pcdd_core.experiments.presets import PRESETS
@@ -572,6 +575,20 @@ def test_split_without_clouds_is_refused(run, assert_refused):
     assert_refused(lambda: main(["evaluate", "run", *words]), "validation")
 
 
+def test_warning_is_a_plain_line_on_the_terminal(monkeypatch):
+    shown = []
+
+    @functools.wraps(commands.presets)
+    def warned(options):
+        shown.append(warnings.formatwarning(UserWarning("\x1b[31mred"), UserWarning, "a.py", 1))
+        return {"text": "", "json": {}}
+
+    monkeypatch.setattr(commands, "presets", warned)
+    before = warnings.formatwarning
+    assert main(["presets"]) == 0
+    assert shown == ["pcdd: \\x1b[31mred\n"] and warnings.formatwarning is before
+
+
 # runs and records
 
 
@@ -591,7 +608,7 @@ def test_damaged_checkpoint_is_refused(run, assert_refused):
     assert_refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"hello": 1}', '{"network": {"wdth": 4}}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"hello": 1}', '{"seed": 1}'])
 def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, assert_refused):
     (run / "config.json").write_text(content)
     assert_refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")

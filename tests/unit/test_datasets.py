@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shape_samples
 import tiny
 import torch
 import torchvision
@@ -40,12 +41,6 @@ def numbers(clouds) -> list[int]:
     )
 
 
-def idx(content: np.ndarray) -> bytes:
-    """Return an IDX file of bytes."""
-    header = np.array([2048 + content.ndim, *content.shape], dtype=">u4")
-    return header.tobytes() + content.tobytes()
-
-
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory) -> Path:
     """Make a folder with files of MNIST's exact sizes; the labels are 0, 1, ... 9, 0, 1 ..."""
@@ -57,7 +52,7 @@ def mnist(tmp_path_factory) -> Path:
             if len(shape) == 3
             else (np.arange(shape[0]) % 10).astype(np.uint8)
         )
-        (folder / "MNIST" / "raw" / name).write_bytes(idx(content))
+        (folder / "MNIST" / "raw" / name).write_bytes(shape_samples.idx(content))
     return folder
 
 
@@ -225,7 +220,7 @@ def test_images_of_another_shape_are_refused(linked):
 
 def replace(raw, name, content):
     (raw / name).unlink(missing_ok=True)
-    (raw / name).write_bytes(idx(content))
+    (raw / name).write_bytes(shape_samples.idx(content))
 
 
 def test_another_set_of_the_same_format_is_read(linked):
@@ -298,7 +293,8 @@ def test_a_changed_byte_of_mnist_is_named_in_a_warning(tmp_path):
     (raw / name).unlink()
     (raw / name).write_bytes(content)
     with pytest.warns(UserWarning, match=f"raw: not the original MNIST, by .* of {name};"):
-        datasets.load_data(MNIST, tmp_path)
+        loaded = datasets.load_data(MNIST, tmp_path)
+    assert loaded.test.labels.tolist() == list(content[8:])
 
 
 @needs_real_mnist

@@ -803,3 +803,16 @@ def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(ch
         assert alone.matching_loss == together.matching_loss and torch.equal(
             alone.gradient, together.gradient
         )
+
+
+@pytest.mark.parametrize("part", ["coordinates", "optimiser", "network", "network_optimiser"])
+@pytest.mark.parametrize("wrong", [None, {"a": torch.zeros(3)}], ids=["missing", "other"])
+def test_a_state_of_other_settings_is_refused_before_the_first_step(part, wrong):
+    config = tiny.config(schedule__iterations_per_network=5, schedule__training_steps=1)
+    state = run(config)[1].state()
+    state = {name: value for name, value in state.items() if name != part}
+    if wrong is not None:
+        state[part] = wrong
+    with pytest.raises(InputError, match=f"^state to resume from: '{part}' does not fit") as error:
+        next(config.distill(tiny.three_digits(), state=state))
+    assert "\n" not in str(error.value)
