@@ -18,17 +18,18 @@
 # %% [markdown]
 # # Points on the move: watch a distillation, stop it, look back
 #
-# A distillation moves points. Here you see them do it: ten clouds, one per class, begin as random scatter and become
-# digits while you watch. You can halt the run at any moment, make it go one iteration at a time, and afterwards look
-# at every moment of it again.
+# A distillation moves points. Here you see them do it: ten clouds, one per class, begin as random
+# scatter and become digits while you watch. You can halt the run at any moment, make it go one
+# iteration at a time, and afterwards look at every moment of it again.
 #
-# **Run all cells first** (Run → Run All Cells), then come back up and press *Start*. Without JupyterLab (papermill,
-# nbconvert) the run is made at once, and pictures stand where the live view would be.
+# **Run all cells first** (Run → Run All Cells), then come back up and press *Start*. Without
+# JupyterLab (papermill, nbconvert) the run is made at once, and pictures stand where the live view
+# would be.
 
 # %% tags=["parameters"]
 preset = "quickstart"  # see `pcdd presets`; every setting comes from there
 dataset = "digits"  # "digits": embedded in scikit-learn, needs no files; "mnist": the paper's
-data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty means PCDD_DATA, else a download
+data_folder = ""  # folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed, for instance {"schedule.iterations": 100}
 seed = 0
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
@@ -50,9 +51,9 @@ import pcdd_core as pcdd
 # %% [markdown]
 # ## 1. What is about to move
 #
-# The real clouds: each point is a bright pixel of an image, at the coordinates (depth, height, width) of its cell.
-# Depth is 0 for images. None of these clouds is copied; they only say in which direction the scattered points have to
-# go.
+# The real clouds: each point is a bright pixel of an image, at the coordinates (depth, height,
+# width) of its cell. Depth is 0 for images. None of these clouds is copied; they only say in which
+# direction the scattered points have to go.
 
 # %%
 config = pcdd.override(pcdd.preset(preset).config, {"data.name": dataset, "seed": seed, **settings})
@@ -62,16 +63,19 @@ pcdd.figures.gallery(pcdd.Random().choose(real.train, seed))
 # %% [markdown]
 # ## 2. The distillation, live
 #
-# *Start*, *Pause*, *Step*, *Stop* and *Restart* steer the run: it is made in the background, so they act as soon as
-# the iteration in progress is done. A stopped run keeps what it has; *Restart* begins again from the same scatter.
+# *Start*, *Pause*, *Step*, *Stop* and *Restart* steer the run: it is made in the background, so
+# they act as soon as the iteration in progress is done. A stopped run keeps what it has; *Restart*
+# begins again from the same scatter.
 #
 # The other controls choose how you look at it, and change nothing in the run:
 #
 # - **Class**: all clouds side by side, or one of them, large.
-# - **Colour**: how far a point is from where it started (*displacement*), how hard it is pulled at (*gradient*), or
-#   where it came from (*identity*: a hue for the direction in which it lay from the middle).
-# - **Trails**: where points have just been. **Projection**: the cells that hold a point. That hard grid is what
-#   classifiers will be trained on; where inside its cell a point lies, they do not see.
+# - **Colour**: how far a point is from where it started (*displacement*), how hard it is pulled at
+#   (*gradient*), or where it came from (*identity*: a hue for the direction in which it lay from
+#   the middle).
+# - **Trails**: where points have just been. **Projection**: the cells that hold a point. That hard
+#   grid is what classifiers will be trained on; where inside its cell a point lies, they do not
+#   see.
 # - **The slider**: any earlier moment; at its right end you see the newest one again.
 
 # %%
@@ -79,8 +83,8 @@ live = pcdd.watch(config, real.train, device or None)
 live
 
 # %% [markdown]
-# The methods behind the buttons can be called as well: `live.step()`, `live.pause()`, and `live.wait()`, which waits
-# until nothing moves any more.
+# The methods behind the buttons can be called as well: `live.step()`, `live.pause()`, and
+# `live.wait()`, which waits until nothing moves any more.
 
 # %%
 print(live.status)
@@ -88,20 +92,22 @@ print(live.status)
 # %% [markdown]
 # ## 3. How to read the two curves
 #
-# The **matching loss** says how far the gradients that the synthetic clouds cause in a network are from those that
-# real clouds cause, summed over the classes: the energy that falls as points find their places. It is noisy, because
-# every iteration draws another network and other real clouds. Its derivative with respect to the coordinates is the
-# force on the points; the **mean |gradient|** is how strong it is on average, per cell. If that gets very small,
-# points stop moving, however bad the clouds still are: that is how the paper's layerwise cosine got stuck.
+# The **matching loss** says how far the gradients that the synthetic clouds cause in a network are
+# from those that real clouds cause, summed over the classes: the energy that falls as points find
+# their places. It is noisy, because every iteration draws another network and other real clouds.
+# Its derivative with respect to the coordinates is the force on the points; the **mean |gradient|**
+# is how strong it is on average, per cell. If that gets very small, points stop moving, however bad
+# the clouds still are: that is how the paper's layerwise cosine got stuck.
 #
-# Neither needs to end low for the clouds to be good. The blur of the points narrows during the run, so the energy
-# itself changes under way.
+# Neither needs to end low for the clouds to be good. The blur of the points narrows during the run,
+# so the energy itself changes under way.
 
 # %% [markdown]
 # ## 4. Afterwards: the recording
 #
-# What you have watched is kept. It can leave the notebook in three forms: a page that plays it in any browser,
-# without a network and without Python; an animated GIF; a video. Run the cell again after a longer run.
+# What you have watched is kept. It can leave the notebook in three forms: a page that plays it in
+# any browser, without a network and without Python; an animated GIF; a video. Run the cell again
+# after a longer run.
 
 # %%
 recording = live.recording
@@ -124,15 +130,17 @@ else:
 page = folder / "points.html"
 if len(recording) > 1:
     source = b64encode(page.read_bytes()).decode()
-    display(HTML(f'<iframe src="data:text/html;base64,{source}" width="100%" height="660" style="border: 0"></iframe>'))
+    address = f"data:text/html;base64,{source}"
+    display(HTML(f'<iframe src="{address}" width="100%" height="660" style="border: 0"></iframe>'))
 
 # %% [markdown]
 # ## 5. The same in three dimensions
 #
-# Nothing so far needed depth to be 0. Here the real clouds are pieces of a real landscape, elevations around the
-# Jacksboro fault that matplotlib brings along: squares of 20 by 20 measurements, in two classes, those with small and
-# those with large differences in height. In the view that can be turned, points leave the scatter for a layer, flat
-# in one class and rugged in the other. Points that are not wanted stay in corners.
+# Nothing so far needed depth to be 0. Here the real clouds are pieces of a real landscape,
+# elevations around the Jacksboro fault that matplotlib brings along: squares of 20 by 20
+# measurements, in two classes, those with small and those with large differences in height. In the
+# view that can be turned, points leave the scatter for a layer, flat in one class and rugged in the
+# other. Points that are not wanted stay in corners.
 
 # %%
 elevation = cbook.get_sample_data("jacksboro_fault_dem.npz")["elevation"].astype(float)
@@ -142,7 +150,8 @@ pieces, differences = [], []
 for row in range(0, elevation.shape[0] - side, side // 2):
     for column in range(0, elevation.shape[1] - side, side // 2):
         piece = elevation[row : row + side, column : column + side]
-        points = torch.tensor(np.stack([north, -piece / 15, east], axis=-1).reshape(-1, 3))  # up is -height
+        # up is -height
+        points = torch.tensor(np.stack([north, -piece / 15, east], axis=-1).reshape(-1, 3))
         pieces.append(pcdd.into_grid(points, grid))
         differences.append(piece.max() - piece.min())
 labels = [int(difference > np.median(differences)) for difference in differences]
@@ -155,5 +164,6 @@ solid = pcdd.watch(pcdd.override(config, {**small, **settings}), landscape, devi
 solid
 
 # %% [markdown]
-# To save this notebook with the live views in it, so that they can be looked at again without running anything,
-# switch on Settings → Save Widget State Automatically. Without that a saved notebook shows the pictures below them.
+# To save this notebook with the live views in it, so that they can be looked at again without
+# running anything, switch on Settings → Save Widget State Automatically. Without that a saved
+# notebook shows the pictures below them.
