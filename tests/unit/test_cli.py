@@ -107,6 +107,28 @@ def test_help_of_scoring_lists_the_settings_it_uses(command, capsys):
         assert (f"  {name}=" in text) == name.startswith(("data.", "evaluation."))
 
 
+def test_help_lists_the_settings_of_an_imported_piece(tmp_path):
+    (tmp_path / "my_lifts.py").write_text(
+        "import pcdd_core as pcdd\n\n\n"
+        'class Rings(pcdd.Lift, name="rings"):\n'
+        '    """Rings around points."""\n\n    radius: float = 3.0\n'
+    )
+
+    def help_with(module):
+        command = [sys.executable, "-m", "pcdd_core", "distill", "--import", module, "--help"]
+        path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    assert "  lift.name=rings\n      Rings around points.\n  lift.radius=3.0" in (
+        help_with("my_lifts").stdout
+    )
+    missing = help_with("no_such_module")
+    assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1
+
+
 # --- commands -------------------------------------------------------------------------------------
 
 
