@@ -147,8 +147,8 @@ print(f"record of objective {record['config']['objective']['name']}: {accuracy:.
 # coordinates. `progress` increases from 0 to 1 over the run. This lift converts every point to a
 # disc with a soft edge. Its output is a grid of cells.
 #
-# > **Predict, then run.** What happens without the term `1e-6` if a point lies exactly in the centre
-# > of a cell?
+# > **Predict, then run.** A point lies exactly in the centre of a cell. What happens without the
+# > term `1e-6`?
 #
 # <details><summary>Answer</summary>
 #
