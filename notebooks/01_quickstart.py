@@ -108,6 +108,29 @@ pcdd.figures.gallery(pcdd.Random().choose(real.train, seed=0))
 #
 # The paper's loss compares gradients of a network. This loss compares its features.
 
+# %% [markdown]
+# > **Predict, then run.** With one synthetic cloud per class instead of four, what does the first
+# > term of the loss do?
+#
+# <details><summary>Answer</summary>
+#
+# Nothing. Its only pair is the cloud with itself, and the kernel of a feature with itself is 1. The
+# constant 1 has no gradient. The real clouds then attract the single cloud, and nothing repels it.
+#
+# </details>
+
+# %% [markdown]
+# > **Predict, then run.** Each iteration moves the points along the negative gradient. Does the loss
+# > fall over the whole run?
+#
+# <details><summary>Answer</summary>
+#
+# No. It falls first and rises later. The Gaussians of the lift narrow during the run, so the same
+# clouds have a different loss at each iteration: narrow points differ more from real clouds than
+# wide ones. Each iteration also draws a new network and other real clouds, so the curve has noise.
+#
+# </details>
+
 # %%
 steps = pd.read_json(folder / "steps.jsonl", lines=True)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
@@ -120,10 +143,13 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # ## 4. What the clouds are worth
 #
 # The score of a set is the test accuracy of classifiers that are trained on this set only. All sets
-# train the same classifiers in the same way. The settings were chosen on one seed of the validation
-# split. Their lead there was small and within the noise. The test split was scored once, after the
-# choice.
+# train the same classifiers in the same way.
 #
+# The choice of the settings of `demo` rests on **one seed of the validation split**. Their lead over
+# other settings there was small, within the noise. The test images played no part in the choice,
+# and each run scores them once, at its end.
+
+# %% [markdown]
 # Real clouds are the baseline. They get two budgets. `packed_bytes` counts the bytes of a cloud as
 # a bitmap or as a list of its occupied cells, whichever is smaller (on 28 × 28 cells: 98 bytes, or
 # 10 bits per cell).
@@ -135,6 +161,17 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # Three kinds of real clouds fill each budget: clouds drawn at random, clouds chosen by herding
 # (their mean is close to the class mean), and the class mean itself (the cells that a class
 # occupies most often). A class has only one class mean, so equal bytes use it once, whole.
+#
+# > **Predict, then run.** The distilled set has 4 clouds of 39 points per class. How many whole real
+# > clouds per class have as many bytes?
+#
+# <details><summary>Answer</summary>
+#
+# Two. A list of 39 cells needs 390 bits, which are 49 bytes. Four such lists need 196 bytes, the
+# bytes of two bitmaps. Most whole real digits occupy more than 78 cells, so a bitmap is their
+# smaller form.
+#
+# </details>
 
 # %%
 distilled = pcdd.load_clouds(folder / "clouds.npz")
