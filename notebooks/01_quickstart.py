@@ -120,8 +120,8 @@ pcdd.figures.gallery(pcdd.Random().choose(real.train, seed=0))
 # </details>
 
 # %% [markdown]
-# > **Predict, then run.** Each iteration moves the points along the negative gradient. Does the loss
-# > fall over the whole run?
+# > **Predict, then run.** Each iteration moves the points along the negative gradient. Does the
+# > loss fall over the whole run?
 #
 # <details><summary>Answer</summary>
 #
@@ -145,9 +145,9 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # The score of a set is the test accuracy of classifiers that are trained on this set only. All sets
 # train the same classifiers in the same way.
 #
-# The choice of the settings of `demo` rests on **one seed of the validation split**. Their lead over
-# other settings there was small, within the noise. The test images played no part in the choice,
-# and each run scores them once, at its end.
+# The choice of the settings of `demo` rests on **one seed of the validation split**. Their lead
+# over other settings there was small, within the noise. The test images played no part in the
+# choice, and each run scores them once, at its end.
 
 # %% [markdown]
 # Real clouds are the baseline. They get two budgets. `packed_bytes` counts the bytes of a cloud as
@@ -162,8 +162,8 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # (their mean is close to the class mean), and the class mean itself (the cells that a class
 # occupies most often). A class has only one class mean, so equal bytes use it once, whole.
 #
-# > **Predict, then run.** The distilled set has 4 clouds of 39 points per class. How many whole real
-# > clouds per class have as many bytes?
+# > **Predict, then run.** The distilled set has 4 clouds of 39 points per class. How many whole
+# > real clouds per class have as many bytes?
 #
 # <details><summary>Answer</summary>
 #
