@@ -213,7 +213,7 @@ pcdd.figures.gallery(distilled, **gallery)
 # The initial points, the drawn real clouds and the classifiers are random. The next cell repeats
 # everything with other seeds. `±` is the standard deviation over seeds.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 test = getattr(real, base.evaluation.split)
 evaluation_device = device or ("cuda" if torch.cuda.is_available() else "cpu")
 accuracy, sets = {"distilled": []}, {"distilled": distilled}  # sets: those of seed 0
@@ -244,7 +244,7 @@ table
 # The next cell states the comparison in words. A difference counts only if it has the same sign in
 # every seed.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 WORDS = {
     "random": "real clouds at random",
     "herding": "real clouds by herding",

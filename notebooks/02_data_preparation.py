@@ -348,7 +348,7 @@ pd.DataFrame(extent, index=["depth", "height", "width"]).T.round(1)
 # %% [markdown]
 # The left panel shows the points, the right panel the cells that they occupy.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 depth, height, width = shape[0].T
 occupied = pcdd.lifts.occupancy(shape)[0, 0] > 0
 figure = plt.figure(figsize=(11, 5), layout="constrained")

@@ -103,7 +103,7 @@ cells, records = records_of("table1")
 # The paper's protocol augments test images and uses one fixed network for the whole run. So its
 # figures are not comparable with MNIST figures in the literature.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 protocols = ("standard", "paper")
 comparable = scale == "paper" and dataset == "mnist"  # else the paper's figures do not apply
@@ -238,7 +238,7 @@ plt.show()
 # over seeds. **Smaller classifiers** made these scores (5 of width 32, 300 epochs), so compare the
 # shape of the curves, not their height, with the table.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 points = []
 for record in of_paper:
     for iteration, scores in record.get("scores_at", {}).items():
@@ -473,7 +473,7 @@ if pairs:
 # - **redrawn network**: a new random network every 25 iterations, each with one real batch per
 #   class. Points may fit the peculiarities of one fixed network.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 why_cells, why = records_of("why")
 rows = []
 for record in why:

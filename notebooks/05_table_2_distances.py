@@ -84,7 +84,7 @@ def records_of(name, most_seeds=seeds, **options):
 
 cells, records = records_of("table2")
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 distances = {"layerwise_cosine": "layerwise cosine", "sum_of_squares": "sum of squares"}
 protocols = ("standard", "paper")
@@ -222,7 +222,7 @@ for network in ratios:
 # Are the gradients small from the start, or do they fade? Mean over seeds, in thirty stretches of
 # the run. Runs with the cosine end at iteration 1,250.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 colours = {"layerwise cosine": "#c0504d", "sum of squares": "#20508a"}
 dashes = {"M": "-", "P": "--", "s": ":"}  # by the network's first letter
 quantities = {
@@ -301,7 +301,7 @@ pd.DataFrame(lines).T.style.format("{:.6g}")
 # *Moved* and *in another cell* are measured, for the set of seed 0: the median distance of a point
 # from its start, and the share of the points that ended in another cell.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 kept = {
     cell_of(record["config"]): record
     for record in of_paper

@@ -82,7 +82,7 @@ def records_of(name, **options):
 
 cells, records = records_of("ablation")
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 words_of_paper = {"MinkowskiEngine": "relatively similar", "PyTorch": "significantly hurting"}
 protocols = ("standard", "paper")
@@ -154,7 +154,7 @@ for network in networks:
         scores = by_pooling(network, protocol)
         gain = (scores["average"] - scores["max"]).dropna()
         error = f" ± {gain.sem():.1f}" if len(gain) > 1 else ""
-        lines[*network, protocol] = {
+        lines[(*network, protocol)] = {
             "max": in_words(scores["max"].dropna()),
             "average": in_words(scores["average"].dropna()),
             "average - max": f"{gain.mean():+.1f}{error} ({len(gain)})" if len(gain) else "no pair",
@@ -224,7 +224,7 @@ if ratios:
 #
 # </details>
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 others = pcdd.experiment("ingredients", seeds=1) if dataset == "mnist" else []
 herding = [
     record["clouds_file"]
@@ -328,7 +328,7 @@ for times, share in shares.items():
 # The third line has an instance norm after each convolution, which sets every channel to mean 0 and
 # variance 1. **No network in the paper's tables has one**; it shows what a norm would undo.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 dense = pcdd.lifts.coordinates_as_features(real).dense(shift=True)
 
 

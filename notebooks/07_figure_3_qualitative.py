@@ -102,7 +102,7 @@ for name, cells in chosen.items():
     print(f"{name}: {len(found)} of {len(cells)} records{missing}")
     records += found
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 results = []  # sentences computed below, shown together at the end
 
 
@@ -189,7 +189,7 @@ else:
 # </details>
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def training_clouds():
     """The real clouds, or None if MNIST is not on this machine: nothing is downloaded here."""
     folder = Path(data_folder or os.environ.get("PCDD_DATA") or "~/.cache/pcdd").expanduser()
@@ -229,7 +229,7 @@ table.round(1).T if real is not None else None
 # Occupied cells within 8 cells of (0, 0) do not count, because of the blob. A negative number means
 # up or left. *Even scatter* is where all runs begin.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 AWAY = 8
 
 
@@ -271,7 +271,7 @@ if not displacement:
 # minus first cell of the real batches, in multiples of the stride. Each class gives two marks. On
 # the dotted line the prediction is exact.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 strides = {"PyTorch, 3 layers": 1, "MinkowskiEngine, 2 layers": 4, "sparse, 2 layers": 4}
 compared = [text for text in strides if text in displacement] if first is not None else []
 if compared:

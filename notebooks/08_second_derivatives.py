@@ -104,8 +104,14 @@ class ForgetfulLayer(torch.autograd.Function):
         return (upstream.detach() * weight), (upstream.detach() * x)
 
 
+# %% [markdown]
+# The table compares it with a plain layer. The *force* is the derivative of the squared gradient
+# with respect to the point.
+
+
+# %%
 def forces(layer):
-    """What a point at 2 feels, by the weight that it comes through."""
+    """Return the force on a point at 2, through each of the two weights."""
     x, w, a = (torch.tensor(value, requires_grad=True) for value in (2.0, 0.5, 3.0))
     loss = (a * layer(x, w)) ** 2 / 2
     gradients = torch.autograd.grad(loss, [w, a], create_graph=True)
@@ -152,7 +158,7 @@ if len(records) < len(cells):
     options += "" if dataset == "mnist" else f" data.name={dataset}"
     print(f"`pcdd sweep table1 {options}`, then the same with table2, makes those of the tables")
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 results = []  # sentences computed below, shown together at the end
 
 
@@ -217,7 +223,7 @@ print(f"{len(measured)} of them on MinkowskiEngine, each with a measurement of w
 #
 # </details>
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 AT_END = "the same, at the scored clouds"
 kept = Path(str(files("pcdd_core"))).parent / "figures" / "records" / "missed-gradient.json"
 if kept.is_file():
@@ -314,7 +320,7 @@ spot
 # without, mean ± standard error over pairs, in points of percent. A positive number means that the
 # missing terms cost accuracy.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 comparable = scale == "paper" and dataset == "mnist"  # else the paper's figures do not apply
 protocols = ("standard", "paper")
 lines, pairs = {}, []
@@ -399,7 +405,7 @@ table.map(lambda value: f"{value:.3g}" if pd.notna(value) else "no record")
 # cells, the mean distance of the points from their start, and of the twins from each other, for
 # pairs whose clouds are kept.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 apart = {}
 for (distance, layers), group in runs.dropna(subset=["clouds"]).groupby(["distance", "layers"]):
     for seed, pair in group.groupby("seed"):

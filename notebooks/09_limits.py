@@ -54,7 +54,7 @@ import pcdd_core as pcdd
 # in cells per iteration. The `paper` protocol augments the test images, as the paper's code does;
 # `standard` leaves them as they are.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 columns = ["name", "backend", "layers", "step size", "seed", "standard", "paper"]
 columns += ["between classifiers", "classifiers", "gradient", "displacement", "iterations"]
 columns += ["momentum", "health"]
@@ -173,7 +173,7 @@ plt.show()
 # Standard deviations under the `standard` protocol: between starts, and $\sigma_c / \sqrt{n}$, what
 # classifiers alone would make.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 lines = {}
 for text, name in zip(starts, names):
     own = starts[text].dropna(subset=["standard"])
@@ -220,7 +220,7 @@ pd.DataFrame(lines).T if lines else print("no record")
 # and no norm restores its size. If the explanation is right, then gradients fall with depth, and
 # where points do not move the score stays that of random scatter.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 of_depth = table1[table1.name.str.startswith("paper-")]
 colours = {"torch": "tab:green", "minkowski": "tab:red", "sparse": "tab:blue"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
