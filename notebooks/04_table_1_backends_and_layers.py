@@ -21,7 +21,7 @@
 # The paper distils MNIST into one cloud of 250 points per class. Table 1 compares distillation
 # networks: MinkowskiEngine's sparse layers or PyTorch's dense layers, with 2, 3 or 4 layers.
 #
-# This notebook rebuilds the table from records of finished runs, then asks why it looks as it does.
+# This notebook rebuilds the table from records of finished runs, then examines its causes.
 # By default it reads records and runs nothing.
 
 # %% tags=["parameters"]
@@ -289,13 +289,13 @@ if not curve.empty:
 # %% [markdown]
 # ## 4. The origin shift
 #
-# > **Predict, then run.** To make a sparse batch dense, the paper's code lets the dense map begin
+# > **Predict, then run.** The paper's code converts a sparse batch to a dense map. The map starts
 # > at the smallest occupied cell of the **whole batch**:
 # >
 # > $$x \;\mapsto\; x - \min_{\text{batch}} x \quad\text{(rows and columns).}$$
 # >
-# > MNIST's digits do not touch the border, so a batch of real digits begins a few rows and columns
-# > inside the grid. A scattered cloud begins at 0. Where on the grid will the distilled digits lie?
+# > MNIST's digits do not touch the border, so a batch of real digits starts a few rows and columns
+# > inside the grid. A scattered cloud starts at 0. Where on the grid will the distilled digits lie?
 #
 # <details><summary>Answer</summary>
 #
@@ -351,7 +351,8 @@ for backend in backends.values():
 # Where are the points? The table gives their share in the corner at (0, 0), a sixteenth of the
 # grid; in the middle, a quarter of the grid; and their mean row and column. Compare with even
 # scatter, and with real digits if there is a record of them. A point's features are its
-# coordinates, so a point at (0, 0) has features of 0: without a norm, the network hardly feels it.
+# coordinates, so a point at (0, 0) has features of 0. Without a norm, it has almost no effect on
+# the network.
 
 # %%
 sets = {f"{backend}, {layers} layers": record for (backend, layers), record in sorted(kept.items())}
@@ -384,11 +385,11 @@ where.style.format(formats)
 #
 # <details><summary>Answer</summary>
 #
-# Expect two layers. The pull on a point passes through every layer, and nothing restores its size
-# on the way. Each pooling by the maximum also passes the gradient to one cell in four (in a flat
-# grid). So the pull shrinks with depth while the step size stays, and a deep network leaves the
-# scatter as it was. Check this in the table: if points do not leave their cells, then the score is
-# that of scatter.
+# Expect two layers. The gradient at a point passes through every layer, and no norm restores its
+# size. Each pooling by the maximum also passes the gradient to one cell in four (in a flat grid).
+# So the gradient decreases with depth while the step size stays the same, and a deep network does
+# not change the scatter. Check this in the table: if points do not leave their cells, then the
+# score is that of scatter.
 #
 # </details>
 #

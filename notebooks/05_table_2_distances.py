@@ -27,7 +27,7 @@
 # \Big(1 - \frac{g_i \cdot h_i}{\lVert g_i \rVert\, \lVert h_i \rVert}\Big).$$
 #
 # The paper finds that the gradients of the cosine "are too small to move the points around". This
-# notebook rebuilds the table from records of finished runs, then looks for the reasons.
+# notebook rebuilds the table from records of finished runs, then examines the causes.
 
 # %% tags=["parameters"]
 scale = "paper"  # "paper": the paper's own; "small": a smoke run whose scores mean nothing
@@ -257,8 +257,9 @@ else:
 #
 # $D_{\text{squares}}(10g, 10h) = 100\, D_{\text{squares}}(g, h)$, but
 # $D_{\text{cosine}}(10g, 10h) = D_{\text{cosine}}(g, h)$: lengths cancel in the fraction. So the
-# pull of the sum of squares depends on the units of the features. Here these are raw coordinates up
-# to 27, which make large gradients. The pull of the cosine does not depend on them.
+# gradient of the sum of squares depends on the units of the features. Here these are raw
+# coordinates up to 27, which make large gradients. The gradient of the cosine does not depend on
+# them.
 #
 # </details>
 
@@ -376,15 +377,15 @@ else:
     print("no record of MinkowskiEngine here")
 
 # %% [markdown]
-# Is this why the cosine gets stuck? Look at the `sparse` rows of section 2, where nothing is
-# missed: if they are stuck as well, then the missing part is not the only reason.
+# Do points stop under the cosine for this reason? The `sparse` rows of section 2 miss nothing. If
+# their points stop as well, then the missing part is not the only reason.
 
 # %% [markdown]
 # ## 7. Other step sizes
 #
-# If gradients are too small, make the steps larger: a tenth of the usual step size, the usual one,
-# ten and a hundred times it. Look at how far points move and at what they form: a point that moves
-# hundreds of cells is thrown from border to border.
+# Larger steps can compensate for small gradients. The runs use 0.1, 1, 10 and 100 times the usual
+# step size. Compare the distances that points move with the clouds that they form. A point that
+# moves hundreds of cells jumps between the borders of the grid.
 
 # %%
 _, of_sizes = records_of("step-size", 3, beside=False)
@@ -440,8 +441,8 @@ for record in of_sizes if varied and len(of_cosine) else ():
 # ## 8. Is it the cosine as such?
 #
 # Our `gaussian` setting uses a layerwise cosine too, on the same scatter. It measures steps in
-# cells (Adam), redraws the network, and its lift lets a point feel the neighbouring cells. Beside
-# it: real clouds, one per class. All are scored by the same classifiers.
+# cells (Adam), redraws the network, and its lift gives a point gradients towards neighbouring
+# cells. For comparison: real clouds, one per class. All are scored by the same classifiers.
 
 # %%
 kinds = {

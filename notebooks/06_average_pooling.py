@@ -267,7 +267,7 @@ plt.show()
 
 # %% [markdown]
 # In the upper two rows the colour changes from left to right only. In the lowest row it also
-# depends on how full a block is: the edge of a stroke is pulled towards (0, 0).
+# depends on how full a block is: the edge of a stroke is closer to (0, 0).
 
 # %% [markdown]
 # ## 5. How large is it?
@@ -320,8 +320,9 @@ for times, share in shares.items():
 #
 # <details><summary>Answer</summary>
 #
-# The maximum looks past the constant plane wherever the points give more. The average takes half of
-# every block from a plane without points, in every layer: a further factor of about 1/2 per layer.
+# The maximum ignores the constant plane wherever the points have larger values. The average takes
+# half of every block from a plane without points, in every layer: a further factor of about 1/2 per
+# layer.
 #
 # </details>
 #

@@ -58,7 +58,7 @@ import pcdd_core as pcdd
 #
 # - **PyTorch, 3 layers** and **MinkowskiEngine, 2 layers**: the best depths in the paper's Table 1.
 # - **sparse, 2 layers**: MinkowskiEngine's network with all second derivatives.
-# - **ours**: another lift, which lets a point feel the cells around it.
+# - **ours**: another lift, which gives a point gradients towards the cells around it.
 # - **real**: a real cloud per class, drawn at random.
 #
 # The experiment `why` adds a control: MinkowskiEngine's network without the origin shift of
@@ -164,7 +164,7 @@ else:
 # %% [markdown]
 # ## 3. The displacement: the origin shift
 #
-# The paper's code turns sparse batches into dense maps. A map begins at the smallest occupied cell
+# The paper's code turns sparse batches into dense maps. A map starts at the smallest occupied cell
 # of the **whole batch**:
 #
 # $$x \;\mapsto\; x - \min_{\text{batch}} x \qquad\text{(rows and columns)}.$$
@@ -174,8 +174,8 @@ else:
 #
 # $$s\,\Big\lfloor \frac{\min_{\text{batch}} x}{s} \Big\rfloor .$$
 #
-# > **Predict, then run.** A batch of real digits begins a few cells from the border, a scattered
-# > cloud begins at 0. Where do the distilled digits lie? Does the shift move every digit of
+# > **Predict, then run.** A batch of real digits starts a few cells from the border. A scattered
+# > cloud starts at 0. Where do the distilled digits lie? Does the shift move every digit of
 # > MinkowskiEngine's ($L = 2$)?
 #
 # <details><summary>Answer</summary>

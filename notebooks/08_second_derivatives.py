@@ -71,8 +71,8 @@ import pcdd_core as pcdd
 # ## 2. The smallest example
 #
 # One point at $x = 2$, a convolution $w x$, a head $a\,(w x)$, the loss $\ell = (a w x)^2 / 2$. The
-# gradients by $w$ and $a$ shall become 0, so the point feels the forces
-# $\partial (\partial \ell/\partial w)^2/\partial x$ and
+# run reduces the squared gradients with respect to $w$ and $a$. Each of them gives a force on the
+# point: $\partial (\partial \ell/\partial w)^2/\partial x$ and
 # $\partial (\partial \ell/\partial a)^2/\partial x$.
 #
 # The convolution exists twice: in plain PyTorch, and as a layer whose backward function returns the
@@ -84,7 +84,7 @@ import pcdd_core as pcdd
 #
 # The one through the convolution's own weight $w$. The head's gradient is
 # $\partial \ell/\partial a = a\,(w x)^2$. It depends on $x$ through the convolution's *output*, and
-# the output is differentiated once only. So the point still moves, and one can fail to notice.
+# the output is differentiated once only. So the point still moves, and the fault is easy to miss.
 #
 # </details>
 

@@ -211,14 +211,14 @@ pd.DataFrame(lines).T if lines else print("no record")
 #
 # *"Adding or removing layers significantly impacts evaluation."*
 #
-# The paper explains it (section 4.2): small gradients, points that get stuck. The pull on a point
-# passes through all layers $h_l$,
+# The paper's explanation (section 4.2) is that gradients are small and points stop. The gradient at
+# a point passes through all layers $h_l$,
 #
 # $$\frac{\partial h_L}{\partial x} = \frac{\partial h_L}{\partial h_{L-1}} \cdots
 # \frac{\partial h_2}{\partial h_1}\,\frac{\partial h_1}{\partial x},$$
 #
-# and no norm restores its size. If the explanation is right, then gradients fall with depth, and
-# where points do not move the score stays that of random scatter.
+# and no norm restores its size. If the explanation is right, then gradients decrease with depth.
+# Where points do not move, the score is that of random scatter.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 of_depth = table1[table1.name.str.startswith("paper-")]
