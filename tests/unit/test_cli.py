@@ -259,9 +259,24 @@ def test_baseline_scores_the_clouds_it_chooses(name, choose, here, json_of):
 
 def test_presets_lists_every_preset_with_the_paper_s_figure(capsys):
     assert main(["presets"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    printed = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: line for line in printed if line}
+    assert sum(line.split()[0] in PRESETS for line in printed if line) == len(PRESETS)
     for name, entry in PRESETS.items():
         assert entry.text in lines[name] and str(entry.paper_accuracy or "-") in lines[name]
+
+
+def test_presets_come_in_groups_with_the_first_ones_to_try_at_the_top(capsys):
+    assert main(["presets"]) == 0
+    _, *groups = capsys.readouterr().out.rstrip().split("\n\n")
+    names = [[line.split()[0] for line in group.splitlines()[1:]] for group in groups]
+    assert set(names[0]) == {"demo", "quickstart", "solids"}
+    assert names[1][0] == "mnist-1-gradient"
+    places = [index for index, group in enumerate(names) if group[0].startswith("paper-")]
+    assert places == list(range(len(names)))[-len(places) :]  # the paper's many come last
+    for group in names:  # small variants follow the presets that they belong to
+        small = [name.endswith("-small") for name in group]
+        assert small == sorted(small)
 
 
 def test_presets_prints_configurations_as_json(json_of):
@@ -276,7 +291,7 @@ def test_show_draws_a_run_and_says_what_it_is(run, capsys):
     text = capsys.readouterr().out
     assert (
         "10 clouds of 10 classes" in text
-        and "(1, 28, 28)" in text
+        and "(1, 28, 28) cells, 20 points each" in text
         and "quickstart, seed 0: moving" in text
     )
     assert f"{read_record(run)['scores']['paper']['mean']:.2f}" in text
@@ -340,8 +355,9 @@ def test_animate_writes_a_page_a_gif_and_a_video(run, here, json_of):
 
 
 def test_animate_refuses_what_it_cannot_write_or_read(run, here, capsys):
-    assert main(["animate", "run", "run.avi"]) == 2
-    assert ".gif or .mp4" in capsys.readouterr().err
+    assert main(["animate", "run", "run.html", "run.mov"]) == 2
+    assert "run.mov: " in (said := capsys.readouterr().err) and ".html, .gif or .mp4" in said
+    assert not (here / "run.html").exists()  # nothing is written
     assert main(["animate", "nowhere", "run.gif"]) == 2
     assert "trajectory.npz: no such file" in capsys.readouterr().err
 
