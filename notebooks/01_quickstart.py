@@ -47,6 +47,7 @@ import torch
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 started = time.monotonic()
 
 # %% [markdown]

@@ -41,6 +41,7 @@ import torch
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## 1. From pixels to occupied cells

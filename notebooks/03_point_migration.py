@@ -46,6 +46,7 @@ from matplotlib import cbook
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## 1. The real clouds

@@ -52,6 +52,7 @@ from IPython.display import display
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## 1. The runs

@@ -51,6 +51,7 @@ import torch
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## 1. Why twice

@@ -48,6 +48,7 @@ import pandas as pd
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # Every run is one row: accuracies in percent of the test images, gradients per cell, displacements

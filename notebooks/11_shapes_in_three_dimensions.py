@@ -49,6 +49,7 @@ from IPython.display import FileLink, display
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## 1. From a mesh to a cloud

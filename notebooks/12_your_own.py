@@ -42,6 +42,7 @@ from torch.utils.data import TensorDataset
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## The loop

@@ -18,6 +18,9 @@ from pcdd_core.experiments.records import read_record
 from pcdd_core.experiments.runs import RUN_FILES
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+sys.path.insert(0, str(FOLDER.parent / "tools"))
+import notebook_outputs  # noqa: E402
+
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 PROJECT = FOLDER.parent / "pyproject.toml"
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -41,13 +44,12 @@ def test_notebook_and_script_have_the_same_cells(script):
 
 
 @every_notebook
-def test_notebook_is_kept_without_outputs(script):
-    code = [
-        cell
-        for cell in nbformat.read(script.with_suffix(".ipynb"), as_version=4).cells
-        if cell.cell_type == "code"
-    ]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
+def test_kept_outputs_are_small_and_of_the_present_code(script):
+    path = script.with_suffix(".ipynb")
+    assert not notebook_outputs.problems(path), "make notebooks-outputs"
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.execution_count for cell in code)
+    assert not re.search(r"/(tmp|home|work|Users)/", "".join(str(cell.outputs) for cell in code))
 
 
 @every_notebook
@@ -94,6 +96,12 @@ def test_scripts_are_valid_in_the_oldest_python_and_their_names_are_defined():
         [*command, "--select", "F", *map(str, SCRIPTS)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+@every_notebook
+def test_notebook_checks_its_parameters_before_anything_else(script):
+    code = [source for kind, source, _ in cells(script) if kind == "code"]
+    assert "pcdd.check_parameters()" in code[1]
 
 
 @every_notebook
