@@ -58,10 +58,10 @@ def refresh(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     executed = nbformat.from_dict(notebook)
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ["PYTHONPATH"] = search  # the kernel imports this checkout
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}  # files of the run go there
-        NotebookClient(executed, resources=resources, kernel_name="python3").execute()
+        client = NotebookClient(executed, resources=resources, kernel_name="python3")
+        client.execute(env={**os.environ, "PYTHONPATH": search})  # the kernel imports this checkout
         for cell, done in zip(notebook.cells, executed.cells):
             if cell.cell_type == "code":
                 cell.execution_count = None

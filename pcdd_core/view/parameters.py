@@ -22,14 +22,13 @@ def check_parameters(cells: Sequence[str] | None = None) -> None:
     Without papermill it does nothing.
     cells: source of each executed cell; None: those of the notebook that calls
     """
-    if cells is None:
-        shell = get_ipython()
-        cells = shell.user_ns.get("In", []) if shell else []
-    injected = [number for number, cell in enumerate(cells) if cell.startswith(INJECTED)]
+    shell = get_ipython()
+    sources = (shell.user_ns.get("In", []) if shell else []) if cells is None else cells
+    injected = [number for number, cell in enumerate(sources) if cell.startswith(INJECTED)]
     if not injected or injected[-1] == 0:
         return
-    valid = _assigned(cells[injected[-1] - 1])
-    for name in _assigned(cells[injected[-1]]):
+    valid = _assigned(sources[injected[-1] - 1])
+    for name in _assigned(sources[injected[-1]]):
         if name not in valid:
             raise InputError(
                 f"parameter {name}: this notebook has no such parameter; "
