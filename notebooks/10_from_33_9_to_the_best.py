@@ -35,7 +35,7 @@ settings = {}  # settings that differ in every run, for instance {"schedule.iter
 groups = ["objective", "lift", "networks", "steps", "points", "several clouds"]  # ingredients
 # real clouds; "forgetting" and "craig" take longer to choose
 baselines = ["random", "herding", "k_center", "class_mean"]
-runs_folder = "runs"  # folder of finished runs; new runs are written there too
+runs_folder = ""  # for finished and new runs; empty: PCDD_RUNS, else runs/ of the checkout
 device = ""  # "cpu", "cuda", ...; empty: the GPU if there is one
 
 # %%
@@ -48,6 +48,7 @@ import pcdd_core as pcdd
 
 # %matplotlib inline
 pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # ## 1. The runs

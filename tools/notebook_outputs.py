@@ -61,7 +61,9 @@ def refresh(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}  # files of the run go there
         client = NotebookClient(executed, resources=resources, kernel_name="python3")
-        client.execute(env={**os.environ, "PYTHONPATH": search})  # the kernel imports this checkout
+        # the kernel imports this checkout, and reads the committed records only
+        runs = str(Path(folder) / "runs")
+        client.execute(env={**os.environ, "PYTHONPATH": search, "PCDD_RUNS": runs})
         for cell, done in zip(notebook.cells, executed.cells):
             if cell.cell_type == "code":
                 cell.execution_count = None
