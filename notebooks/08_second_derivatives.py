@@ -227,7 +227,7 @@ print(f"{len(measured)} of them on MinkowskiEngine, each with a measurement of w
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 AT_END = "the same, at the scored clouds"
-kept = Path(str(files("pcdd_core"))).parent / "figures" / "records" / "missed-gradient.json"
+kept = Path(str(files("pcdd_core"))).parent / "figures" / "missed-gradient.json"
 if kept.is_file():
     record = json.loads(kept.read_text())
     for row in record["rows"]:
