@@ -119,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
             epilog=None if callable(epilog) else epilog,
             formatter_class=layout,
             late_epilog=epilog if callable(epilog) else None,
+            add_help=False,
         )
+        sub.add_argument("-h", "--help", action=_Help, help="show this help message and exit")
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
         sub.add_argument(
@@ -402,6 +404,23 @@ class _Parser(argparse.ArgumentParser):
         if self.late_epilog:
             self.epilog = self.late_epilog()
         return super().format_help()
+
+
+class _Help(argparse.Action):
+    """Print the help of a command, with the pieces of the modules that --import names before it."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options
+        )
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            import_pieces(namespace.modules)
+        except InputError as error:
+            parser.exit(_failed(2, str(error)))
+        parser.print_help()
+        parser.exit()
 
 
 def _positive(text: str) -> int:

@@ -10,6 +10,7 @@ replaces the view.
 """
 
 import atexit
+import base64
 import io
 import math
 import re
@@ -33,7 +34,7 @@ try:
     import anywidget
     import traitlets
     from IPython import get_ipython
-    from IPython.display import DisplayHandle, Image, display
+    from IPython.display import HTML, DisplayHandle, Image, display
 except ImportError as missing:
     raise extra_missing(missing.name or "anywidget", "notebooks") from None
 
@@ -78,8 +79,12 @@ def watch(
 
 
 def show(recording: Recording) -> Any:
-    """Return a notebook display of a recording: the player, or a picture without front end."""
-    return PlayerWidget(recording=page.encode(recording)) if has_screen() else _png(recording)
+    """Return a notebook display of a recording: the player, or a picture without front end.
+
+    A saved notebook shows no widget unless JupyterLab saves its state. So the player is also below
+    the widget, folded, as HTML.
+    """
+    return _Shown(recording) if has_screen() else _png(recording)
 
 
 def has_screen() -> bool:
@@ -105,6 +110,20 @@ class PlayerWidget(anywidget.AnyWidget):
     recording = traitlets.Bytes(b"").tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
     orders = traitlets.List().tag(sync=True)
+
+
+class _Shown(PlayerWidget):
+    """The player of a recording as a widget, and folded below it as HTML."""
+
+    def __init__(self, recording: Recording):
+        super().__init__(recording=page.encode(recording))
+        self._html = page.folded(recording)
+
+    def _ipython_display_(self) -> None:
+        bundle = self._repr_mimebundle_()
+        bundle = bundle[0] if isinstance(bundle, tuple) else bundle or {}
+        display(bundle, raw=True)
+        display(HTML(self._html))
 
 
 class LiveDistillation:
@@ -397,7 +416,7 @@ class _Session:
 
 
 class _View:
-    """The widget of a session, and below it a picture for viewers without widgets."""
+    """The widget of a session, and below it what viewers without widgets show: see `_kept`."""
 
     def __init__(self, session: _Session):
         self.session = session
@@ -421,7 +440,7 @@ class _View:
         self.output, self.picture = self.output or DisplayHandle(), self.picture or DisplayHandle()
         text = {"text/plain": "Live view: open it in JupyterLab."}
         self.output.display(bundle | text, raw=True)
-        self.picture.display(_png(self.session.recording()))
+        self.picture.display(_kept(self.session.recording()), raw=True)
 
     def close(self, recording: Recording | None) -> None:
         """Close the widget.
@@ -430,7 +449,7 @@ class _View:
         """
         if recording and self.output and self.picture:
             self.output.update({"text/plain": "Live view (closed)."}, raw=True)
-            self.picture.update(_png(recording))
+            self.picture.update(_kept(recording), raw=True)
         layout = self.player.layout
         self.player.close()
         layout.close()
@@ -489,13 +508,13 @@ class _View:
             if not rests():
                 return
             recording = run.recorder.recording()
-        encoded, picture = page.encode(recording), _png(recording)
+        encoded, picture = page.encode(recording), _kept(recording)
         with self.session._changed:
             if not rests():
                 return
             self.player.recording = encoded
             if self.picture:
-                self.picture.update(picture)
+                self.picture.update(picture, raw=True)
 
 
 # --- the kernel -----------------------------------------------------------------------------------
@@ -584,7 +603,21 @@ def _leave_all() -> None:
         session.leave()
 
 
+def _kept(recording: Recording) -> dict[str, str]:
+    """Return an output that needs no kernel: a picture and, folded below it, the player."""
+    picture = base64.b64encode(_picture(recording)).decode()
+    kept = {"image/png": picture, "text/plain": "Picture of a recording."}
+    if len(recording) > 1:
+        image = f'<img src="data:image/png;base64,{picture}" alt="the recording over time">'
+        kept["text/html"] = image + page.folded(recording)
+    return kept
+
+
 def _png(recording: Recording) -> Image:
+    return Image(_picture(recording))
+
+
+def _picture(recording: Recording) -> bytes:
     file = io.BytesIO()
     recording.picture().savefig(file, format="png", dpi=90)
-    return Image(file.getvalue())
+    return file.getvalue()
