@@ -21,6 +21,7 @@ from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, members_per_class
 from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.nn import minkowski, sparse
+from pcdd_core.nn.cells import SparseTensor
 from pcdd_core.seeds import generator
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
@@ -178,7 +179,7 @@ def test_shifted_dense_equals_the_dense_form_of_shifted_cells(shape, stride, cor
     moved = cells.clone()
     moved[:, 1:] -= cells[:, 1:].amin(0)
     assert moved.ne(cells).any() or (cells[:, 1:].amin(0) == 0).all()
-    tensors = [sparse.SparseTensor(place, features, 2, shape, stride) for place in (cells, moved)]
+    tensors = [SparseTensor(place, features, 2, shape, stride) for place in (cells, moved)]
     assert torch.equal(tensors[0].dense(corner, shift=True), tensors[1].dense(corner))
 
 

@@ -16,11 +16,12 @@ import tiny
 import torch
 
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
-from pcdd_core.experiments import checkpoint, records, report, runs, sweeps
+from pcdd_core.experiments import checkpoint, records, report, runs, scores, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.presets import PRESETS, preset
 from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
-from pcdd_core.experiments.tables import COLUMNS, INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
+from pcdd_core.experiments.tables import COLUMNS, Cell, experiment
+from pcdd_core.experiments.variants import INGREDIENTS, SCALES, STEP_SIZES
 from pcdd_core.files import sole_user
 from pcdd_core.geometry.storage import load_clouds, released
 from pcdd_core.nn.classifiers import Classifier
@@ -232,7 +233,7 @@ def test_ablation_compares_the_poolings_and_nothing_else():
         if name.endswith("average-pooling"):
             twin = configs[name.replace("average-pooling", "sum-of-squares")]
             assert config.network.pooling == "average" and twin.network.pooling == "max"
-            assert runs.scored_iteration(config) == runs.scored_iteration(twin)
+            assert scores.scored_iteration(config) == scores.scored_iteration(twin)
             # a run that continues is scored at the same iteration
             same = {"schedule": twin.schedule, "evaluation": twin.evaluation}
             config = dataclasses.replace(config, **same)
@@ -256,21 +257,21 @@ def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks
         if row["norm"] == "none" and row["origin shift"] and row["network"] == "fixed"
     ]
     assert len(of_paper) == 2 and all(cell.identity in as_in_table1 for cell in of_paper)
-    assert {runs.scored_iteration(cell.config) for cell in planned} == {1250}
+    assert {scores.scored_iteration(cell.config) for cell in planned} == {1250}
 
 
 def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
     for seed_cells in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
         kinds = {(cell.preset, cell.config.objective.real_gradients) for cell in seed_cells}
         assert len(kinds) == 4 and len({cell.config.seed for cell in seed_cells}) == 1
-        assert len({runs.scored_iteration(cell.config) for cell in seed_cells}) == 1
+        assert len({scores.scored_iteration(cell.config) for cell in seed_cells}) == 1
 
 
 def test_paper_tables_have_the_paper_s_scale_unless_another_is_asked_for():
     for name in ("table1", "table2", "ablation", "why"):
         paper, small = (experiment(name, scale, seeds=1)[0].config for scale in (None, "small"))
-        assert (paper.network.width, runs.scored_iteration(paper)) == (128, 1250)
-        assert (small.network.width, runs.scored_iteration(small)) == (32, 300)
+        assert (paper.network.width, scores.scored_iteration(paper)) == (128, 1250)
+        assert (small.network.width, scores.scored_iteration(small)) == (32, 300)
     assert experiment("ingredients", seeds=1)[0].preset == "ingredients-base-small"
 
 

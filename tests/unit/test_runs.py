@@ -20,7 +20,7 @@ from tiny import files, pcdd
 
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.experiments import runs
+from pcdd_core.experiments import runs, scores
 from pcdd_core.experiments.config import Config, from_dict, identity, to_dict
 from pcdd_core.experiments.records import (
     LOGGED,
@@ -425,7 +425,7 @@ def along(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("along") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
+            scores, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
         )
         assert distill(folder, **ALONG) == 0
     return folder
@@ -446,9 +446,9 @@ def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
 def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
     record = read_record(along)
     assert list(record["scores_at"]) == ["0", "3", "7"]
-    for scores in record["scores_at"].values():
-        assert set(scores) == {"standard", "paper"}
-        assert {score["networks"] for score in scores.values()} == {1}
+    for scored in record["scores_at"].values():
+        assert set(scored) == {"standard", "paper"}
+        assert {score["networks"] for score in scored.values()} == {1}
     assert {score["networks"] for score in record["scores"].values()} == {2}
     assert record["seconds"]["curve"] > 0
     rows = curve_table([record])
@@ -468,7 +468,7 @@ def test_curve_scores_the_clouds_of_its_iteration(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Config, "evaluate", spy)
     monkeypatch.setattr(
-        runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "classifier": ConvNet(4)}
+        scores, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "classifier": ConvNet(4)}
     )
     assert distill(tmp_path / "run", **ALONG) == 0
     steps = read_trajectory(tmp_path / "run")
@@ -487,7 +487,7 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     scored = []
     evaluate = Config.evaluate
     monkeypatch.setattr(
-        runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
+        scores, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
     )
     monkeypatch.setattr(Config, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
     assert distill(folder, "--resume", **ALONG) == 0
@@ -528,14 +528,14 @@ LONG = {**SCHEDULE, "schedule__iterations": 16, "evaluation__protocols": ["stand
 HELD = """
 import signal, sys
 from pcdd_core.cli.main import main
-from pcdd_core.experiments import runs
+from pcdd_core.experiments.progress import Progress
 
 def wait_in_mid_run(self, fraction, stage, note=""):
     if stage == "distilling" and fraction > 0.6:
         print("held", flush=True)
         signal.pause()
 
-runs.Progress.__call__ = wait_in_mid_run
+Progress.__call__ = wait_in_mid_run
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -18,7 +18,7 @@ from pcdd_core.data import shape_files as shapes
 from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
-from pcdd_core.experiments.runs import score
+from pcdd_core.experiments.scores import score
 from pcdd_core.scoring.baselines import Random
 
 DRAWS = np.random.default_rng(0)
