@@ -78,11 +78,11 @@ pcdd.show(recording)
 #
 # A threshold $t$ converts an image to a set of occupied cells:
 #
-# $$P = \{(0, y, x) : I_{yx} > t\}$$
+# $$P = \{(\tfrac12,\, y + \tfrac12,\, x + \tfrac12) : I_{yx} > t\}$$
 #
-# Each occupied cell is one point with the coordinates depth, height and width. Depth is 0 for
-# images. With this axis the same code handles shapes in three dimensions. The picture shows one
-# real cloud per class, drawn at random.
+# Each occupied cell is one point at its centre, with the coordinates depth, height and width. An
+# image is one cell deep. With this axis the same code handles shapes in three dimensions. The
+# picture shows one real cloud per class, drawn at random.
 
 # %%
 real = pcdd.load_data(base.data, data_folder or None)

@@ -104,10 +104,11 @@ panel.legend(frameon=False);
 # %% [markdown]
 # ## 2. A third axis
 #
-# Every occupied cell becomes a point with three coordinates: depth, height and width, in cells. An
-# image has no depth. So the grid gets an additional axis with a single cell, and every point has
-# depth 0 (section 3.1.1 of the paper). The engine makes no other difference between flat clouds and
-# clouds in three dimensions. So section 7 can use a 3D cloud without changes.
+# Every occupied cell becomes a point at its centre. The point has three coordinates: depth, height
+# and width, in cells. The centre of cell $i$ is at $i + 0.5$. An image has no depth. So the grid
+# gets an additional axis with a single cell (section 3.1.1 of the paper), and every point has depth
+# 0.5. The engine makes no other difference between flat clouds and clouds in three dimensions. So
+# section 7 can use a 3D cloud without changes.
 
 # %%
 digit = real.select(chosen[:1])
@@ -204,10 +205,13 @@ print(f"{count} points at random positions occupy {int(cells.min())} to {int(cel
 #
 # $$f_c = \frac{1}{|P_c|} \sum_{p \in P_c} p .$$
 #
-# The figure shows the three channels of the digit.
+# The paper writes a real point as the index of its cell, which is the lower corner of the cell. So
+# its lift moves real points by half a cell to this corner: `real=True`. The figure shows the three
+# channels of the digit.
 
 # %%
-channels = pcdd.lifts.coordinates_as_features(digit).dense()[0, :, 0]
+paper_lift = pcdd.CoordinatesAsFeatures()
+channels = paper_lift(digit, real=True).dense()[0, :, 0]
 occupied = pcdd.lifts.occupancy(digit)[0, 0, 0] > 0
 figure, panels = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for panel, channel, axis in zip(panels, channels, ("depth", "height", "width")):
@@ -266,12 +270,10 @@ pd.DataFrame(rows).set_index(["first point", "cell"])
 
 # %%
 lift = pcdd.preset("gaussian").config.lift
-half_cell = torch.tensor([0.0, 0.5, 0.5])  # a real point stands for its whole cell: take the centre
-centred = digit.with_coordinates(digit.coordinates + half_cell)
 random_cloud = scattered.select(torch.tensor([0]))
 bandwidths = [lift.bandwidth_start, 1.5, 1.0, lift.bandwidth_end]
 figure, panels = plt.subplots(2, 5, figsize=(11, 4.6), layout="constrained")
-for row, (label, cloud) in zip(panels, {"real": centred, "random": random_cloud}.items()):
+for row, (label, cloud) in zip(panels, {"real": digit, "random": random_cloud}.items()):
     row[0].set_ylabel(label)
     for panel, bandwidth in zip(row, bandwidths):
         occupancy = pcdd.lifts.gaussian_occupancy(cloud, bandwidth, lift.saturation)[0, 0, 0]
@@ -380,7 +382,7 @@ for panel, text in titles.items():
 
 # %%
 lifted = {
-    "the digit": pcdd.lifts.coordinates_as_features(digit),
+    "the digit": paper_lift(digit, real=True),
     title: pcdd.lifts.coordinates_as_features(shape),
 }
 pd.DataFrame(

@@ -236,7 +236,8 @@ herding = [
 real = pcdd.load_clouds(herding[0]) if herding else pcdd.released("mnist-1")
 kind = "real clouds (herding)" if herding else "distilled clouds, as there are no real ones here"
 print(f"pictures of: {kind}")
-sparse = pcdd.lifts.coordinates_as_features(real.select(torch.tensor([5])))
+paper_lift = pcdd.CoordinatesAsFeatures()
+sparse = paper_lift(real.select(torch.tensor([5])), real=bool(herding))
 window = (1, 2, 2)  # the depth axis has one cell only
 
 
@@ -332,7 +333,7 @@ for times, share in shares.items():
 # variance 1. **No network in the paper's tables has one**; it shows what a norm would undo.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-dense = pcdd.lifts.coordinates_as_features(real).dense(shift=True)
+dense = paper_lift(real, real=bool(herding)).dense(shift=True)
 
 
 @torch.no_grad()
