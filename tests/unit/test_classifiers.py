@@ -320,7 +320,7 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
 
 
 def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
-    points = [[[0.0, 0.0, 10.0], [0.0, 28.0, 20.0]], [[0.0, 14.0, 10.0]]]
+    points = [[[0.5, 0.0, 10.0], [0.5, 28.0, 20.0]], [[0.5, 14.0, 10.0]]]
     clouds = clouds_from_list(list(map(torch.tensor, points)), [0, 0], FLAT, ["only"])
     expected = [[[0, -1, 0, 1], [0, 1, 10 / 14, 1]], [[0, 0, 0, 1], [0, 0, 0, 0]]]
     torch.testing.assert_close(centred_points(clouds), torch.tensor(expected))
@@ -338,10 +338,10 @@ def test_augmented_points_are_those_of_the_moved_clouds_with_a_move_for_each(ran
 
 def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(monkeypatch):
     given, trained_on = (
-        clouds_from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]),
+        clouds_from_list([torch.tensor([[0.5, 3.1, 4.9], [0.5, 5.7, 0.2]])], [0], FLAT, ["only"]),
         [],
     )
-    real = clouds_from_list([torch.tensor([[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]])], [0], FLAT, ["only"])
+    real = clouds_from_list([torch.tensor([[0.5, 3.5, 4.5], [0.5, 5.5, 0.5]])], [0], FLAT, ["only"])
     monkeypatch.setattr(
         evaluation, "_train", lambda ensemble, points, *rest: trained_on.append(points)
     )

@@ -6,9 +6,8 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from pcdd_core.engine import distill as distillation
 from pcdd_core.engine.distances import layerwise_cosine_of_weights
-from pcdd_core.engine.lifts import centred_points
+from pcdd_core.engine.lifts import Lift, centred_points
 from pcdd_core.engine.objectives import (
     Objective,
     gradient_matching,
@@ -252,9 +251,7 @@ def test_with_steps_of_their_own_clouds_turn_as_a_whole(
 ):
     """Let the single points hardly move, so that each cloud only rotates."""
     # a rotation moves corners out of the grid
-    monkeypatch.setattr(
-        distillation, "boundary_check", lambda coordinates, grid: coordinates.clone()
-    )
+    monkeypatch.setattr(Lift, "bounded", lambda lift, coordinates, grid: coordinates.clone())
     config = shapes_config(
         optimiser__step_size=1e-9,
         optimiser__name=optimiser,
