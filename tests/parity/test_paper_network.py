@@ -247,8 +247,15 @@ def float64():
 UPDATES = 6
 
 
-@pytest.mark.parametrize("distance", ["sum_of_squares", "layerwise_cosine"])
-@pytest.mark.parametrize(("backend", "layers"), [("torch", 3), ("sparse", 2)])
+@pytest.mark.parametrize(
+    ("backend", "layers", "distance"),
+    [
+        ("torch", 3, "sum_of_squares"),
+        ("sparse", 2, "layerwise_cosine"),
+        pytest.param("torch", 3, "layerwise_cosine", marks=pytest.mark.slow),
+        pytest.param("sparse", 2, "sum_of_squares", marks=pytest.mark.slow),
+    ],
+)
 def test_run_of_several_updates_equals_the_literal_one(backend, layers, distance, float64):
     """Compare losses and coordinates after each update with the paper's loop, written out.
 
@@ -361,6 +368,7 @@ def oracle_path() -> Path:
     return Path(os.environ.get("PCDD_DATA") or ".") / "paper_oracle" / "torch3_first_update.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not oracle_path().is_file(), reason="PCDD_DATA has no paper_oracle/torch3_first_update.npz"
 )

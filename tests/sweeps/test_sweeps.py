@@ -200,12 +200,17 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split
 def test_a_baseline_may_be_of_fewer_points(tmp_path):
     config = override(
         preset("solids").config,
-        {"evaluation.networks": 1, "evaluation.epochs": 1, "clouds.clouds_per_class": 2},
+        {
+            "data.points": 64,
+            "evaluation.networks": 1,
+            "evaluation.epochs": 1,
+            "clouds.clouds_per_class": 2,
+        },
     )
     run_cell(Cell("solids", config, Random(2, points=40)), tmp_path / "fewer")
     run_cell(Cell("solids", config, Random(2)), tmp_path / "all")
     fewer, whole = (load_clouds(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
-    assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [256] * 16
+    assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [64] * 16
     for cloud in range(16):
         all_points = {tuple(point) for point in whole[cloud].tolist()}
         assert len({tuple(point) for point in fewer[cloud].tolist()} & all_points) == 40

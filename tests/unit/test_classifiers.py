@@ -26,6 +26,13 @@ from pcdd_core.seeds import generator
 CLASSIFIERS = Classifier.choices
 OF_POINTS = [name for name, choice in CLASSIFIERS.items() if choice.of_points]
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
+ALL_BUT_THE_LARGEST = pytest.mark.parametrize(  # training ResNet-18 takes seconds
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else [])
+        for name in CLASSIFIERS
+    ],
+)
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
 
 
@@ -154,6 +161,7 @@ def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
     assert torch.equal(network(images), again(images[:, :, None]))
 
 
+@pytest.mark.slow
 def test_the_classifiers_are_there_without_torchvision():
     code = "import sys, pcdd_core.scoring.evaluate; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -163,7 +171,7 @@ def test_the_classifiers_are_there_without_torchvision():
 
 
 @pytest.mark.parametrize("name", OF_POINTS)
-@settings_of_hypothesis(max_examples=25)
+@settings_of_hypothesis(max_examples=10)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     grid=st.sampled_from([FLAT, SOLID]),
@@ -366,10 +374,10 @@ def scored(clouds, test, scoring):
     return Config(evaluation=scoring).evaluate(clouds, test)
 
 
-@ALL
+@ALL_BUT_THE_LARGEST
 def test_every_classifier_is_trained_and_scored(name):
-    clouds = tiny.three_digits().select(torch.arange(0, 24, 4))
-    scores = [scored(clouds, clouds, settings(name)) for _ in range(2)]
+    clouds = tiny.three_digits().select(torch.arange(0, 24, 8))
+    scores = [scored(clouds, clouds, settings(name, epochs=1)) for _ in range(2)]
     assert scores[0] == scores[1] and list(scores[0]) == ["standard", "paper"]
     assert all(
         0 <= accuracy <= 100 for score in scores[0].values() for accuracy in score.accuracies
@@ -380,8 +388,8 @@ def test_every_classifier_is_trained_and_scored(name):
     ("name", "epochs"),
     [
         ("mlp", 60),
-        ("lenet", 120),
-        ("sparse", 60),
+        pytest.param("lenet", 120, marks=pytest.mark.slow),
+        pytest.param("sparse", 60, marks=pytest.mark.slow),
         pytest.param("pointnet", 120, marks=pytest.mark.slow),
         pytest.param("pointnet++", 40, marks=pytest.mark.slow),
         pytest.param("dgcnn", 20, marks=pytest.mark.slow),
@@ -448,7 +456,7 @@ def test_neighbourhood_classifiers_test_on_clouds_as_dense_as_in_training(name, 
         }
 
 
-@ALL
+@ALL_BUT_THE_LARGEST
 def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
     first_input, labels = (
         input_of(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))),

@@ -110,6 +110,7 @@ def test_help_of_scoring_lists_the_settings_it_uses(command, capsys):
         assert (f"  {name}=" in text) == name.startswith(("data.", "evaluation."))
 
 
+@pytest.mark.slow
 def test_help_lists_the_settings_of_an_imported_piece(tmp_path):
     (tmp_path / "my_lifts.py").write_text(
         "import pcdd_core as pcdd\n\n\n"
