@@ -34,11 +34,11 @@ KERNEL_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """Real or synthetic clouds of one comparison, and how a network takes them.
+    """Real or synthetic clouds of one comparison, and their lift.
 
     clouds: of one class, if the objective compares classes one at a time, else of all classes
     lift:   converts them to inputs of the network
-    draws:  random numbers for draws of the objective
+    draws:  generator of the random numbers of the objective
     """
 
     clouds: PointClouds
@@ -384,7 +384,7 @@ def sorted_feature_matching(
     `maximum_mean_discrepancy`. A maximum over the points has a gradient for few points only.
     Sorting makes the features of two clouds comparable for any order of the points, so every point
     moves. Clouds of other sizes are compared at as many quantiles as synthetic clouds have points.
-    network: with a method `point_features`, such as `point_networks.PointNet`
+    network: with a method `point_features`, such as `points.PointNet`
     real, synthetic: lifted clouds of one class, from `lifts.centred_points`
     precision: for the real features, see `in_precision`
     """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +92,9 @@ def _mosaic(
         axes.text(left - GAP, middle, text, fontsize=7, rotation=90, ha="right", va="center")
     axes.add_collection(LineCollection(frames, colors="black", linewidths=0.6))
     # An alpha for each point, because matplotlib snaps points to pixels if they share one alpha.
-    places, alpha = np.concatenate(points), np.concatenate(shades)
-    axes.scatter(*places.T, s=1.2, c="#20508a", alpha=alpha, linewidths=0)
+    x, y = np.concatenate(points).T
+    alpha: Any = np.concatenate(shades)  # matplotlib's types allow one number only
+    axes.scatter(x, y, s=1.2, c="#20508a", alpha=alpha, linewidths=0)
     return figure
 
 

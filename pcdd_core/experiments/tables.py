@@ -1,4 +1,4 @@
-"""The runs of each table. A `Cell` is one run: a preset, changed settings and a seed."""
+"""List the runs of an experiment. A `Cell` is one run: a preset, changed settings and a seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The runs of each table as presets with changed settings, and the rows for comparison."""
+"""The presets and changed settings of each experiment, and the rows for comparison."""
 
 import itertools
 from collections.abc import Callable

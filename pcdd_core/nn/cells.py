@@ -145,27 +145,27 @@ def kernel_map(
     # If b is the neighbour of a at an offset, then a is the neighbour of b at minus that offset. So
     # half of the offsets need no look-up.
     mirrored = cells is tensor.cells and centred and kernel_size % 2 == 1
-    asked = offsets[: len(offsets) // 2] if mirrored else offsets
-    wanted = ((cells - low) * steps).sum(1)[:, None] + (asked * steps).sum(1)
+    searched = offsets[: len(offsets) // 2] if mirrored else offsets
+    searched_keys = ((cells - low) * steps).sum(1)[:, None] + (searched * steps).sum(1)
     volume = int((high - low + 1).prod())
-    if volume <= max(TABLE_CELLS, TABLE_SHARE * wanted.numel()):
+    if volume <= max(TABLE_CELLS, TABLE_SHARE * searched_keys.numel()):
         rows = torch.full((volume,), len(keys), device=keys.device)
         rows[keys] = torch.arange(len(keys), device=keys.device)
-        matches = rows[wanted]
+        matches = rows[searched_keys]
     else:
-        rows = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
-        matches = torch.where(keys[rows] == wanted, rows, len(keys))
+        rows = torch.searchsorted(keys, searched_keys).clamp(max=len(keys) - 1)
+        matches = torch.where(keys[rows] == searched_keys, rows, len(keys))
     if not mirrored:
         return matches, used
     neighbours = matches.new_full((len(cells), len(offsets)), len(keys))
-    neighbours[:, : len(asked)] = matches
-    neighbours[:, len(asked)] = torch.arange(len(keys), device=keys.device)
+    neighbours[:, : len(searched)] = matches
+    neighbours[:, len(searched)] = torch.arange(len(keys), device=keys.device)
     output, offset = (matches < len(keys)).nonzero().unbind(1)
     neighbours[matches[output, offset], len(offsets) - 1 - offset] = output
     return neighbours, used
 
 
-def refuse_nothing(cells: Tensor) -> None:
+def refuse_no_cells(cells: Tensor) -> None:
     """Raise ValueError if there is no cell at all."""
     if len(cells) == 0:
         raise ValueError(
@@ -175,7 +175,7 @@ def refuse_nothing(cells: Tensor) -> None:
 
 def unique_cells(position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return unique rows in lexicographic order, the unique row of each row, and the counts."""
-    refuse_nothing(position)
+    refuse_no_cells(position)
     low, high = position.amin(0), position.amax(0)
     keys = ((position - low) * _key_steps(low, high)).sum(1)
     keys, owner, count = keys.unique(return_inverse=True, return_counts=True)

@@ -128,12 +128,12 @@ def from_points(
 def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
     """Return the same cells and features as a `MinkowskiTensor`. The graph is kept."""
     me = _engine_on(tensor.cells.device)
-    made = me.SparseTensor(
+    converted = me.SparseTensor(
         tensor.features.contiguous(),
         coordinates=tensor.cells.int().contiguous(),
         tensor_stride=tensor.stride,
     )
-    return MinkowskiTensor(made, tensor.clouds, tensor.grid)
+    return MinkowskiTensor(converted, tensor.clouds, tensor.grid)
 
 
 def from_dense(dense: Tensor) -> MinkowskiTensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry.clouds import Grid
-from .cells import KernelMap, SparseTensor, kernel_map, refuse_nothing, strided_cells, unique_cells
+from .cells import KernelMap, SparseTensor, kernel_map, refuse_no_cells, strided_cells, unique_cells
 
 
 def from_points(
@@ -40,7 +40,7 @@ def from_points(
 
 def refuse_lost_points(coordinates: Tensor) -> None:
     """Raise ValueError if there is no point, or if a coordinate is NaN or beyond +-2^31."""
-    refuse_nothing(coordinates)
+    refuse_no_cells(coordinates)
     lost = ~(coordinates.detach().abs() < 2.0**31).all(1)
     if lost.any():
         place = coordinates[lost][0].tolist()
@@ -57,7 +57,7 @@ def from_dense(dense: Tensor) -> SparseTensor:
     """
     dense = dense.movedim(1, -1)
     cells = (dense.detach() != 0).any(-1).nonzero().contiguous()
-    refuse_nothing(cells)
+    refuse_no_cells(cells)
     clouds, depth, height, width, _ = dense.shape
     return SparseTensor(cells, dense[cells.unbind(1)], clouds, (depth, height, width))
 

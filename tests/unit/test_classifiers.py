@@ -355,8 +355,8 @@ def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(mo
     )
     for projection in ("hard", "soft"):
         scored(given, real, settings("pointnet", projection=projection))
-    view = evaluation._view(classifier("pointnet"), Hard(), STANDARD, FLAT)
-    assert torch.equal(trained_on[0], view.test(real)) and torch.equal(
+    conversion = evaluation._conversion(classifier("pointnet"), Hard(), STANDARD, FLAT)
+    assert torch.equal(trained_on[0], conversion.test(real)) and torch.equal(
         trained_on[1], centred_points(given)
     )
 

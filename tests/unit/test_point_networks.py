@@ -233,7 +233,7 @@ def test_all_objectives_are_tested():
 
 
 @pytest.mark.parametrize("name", ["sorted_feature_matching", "distribution_matching"])
-def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, solids):
+def test_matching_the_features_of_one_network_reduces_the_loss(name, solids):
     config = shapes_config(
         schedule__iterations=40,
         objective__name=name,
@@ -246,7 +246,7 @@ def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, soli
 
 
 @pytest.mark.parametrize(("optimiser", "turn_step_size"), [("adam", 0.02), ("sgd", 1e-4)])
-def test_with_steps_of_their_own_clouds_turn_as_a_whole(
+def test_clouds_with_a_rotation_step_size_rotate_as_a_whole(
     optimiser, turn_step_size, solids, monkeypatch
 ):
     """Let the single points hardly move, so that each cloud only rotates."""
@@ -267,7 +267,7 @@ def test_with_steps_of_their_own_clouds_turn_as_a_whole(
         assert not torch.equal(after, before)
 
 
-def test_a_run_that_turns_clouds_resumes(solids):
+def test_run_that_rotates_clouds_resumes(solids):
     config = shapes_config(optimiser__turn_step_size=0.05)
     unbroken = [(step.clouds.coordinates, step.state()) for step in config.distill(solids)]
     again = list(config.distill(solids, state=unbroken[1][1]))
@@ -295,13 +295,13 @@ def test_a_run_that_turns_clouds_resumes(solids):
         ),
     ],
 )
-def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solids):
+def test_network_that_does_not_fit_the_lift_is_refused(changes, said, solids):
     with pytest.raises(InputError, match=said):
         shapes_config(**changes).distill(solids)
 
 
-def test_clouds_on_a_flat_grid_are_not_turned():
+def test_rotation_of_clouds_on_a_flat_grid_is_refused():
     with pytest.raises(
-        InputError, match="turn_step_size = 0.1: clouds would turn out of the flat grid"
+        InputError, match="turn_step_size = 0.1: clouds would rotate out of the flat grid"
     ):
         tiny.config(optimiser__turn_step_size=0.1).distill(tiny.three_digits())
