@@ -202,6 +202,8 @@ def test_a_baseline_may_be_of_fewer_points(tmp_path):
         preset("solids").config,
         {
             "data.points": 64,
+            "evaluation.protocols": ["standard"],
+            "evaluation.split": "validation",
             "evaluation.networks": 1,
             "evaluation.epochs": 1,
             "clouds.clouds_per_class": 2,

@@ -29,6 +29,7 @@ SETTINGS = {
     "schedule__iterations": ITERATIONS,
     "schedule__iterations_per_network": 4,
     "schedule__training_steps": 1,
+    "objective__name": "feature_regression",  # all classes at once, so iterations are short
     "evaluation__protocols": ["standard"],
     "evaluation__networks": 1,
     "evaluation__epochs": 1,

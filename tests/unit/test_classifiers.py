@@ -26,12 +26,10 @@ from pcdd_core.seeds import generator
 CLASSIFIERS = Classifier.choices
 OF_POINTS = [name for name, choice in CLASSIFIERS.items() if choice.of_points]
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
-ALL_BUT_THE_LARGEST = pytest.mark.parametrize(  # training ResNet-18 takes seconds
+LARGE = {"resnet18", "pointnet++", "dgcnn"}  # training takes seconds
+LARGE_SLOW = pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else [])
-        for name in CLASSIFIERS
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in CLASSIFIERS],
 )
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
 
@@ -374,7 +372,7 @@ def scored(clouds, test, scoring):
     return Config(evaluation=scoring).evaluate(clouds, test)
 
 
-@ALL_BUT_THE_LARGEST
+@LARGE_SLOW
 def test_every_classifier_is_trained_and_scored(name):
     clouds = tiny.three_digits().select(torch.arange(0, 24, 8))
     scores = [scored(clouds, clouds, settings(name, epochs=1)) for _ in range(2)]
@@ -456,7 +454,7 @@ def test_neighbourhood_classifiers_test_on_clouds_as_dense_as_in_training(name, 
         }
 
 
-@ALL_BUT_THE_LARGEST
+@LARGE_SLOW
 def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
     first_input, labels = (
         input_of(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))),

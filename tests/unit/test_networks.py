@@ -281,9 +281,9 @@ def test_minkowski_and_sparse_networks_agree_where_points_share_a_cell(random_cl
 HALVINGS = (1, 16, 16)  # room for 4 layers
 
 
-# every pooling with every norm; more layers repeat the same operations, so one norm is enough
+# every pooling with every norm; more layers repeat the same operations, so one case is enough
 DEPTHS = [(2, *pair) for pair in itertools.product(POOLINGS, NORMS)]
-DEPTHS += [(4, pooling, "none") for pooling in POOLINGS]
+DEPTHS += [(4, "max", "none")]
 
 
 @pytest.mark.parametrize("layers, pooling, norm", DEPTHS)

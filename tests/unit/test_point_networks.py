@@ -232,6 +232,7 @@ def test_all_objectives_are_tested():
     assert set(OBJECTIVES) == set(Objective.choices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sorted_feature_matching", "distribution_matching"])
 def test_matching_the_features_of_one_network_reduces_the_loss(name, solids):
     config = shapes_config(

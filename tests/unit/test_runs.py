@@ -44,7 +44,10 @@ SCHEDULE = {  # much state: momentum, and a network that is trained and drawn ag
     "schedule__iterations_per_network": 3,
     "schedule__training_steps": 1,
     "schedule__snapshots": 4,
+    # all classes at once, so iterations are short; test_distillation resumes every objective
+    "objective__name": "feature_regression",
 }
+GRADIENTS = {"objective__name": "gradient_matching"}
 
 
 def distill(folder: Path, *options: str, **changes) -> int:
@@ -187,9 +190,10 @@ def test_record_says_what_was_run_where_and_at_what_cost(finished):
     assert (record["clouds"], record["points"]) == (10, 200) and 0 < record["occupied_cells"] <= 200
 
 
-def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missing(finished):
-    assert read_record(finished)["config"]["network"]["name"] == "torch"
-    assert read_record(finished)["second_derivatives"] == {"gradients_without_graph": []}
+def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missing(tmp_path):
+    assert distill(tmp_path / "run", **GRADIENTS, schedule__iterations=1) == 0
+    assert read_record(tmp_path / "run")["config"]["network"]["name"] == "torch"
+    assert read_record(tmp_path / "run")["second_derivatives"] == {"gradients_without_graph": []}
 
 
 @tiny.needs_minkowski
@@ -659,7 +663,8 @@ def failed(tmp_path, monkeypatch, capsys) -> Path:
 
     broken.__name__ = "sum_of_squares"
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
-    assert distill(tmp_path / "failed", objective__distance="sum_of_squares") == 1
+    settings = GRADIENTS | {"objective__distance": "sum_of_squares"}
+    assert distill(tmp_path / "failed", **settings) == 1
     monkeypatch.undo()
     message = capsys.readouterr().err
     assert message.startswith("pcdd: the run failed at iteration 1:") and "likely cause" in message
@@ -701,9 +706,8 @@ def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
     assert pair["health"] == "moving" and pair["seeds"] == 2 and "sum_of_squares" in alone["name"]
 
 
-# a run too slow to move, with an objective that takes all classes at once, so iterations are short
+# a run too slow to move
 STUCK = {
-    "objective__name": "feature_regression",
     "optimiser__name": "sgd",
     "optimiser__step_size": 1e-9,
     "schedule__iterations": WINDOW + 2,
