@@ -12,7 +12,7 @@ from tiny import digits, needs_minkowski
 from pcdd_core.data import datasets
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.lifts import coordinates_as_features
-from pcdd_core.engine.objectives import gradient_matching
+from pcdd_core.engine.losses import gradient_matching
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.presets import preset
