@@ -696,7 +696,7 @@ def kernel(shared_kernel):
 
 
 CLEAN = """
-for session in list(live_view._sessions):
+for session in list(sessions):
     session.close()
 until(lambda: runs() == 0)
 """
@@ -704,6 +704,7 @@ KERNEL = """
 import gc, threading, time, weakref, tiny, pcdd_core as pcdd
 from ipywidgets.widgets import widget
 import pcdd_core.view.live as live_view
+from pcdd_core.view.session import sessions
 config = tiny.config(schedule__iterations=100_000)
 real = tiny.three_digits()
 
