@@ -31,6 +31,14 @@ try:
 except ImportError as missing:
     raise extra_missing(missing.name or "anywidget", "notebooks") from None
 
+# the buttons of a run, and the states in which they can be pressed
+ORDERS = {
+    "Start": ("ready", "paused", "pausing"),
+    "Pause": ("running",),
+    "Step": ("ready", "paused"),
+    "Stop": ("ready", "running", "paused", "pausing"),
+    "Restart": ("running", "pausing", "paused", "stopping", "stopped", "finished", "failed"),
+}
 SENT_PER_SECOND = 15  # largest number of frames per second to the browser
 
 
@@ -96,7 +104,7 @@ class LiveDistillation:
     def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
         # The thread and the view refer to the session only. So this object is referenced by the
         # user's variables, and dies with them.
-        self._session = Session(config, real, device)
+        self._session = Session([config], real, device)
         self._session.handle = weakref.ref(self)
 
     def start(self) -> None:
@@ -208,20 +216,12 @@ class _View:
         with self.session.changed:  # two threads update one after the other; the later one wins
             if self.player.comm is None:  # closed
                 return
-            status = self.session.status()
-            doing = status.split(",")[0].split(":")[0]
-            enabled = {
-                "Start": doing in ("ready", "paused", "pausing"),
-                "Pause": doing == "running",
-                "Step": doing in ("ready", "paused"),
-                "Stop": doing in ("ready", "running", "paused", "pausing"),
-                "Restart": doing != "ready",
-            }
-            self.player.status = status
+            state = self.session.state()
+            self.player.status = self.session.status()
             # the docstrings of the methods are the tooltips
             self.player.orders = [
-                [name, getattr(LiveDistillation, name.lower()).__doc__, enabled[name]]
-                for name in enabled
+                [name, getattr(LiveDistillation, name.lower()).__doc__, state in states]
+                for name, states in ORDERS.items()
             ]
 
     def send(self, run: Run) -> None:

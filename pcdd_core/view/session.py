@@ -1,7 +1,7 @@
-"""A distillation that iterates in a thread, and follows orders at the end of each iteration.
+"""Distillations that iterate in a thread, and follow orders at the end of each iteration.
 
-`Session` has the orders: start, pause, step, stop, restart and close. It tells its view what
-changes. `live.py` has the view and the handle for users.
+`Session` has the orders: start, pause, step, stop, restart, change and close. It tells its view
+what changes. `live.py` has the view and the handle for users.
 """
 
 import atexit
@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,16 +29,54 @@ CLOSED = "this live view is closed; watch() makes another one"
 sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 
 
-class Run:
-    """One run from its start: its steps, its recorder, and the number of iterations it may make."""
+class Track:
+    """One distillation: its settings, its steps and its recorder."""
 
-    def __init__(
-        self, config: Config, real: PointClouds, device: torch.device, before: "Run | None" = None
-    ):
-        # The first iteration of this run waits for the last iteration of the previous run.
-        self.before = before.thread if before else None
+    def __init__(self, config: Config, real: PointClouds, device: torch.device):
+        self.config, self.real, self.device = config, real, device
         self.steps: Generator[Step, None, None] = config.distill(real, device)
         self.recorder = Recorder(config.start(real), config.schedule.iterations)
+        self.last: Step | None = None
+        self.next_config: Config | None = None  # settings from the next iteration on
+
+    @property
+    def updates(self) -> int:
+        """Number of finished iterations."""
+        return len(self.recorder.matching_loss)
+
+    def advance(self) -> Step | None:
+        """Make one iteration, with the settings of `next_config` if there are any.
+
+        Returns None after the last iteration.
+        """
+        config, self.next_config = self.next_config, None
+        if config is not None:
+            # A resumed run equals an uninterrupted one, so only what differs in `config` changes.
+            state = self.last.state() if self.last else None
+            self.steps.close()
+            self.steps = config.distill(self.real, self.device, state)
+            self.config = config
+        step = next(self.steps, None)
+        self.last = step or self.last
+        return step
+
+
+class Run:
+    """Tracks from their start, one iteration of each in turn.
+
+    configs: the settings of each track; all have equal numbers of iterations
+    before: the run that this one replaces; its last iteration ends before the first of this run
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        real: PointClouds,
+        device: torch.device,
+        before: "Run | None" = None,
+    ):
+        self.before = before.thread if before else None
+        self.tracks = [Track(config, real, device) for config in configs]
         self.allowed: float = 0  # number of iterations; infinite: run to the end
         self.ended = ""  # "finished", "stopped" or "failed"
         self.error: Exception | None = None
@@ -46,6 +84,34 @@ class Run:
         self.resting = True  # no iteration is in progress, and none will start
         # number of updates whose curves the browser has, and earliest time of the next message
         self.sent, self.due = 0, 0.0
+
+    @property
+    def recorder(self) -> Recorder:
+        """Recorder of the first track."""
+        return self.tracks[0].recorder
+
+    def close(self) -> None:
+        """Free the networks and the real clouds."""
+        for track in self.tracks:
+            track.steps.close()
+
+    def advance(self) -> list[Step | None]:
+        """Make one iteration of each track, and return the steps. None: there are no more."""
+        try:
+            return [track.advance() for track in self.tracks]
+        except Exception as error:  # `wait` raises it in the thread of the caller
+            self.error = error
+            return []
+
+    def record(self, steps: Sequence[Step | None]) -> None:
+        """Record the steps of `advance`."""
+        for track, step in zip(self.tracks, steps):
+            if step is not None:
+                track.recorder.add(step)
+        if self.error:
+            self.ended = self.ended or "failed"
+        elif None in steps or self.tracks[0].updates >= self.recorder.iterations:
+            self.ended = "finished"
 
 
 class View(Protocol):
@@ -77,16 +143,20 @@ class Session:
     `recording` while it holds `changed`.
     """
 
-    def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None):
-        settings = config, real, machine.choose_device(str(device) if device else None)
+    def __init__(
+        self, configs: Sequence[Config], real: PointClouds, device: torch.device | str | None
+    ):
+        settings = configs, real, machine.choose_device(str(device) if device else None)
         # None after `close`
-        self._settings: tuple[Config, PointClouds, torch.device] | None = settings
+        self._settings: tuple[Sequence[Config], PointClouds, torch.device] | None = settings
         machine.keep_freed_memory()
         # guards the attributes below, which the thread and the callers of methods share
         self.changed = threading.Condition()
         self.run = Run(*settings)
         self.view: View | None = None
         self.closed = False
+        self.delay = 0.0  # seconds between iterations
+        self._helpers: set[threading.Thread] = set()
         self._leaving = False  # Python exits: nothing is sent or drawn any more
         self.handle: weakref.ref[Any] | None = None
         # the cell and the execution that called `watch`
@@ -100,6 +170,7 @@ class Session:
     def pause(self) -> None:
         with self.changed:
             self.run.allowed = 0
+            self.changed.notify_all()
         self.say()
 
     def step(self) -> None:
@@ -115,16 +186,44 @@ class Session:
         self.say()
 
     def restart(self) -> None:
-        settings = self._settings
-        if settings is None:
-            raise InputError(CLOSED)
+        self._refuse_if_closed()
+        assert self._settings
+        self.replace(*self._settings[:2])
+        self.start()
+
+    def replace(self, configs: Sequence[Config], real: PointClouds) -> None:
+        """End the run, and make another one ready, with these settings.
+
+        Raises InputError if the settings do not fit the data. The run then goes on.
+        """
+        self._refuse_if_closed()
+        assert self._settings
+        settings = configs, real, self._settings[2]
         fresh = Run(*settings, before=self.run)
         with self.changed:
-            self.run = fresh  # the thread of the old run notices, and ends after its iteration
+            before, self.run = self.run, fresh
+            self._settings = settings
+            if before.thread is None:  # else the thread notices, and ends after its iteration
+                before.close()
             self.changed.notify_all()
         if self.view:
             self.view.reset()
-        self.start()
+        self.say()
+
+    def change(self, configs: Sequence[Config]) -> None:
+        """Use these settings from the next iteration on.
+
+        configs: differ from the settings of the run in values that a resumed run can change
+        Raises InputError if they do not fit the data.
+        """
+        self._refuse_if_closed()
+        assert self._settings
+        for config in configs:
+            config.method.check(self._settings[1])
+        with self.changed:
+            self._settings = (configs, *self._settings[1:])
+            for track, config in zip(self.run.tracks, configs, strict=True):
+                track.next_config = config
 
     def wait(self) -> None:
         with self.changed:
@@ -146,7 +245,7 @@ class Session:
             run, view, self.view = self.run, self.view, None
             self._settings = None
             if run.thread is None:  # else the thread drops them
-                run.steps.close()
+                run.close()
         if view:
             view.close(None if cleared else run.recorder.recording())
 
@@ -156,9 +255,31 @@ class Session:
             self._leaving = True
             self.view = None
             self.stop()
-            thread = self.run.thread
-        if thread:
-            thread.join()
+            threads = [self.run.thread, *self._helpers]
+        for thread in threads:
+            if thread:
+                thread.join()
+
+    def help(self, work: Callable[[], None]) -> None:
+        """Do some work in another thread. It should end soon when `ending` is true."""
+
+        def helper() -> None:
+            try:
+                work()
+            finally:
+                self._helpers.discard(threading.current_thread())
+
+        thread = threading.Thread(target=helper, name="distillation helper", daemon=True)
+        with self.changed:
+            if self.ending:
+                return
+            self._helpers.add(thread)
+        thread.start()
+
+    @property
+    def ending(self) -> bool:
+        """Whether the session is closed, or Python exits."""
+        return self.closed or self._leaving
 
     # State.
 
@@ -166,19 +287,24 @@ class Session:
         with self.changed:
             return self.run.recorder.recording()
 
+    def state(self) -> str:
+        """Return ready, running, pausing, paused, stopping, stopped, finished or failed."""
+        with self.changed:
+            run = self.run
+            if run.error:
+                return "failed"
+            if run.resting:
+                return run.ended or ("paused" if run.tracks[0].updates else "ready")
+            if run.allowed or run.ended == "finished":
+                return "running"
+            return "stopping" if run.ended else "pausing"
+
     def status(self) -> str:
         with self.changed:
             run = self.run
-            done, total = len(run.recorder.matching_loss), run.recorder.iterations
             if run.error:
                 return f"failed: {run.error}"
-            if run.resting:
-                doing = run.ended or ("paused" if done else "ready")
-            elif run.allowed or run.ended == "finished":
-                doing = "running"
-            else:
-                doing = "stopping" if run.ended else "pausing"
-            return f"{doing}, update {done} of {total}"
+            return f"{self.state()}, update {run.tracks[0].updates} of {run.recorder.iterations}"
 
     def running(self) -> bool:
         with self.changed:
@@ -214,22 +340,19 @@ class Session:
             run.before.join()
             run.before = None
         while self._may_go_on(run):
-            try:
-                step = next(run.steps, None)
-            except Exception as error:  # `wait` raises it in the thread of the caller
-                step, run.error = None, error
+            steps = run.advance()
             with self.changed:
-                if step is None:
-                    run.ended = run.ended or ("failed" if run.error else "finished")
-                else:
-                    run.recorder.add(step)
-                    if step.iteration + 1 == run.recorder.iterations:
-                        run.ended = "finished"
+                run.record(steps)
             view = self.view  # a caller can close it at any moment
             if view and time.monotonic() >= run.due:
                 view.send(run)
+            if self.delay:
+                with self.changed:
+                    self.changed.wait_for(
+                        lambda: run is not self.run or run.ended or not run.allowed, self.delay
+                    )
         if run.ended or run is not self.run:
-            run.steps.close()  # frees the networks and the real clouds
+            run.close()
 
     def _may_go_on(self, run: Run) -> bool:
         """Return whether to make another iteration.
@@ -253,7 +376,7 @@ class Session:
             view.send(run)
             with self.changed:
                 self.changed.wait_for(
-                    lambda: called() or self.closed or self._leaving, timeout=REST
+                    lambda: called() or self.ending, timeout=REST
                 )
             view.keep(run)
         with self.changed:

@@ -29,6 +29,7 @@ from pcdd_core.view import recording as recordings
 from pcdd_core.view.animation import save_animation
 from pcdd_core.view.page import encode, save_player
 from pcdd_core.view.recording import Recorder, Recording, read_recording, still
+from pcdd_core.view.session import Session
 
 
 def recording(
@@ -460,6 +461,84 @@ def test_3d_clouds_can_be_watched(tmp_path):
     watched = live_view.watch(config, solid, "cpu")
     save_player(watched.recording, tmp_path / "solid.html")
     assert decoded(data_of((tmp_path / "solid.html").read_text()))["grid"] == [6, 6, 6]
+
+
+def tracks(iterations: int = ENDLESS, *changes: dict) -> Session:
+    """Return a session with one track for each of `changes`, on three digits."""
+    configs = [tiny.config(schedule__iterations=iterations, **change) for change in changes]
+    return Session(configs, tiny.three_digits(), "cpu")
+
+
+def done(session: Session) -> list[int]:
+    return [track.updates for track in session.run.tracks]
+
+
+def test_two_tracks_go_in_step_and_each_as_it_would_alone():
+    changes = {}, {"lift__name": "coordinates"}
+    session = tracks(6, *changes)
+    for expected in (1, 2):
+        session.step()
+        session.wait()
+        assert done(session) == [expected, expected]
+    session.start()
+    session.wait()
+    assert session.state() == "finished" and done(session) == [6, 6]
+    first, second = (track.recorder for track in session.run.tracks)
+    assert np.array_equal(first.frames[0][1], second.frames[0][1])  # the same scatter
+    for change, recorder in zip(changes, (first, second)):
+        *_, last = tiny.config(schedule__iterations=6, **change).distill(tiny.three_digits())
+        assert torch.equal(recorder.clouds.coordinates, last.clouds.coordinates)
+
+
+def test_changed_settings_hold_from_the_next_iteration_and_nothing_else_changes():
+    changed = tiny.config(schedule__iterations=6, optimiser__step_size=0.05)
+    session = tracks(6, {})
+    for _ in range(2):
+        session.step()
+    session.wait()
+    session.change([changed])
+    session.step()
+    session.wait()
+    two = list(islice(tiny.config(schedule__iterations=6).distill(tiny.three_digits()), 2))
+    resumed = next(changed.distill(tiny.three_digits(), state=two[-1].state()))
+    assert torch.equal(session.run.recorder.clouds.coordinates, resumed.clouds.coordinates)
+    moved = np.abs(session.run.recorder.frames[3][1] - session.run.recorder.frames[2][1]).max()
+    before = np.abs(session.run.recorder.frames[2][1] - session.run.recorder.frames[1][1]).max()
+    assert 0 < moved < before / 2
+
+
+def test_changed_settings_that_do_not_fit_leave_the_run_as_it_is():
+    session = tracks(6, {})
+    with pytest.raises(InputError, match="real_batch"):
+        session.change([tiny.config(schedule__iterations=6, objective__real_batch=1000)])
+    with pytest.raises(InputError, match="real_batch"):
+        session.replace([tiny.config(objective__real_batch=1000)], tiny.three_digits())
+    session.start()
+    session.wait()
+    assert session.state() == "finished" and done(session) == [6]
+
+
+def test_a_pause_between_iterations_does_not_delay_orders():
+    session = tracks(ENDLESS, {})
+    session.delay = HUNG
+    session.start()
+    until(lambda: done(session) == [1])
+    session.pause()
+    session.wait()
+    session.start()
+    until(lambda: done(session) == [2])
+    session.stop()
+    session.wait()
+    assert session.state() == "stopped" and done(session) == [2]
+
+
+def test_replaced_runs_end():
+    session = tracks(ENDLESS, {})
+    for _ in range(100):
+        session.replace([tiny.config(schedule__iterations=ENDLESS)], tiny.three_digits())
+        session.start()
+    session.close()
+    until(lambda: not [t for t in threading.enumerate() if t.name == "distillation"])
 
 
 def test_ffmpeg_is_there():
