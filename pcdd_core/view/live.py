@@ -12,13 +12,17 @@ replaces the view.
 import io
 import time
 import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
+from ..engine.lifts import occupancy
 from ..errors import extra_missing
 from ..experiments.config import Config
-from ..geometry.clouds import PointClouds
+from ..geometry.clouds import PointClouds, members_per_class
 from . import kernel, page
 from .kernel import has_screen
 from .recording import Recording
@@ -28,6 +32,7 @@ try:
     import anywidget
     import traitlets
     from IPython.display import DisplayHandle, Image, display
+    from ipywidgets import DOMWidget, Widget
 except ImportError as missing:
     raise extra_missing(missing.name or "anywidget", "notebooks") from None
 
@@ -39,6 +44,8 @@ ORDERS = {
     "Stop": ("ready", "running", "paused", "pausing"),
     "Restart": ("running", "pausing", "paused", "stopping", "stopped", "finished", "failed"),
 }
+# the energy map of a point: cells in each direction, samples along each axis
+MAP_REACH, MAP_SIDE = 4.0, 17
 SENT_PER_SECOND = 15  # largest number of frames per second to the browser
 
 
@@ -85,6 +92,7 @@ class PlayerWidget(anywidget.AnyWidget):
     recording: result of `page.encode`
     status:    state of the run in one line; empty for a recording
     orders:    buttons of the run, [name, tooltip, enabled] each. A press sends {"order": name}.
+    scores:    accuracies during the run, see `score` in player.js
     """
 
     # The text, not the path: for a path anywidget keeps every widget for ever, to update it.
@@ -92,6 +100,7 @@ class PlayerWidget(anywidget.AnyWidget):
     recording = traitlets.Bytes(b"").tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
     orders = traitlets.List().tag(sync=True)
+    scores = traitlets.Dict().tag(sync=True)
 
 
 class LiveDistillation:
@@ -164,31 +173,84 @@ class LiveDistillation:
         if session.closed or not has_screen():
             display(_png(self.recording))
             return
-        session.view = session.view or _View(session)
+        session.view = session.view or SessionView(session)
         session.view.display()
 
 
-class _View:
-    """The widget of a session, and below it a picture for viewers without widgets."""
+class SessionView:
+    """The widget of a session, and below it a picture for viewers without widgets.
 
-    def __init__(self, session: Session):
-        self.session = session
-        self.player = PlayerWidget(recording=page.encode(session.recording()))
+    names: what tells the tracks of the session apart
+    """
+
+    def __init__(self, session: Session, names: Sequence[str] = ("",)):
+        self.session, self.names = session, names
+        self.forces = False  # the front end draws forces
+        self.player = PlayerWidget(recording=self.encoded())
         self.player.on_msg(lambda _widget, message, _buffers: self.obey(message))
         # the outputs of the widget and of the picture; None before they are displayed
         self.output: DisplayHandle | None = None
         self.picture: DisplayHandle | None = None
         self.say()
 
+    @property
+    def widget(self) -> DOMWidget:
+        """What is displayed."""
+        return self.player
+
+    def encoded(self) -> bytes:
+        """Return the recordings up to the latest update, for the player."""
+        return page.encode(*self.session.recordings(), names=self.names)
+
     def obey(self, message: dict[str, Any]) -> None:
-        """Follow the order of a button. A press that comes too late has no effect."""
-        name = message.get("order", "")
+        """Follow the order of a button, or answer a question of the player.
+
+        A press that comes too late has no effect.
+        """
+        name, asked = message.get("order", ""), message.get("ask")
         if [name, True] in [[order, enabled] for order, _, enabled in self.player.orders]:
             getattr(self.session, name.lower())()
+        elif asked == "recording" and self.session.run.tracks[0].updates:
+            self.reset()
+        elif asked == "means":
+            self.player.send({"kind": "means"}, [class_means(self.session.run.tracks[0].real)])
+        elif asked == "forces":
+            self.forces = bool(message.get("on"))
+            self.tell_forces(self.session.run)
+        elif asked == "map":
+            self.tell_map(self.session.run, int(message["point"]))
+
+    def tell_forces(self, run: Run) -> None:
+        """Send the forces of the next update, if they are wanted and the run rests."""
+        if self.forces and run.resting and run.ended != "failed":
+            self.session.help(lambda: self.answer(run, forces_of, "forces"))
+
+    def tell_map(self, run: Run, point: int) -> None:
+        """Send the energy around a point, if the run rests."""
+        if run.resting and 0 <= point < sum(
+            len(track.recorder.clouds.coordinates) for track in run.tracks
+        ):
+            self.session.help(lambda: self.answer(run, partial(map_of, point=point), "map"))
+
+    def answer(
+        self, run: Run, compute: Callable[..., tuple[dict, bytes] | None], kind: str
+    ) -> None:
+        """Send what `compute` returns, unless the run has gone on. Called in a thread."""
+        updates = run.tracks[0].updates
+
+        def stale() -> bool:
+            gone = run is not self.session.run or not run.resting or self.session.ending
+            return gone or run.tracks[0].updates != updates
+
+        result = compute(run, stale)
+        with self.session.changed:
+            if result and not stale() and self.player.comm is not None:
+                message, values = result
+                self.player.send({"kind": kind, "update": updates, **message}, [values])
 
     def display(self) -> None:
         """Display the widget, and the picture below it."""
-        bundle = self.player._repr_mimebundle_()
+        bundle: Any = self.widget._repr_mimebundle_()
         bundle = bundle[0] if isinstance(bundle, tuple) else bundle or {}
         self.output, self.picture = self.output or DisplayHandle(), self.picture or DisplayHandle()
         text = {"text/plain": "Live view: open it in JupyterLab."}
@@ -197,7 +259,7 @@ class _View:
 
     def reset(self) -> None:
         """Show the recording of the session from its beginning."""
-        self.player.recording = page.encode(self.session.recording())
+        self.player.recording = self.encoded()
 
     def close(self, recording: Recording | None) -> None:
         """Close the widget.
@@ -207,9 +269,7 @@ class _View:
         if recording and self.output and self.picture:
             self.output.update({"text/plain": "Live view (closed)."}, raw=True)
             self.picture.update(_png(recording))
-        layout = self.player.layout
-        self.player.close()
-        layout.close()
+        close_all(self.widget)
 
     def say(self) -> None:
         """Update the status and the buttons."""
@@ -229,23 +289,35 @@ class _View:
         with self.session.changed:
             if run is not self.session.run or self.player.comm is None:
                 return
-            recorder, first = run.recorder, run.sent
-            update, coordinates, gradients = recorder.frames[-1]
+            recorders, first = [track.recorder for track in run.tracks], run.sent
+            update = recorders[0].frames[-1][0]
             message = {
+                "kind": "add",
                 "update": update,
-                "stride": recorder.stride,
+                "stride": recorders[0].stride,
                 "first": first,
-                "loss": recorder.matching_loss[first:],
-                "mean_gradient": recorder.mean_absolute_gradient[first:],
+                "loss": [recorder.matching_loss[first:] for recorder in recorders],
+                "mean_gradient": [
+                    recorder.mean_absolute_gradient[first:] for recorder in recorders
+                ],
                 "final": run.resting,
             }
-            places = page.quantised(coordinates, recorder.clouds.grid)
-            self.player.send(message, [places.tobytes(), page.gradient_levels(gradients).tobytes()])
+            coordinates, gradients = (
+                np.concatenate([recorder.frames[-1][part] for recorder in recorders])
+                for part in (1, 2)
+            )
+            places = page.quantised(coordinates, recorders[0].clouds.grid)
+            buffers = [places.tobytes(), page.gradient_levels(gradients).tobytes()]
+            steps = [track.last for track in run.tracks]
+            if self.forces and not run.resting and None not in steps:
+                buffers.append(_columns([-step.gradient for step in steps if step]))
+            self.player.send(message, buffers)
             pause = 1 / SENT_PER_SECOND
             # after a late frame the next one may follow sooner
             run.due = max(run.due, time.monotonic() - pause) + pause
-            run.sent = len(recorder.matching_loss)
+            run.sent = update
         self.say()
+        self.tell_forces(run)
 
     def keep(self, run: Run) -> None:
         """Update the widget state and the picture for a saved notebook, if the run still rests."""
@@ -256,14 +328,61 @@ class _View:
         with self.session.changed:
             if not rests():
                 return
-            recording = run.recorder.recording()
-        encoded, picture = page.encode(recording), _png(recording)
+            recordings = self.session.recordings()
+        encoded, picture = page.encode(*recordings, names=self.names), _png(recordings[0])
         with self.session.changed:
             if not rests():
                 return
             self.player.recording = encoded
             if self.picture:
                 self.picture.update(picture)
+
+
+def close_all(widget: Widget) -> None:
+    """Close a widget with its children, layout and style, which the kernel would keep for ever."""
+    for name in ("layout", "style"):
+        if part := getattr(widget, name, None):
+            part.close()
+    for child in getattr(widget, "children", ()):
+        close_all(child)
+    widget.close()
+
+
+def class_means(real: PointClouds) -> bytes:
+    """Return the share of each class's clouds that occupy each cell, as bytes 0 to 255."""
+    means = [occupancy(real.select(chosen)).mean(0) for chosen in members_per_class(real)]
+    return (torch.stack(means) * 255).round().byte().cpu().numpy().tobytes()
+
+
+def forces_of(run: Run, stale: Callable[[], bool]) -> tuple[dict, bytes] | None:
+    """Return the forces of the next update on the points of all tracks: ({}, (3, points))."""
+    return {}, _columns([track.energy().forces() for track in run.tracks])
+
+
+def map_of(run: Run, stale: Callable[[], bool], point: int) -> tuple[dict, bytes] | None:
+    """Return the energy with one point moved along height and width: (message, (side, side)).
+
+    None: no longer wanted.
+    """
+    sizes = [len(track.recorder.clouds.coordinates) for track in run.tracks]
+    track, of_track = divmod(point, sizes[0])
+    energy = run.tracks[track].energy()
+    place = energy.clouds.coordinates[of_track]
+    offsets = torch.linspace(-MAP_REACH, MAP_REACH, MAP_SIDE)
+    values = []
+    for height in offsets:
+        for width in offsets:
+            if stale():
+                return None
+            moved = place + torch.stack([torch.zeros(()), height, width]).to(place)
+            values.append(energy.with_point_at(of_track, moved))
+    about = {"point": point, "place": place.tolist(), "reach": MAP_REACH, "side": MAP_SIDE}
+    return about, np.array(values, np.float32).tobytes()
+
+
+def _columns(vectors: Sequence[torch.Tensor]) -> bytes:
+    """Return the vectors of all points, (points, 3), as float32 (3, points)."""
+    return torch.cat(list(vectors)).T.float().cpu().contiguous().numpy().tobytes()
 
 
 def _after_cell(result: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ..engine.distill import Step
+from ..engine.forces import Energy, next_energy
 from ..errors import InputError
 from ..experiments import machine
 from ..experiments.config import Config
@@ -43,6 +44,12 @@ class Track:
     def updates(self) -> int:
         """Number of finished iterations."""
         return len(self.recorder.matching_loss)
+
+    def energy(self) -> Energy:
+        """Return the energy of the next iteration. Call it while the run rests."""
+        config = self.next_config or self.config
+        start = config.start(self.real).to(self.device)
+        return next_energy(config.method, self.real, start, self.last)
 
     def advance(self) -> Step | None:
         """Make one iteration, with the settings of `next_config` if there are any.
@@ -287,6 +294,11 @@ class Session:
         with self.changed:
             return self.run.recorder.recording()
 
+    def recordings(self) -> list[Recording]:
+        """Return the recording of each track, up to the same update."""
+        with self.changed:
+            return [track.recorder.recording() for track in self.run.tracks]
+
     def state(self) -> str:
         """Return ready, running, pausing, paused, stopping, stopped, finished or failed."""
         with self.changed:
@@ -375,9 +387,7 @@ class Session:
         if view:
             view.send(run)
             with self.changed:
-                self.changed.wait_for(
-                    lambda: called() or self.ending, timeout=REST
-                )
+                self.changed.wait_for(lambda: called() or self.ending, timeout=REST)
             view.keep(run)
         with self.changed:
             if not called() or run is not self.run:

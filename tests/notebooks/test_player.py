@@ -67,7 +67,7 @@ def decoded(encoded: bytes) -> dict:
     gradients = (
         take("u1", frames, points).cumsum(0, dtype=np.uint8) if header["has_gradients"] else None
     )
-    curves = take("<f4", 2, header["curve_length"])
+    curves = take("<f4", 2 * len(header["runs"]), header["curve_length"])
     assert at == len(data)
     return header | {"places": places, "gradients": gradients, "curves": curves}
 
@@ -199,6 +199,19 @@ def test_encoding_keeps_everything_else():
     assert np.array_equal(encoded["curves"], [given.matching_loss, given.mean_absolute_gradient])
     lengths = 10 ** (encoded["gradients"] / page.LEVELS_PER_DECADE + page.LOWEST_DECADE)
     assert np.abs(np.log10(lengths / given.gradients)).max() <= 0.51 / page.LEVELS_PER_DECADE
+
+
+def test_two_recordings_are_encoded_one_after_the_other():
+    first, second = recording(frames=4), replace(recording(frames=4), iterations=9)
+    second = replace(second, coordinates=second.coordinates[:, ::-1], matching_loss=first.matching_loss + 1)
+    got = decoded(encode(first, second, names=["a", "b"]))
+    alone = [decoded(encode(given)) for given in (first, second)]
+    assert got["runs"] == ["a", "b"] and got["labels"] == [0, 1, 2, 0, 1, 2]
+    assert got["offsets"] == [0, 20, 40, 60, 80, 100, 120]
+    for name in ("places", "gradients"):
+        assert np.array_equal(got[name], np.concatenate([each[name] for each in alone], axis=-1))
+    assert np.array_equal(got["curves"][[0, 2]], alone[0]["curves"])
+    assert np.array_equal(got["curves"][[1, 3]], alone[1]["curves"])
 
 
 def test_gradients_of_nothing_and_of_too_much_are_the_ends_of_the_scale():
