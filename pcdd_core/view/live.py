@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -66,13 +66,21 @@ def watch(
     device: see `machine.choose_device`
     Raises InputError if the settings do not fit the data.
     """
+    return replacing(lambda: LiveDistillation(config, real, device))
+
+
+Live = TypeVar("Live", bound="LiveDistillation")
+
+
+def replacing(make: Callable[[], Live]) -> Live:
+    """Return the live distillation of `make`, in place of those that `watch` describes."""
     cell, execution = kernel.request()
     if cell:
         for session in list(sessions):
             if session.cell == cell and session.execution != execution:
                 session.close(cleared=True)
                 _forget(session)
-    live = LiveDistillation(config, real, device)
+    live = make()
     live._session.cell, live._session.execution = cell, execution
     if has_screen():
         kernel.after_each_cell(_after_cell)
@@ -110,7 +118,10 @@ class LiveDistillation:
     last of them has taken effect.
     """
 
+    _make_view: Callable[[Session], "SessionView"]
+
     def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
+        self._make_view = SessionView
         # The thread and the view refer to the session only. So this object is referenced by the
         # user's variables, and dies with them.
         self._session = Session([config], real, device)
@@ -173,7 +184,7 @@ class LiveDistillation:
         if session.closed or not has_screen():
             display(_png(self.recording))
             return
-        session.view = session.view or SessionView(session)
+        session.view = session.view or self._make_view(session)
         session.view.display()
 
 

@@ -429,7 +429,10 @@ export function mount(root, send = null) {
     clearTimeout(telling);
     if (waiting) cancelAnimationFrame(waiting);
   };
-  return { show, add, run, forces, map, means, score, remove };
+  /** Copy a text. The browser may refuse; the text is in the panel, too. */
+  const copy = ({ text }) => navigator.clipboard?.writeText(text).catch(() => {});
+
+  return { show, add, run, forces, map, means, score, copy, remove };
 }
 
 /** Keep the keys of ipywidgets' controls in a lab from JupyterLab's shortcuts, and name its sliders. */
@@ -437,6 +440,7 @@ function guard(lab) {
   if (!lab) return null;
   const protect = () => {
     lab.dataset.lmSuppressShortcuts = "true";
+    lab.querySelector(".pcdd-message")?.setAttribute("aria-live", "polite");
     for (const control of lab.querySelectorAll("input, select, textarea, button, [tabindex]"))
       control.dataset.lmSuppressShortcuts = "true";
     for (const handle of lab.querySelectorAll("[role=slider]"))
@@ -1238,11 +1242,11 @@ function drawScores(canvas, { iterations, dark, runs }, scores) {
   const latest = scores.runs.map((points) => (points.length ? `${points.at(-1)[1].toFixed(0)} %` : ""));
   const named = latest.map((text, run) => (runs.length > 1 && text ? `${run ? "╌" : "─"} ${runs[run]} ${text}` : text));
   const words = named.filter(Boolean).join("  ");
-  const title = `accuracy on validation${words && `: ${words}`}`;
+  const heading = `accuracy on validation${words && `: ${words}`}`;
   const told = baselines.map(([name, value]) => `${name} ${value.toFixed(0)} %`).join(", ");
-  canvas.setAttribute("aria-label", `${title}.${told && ` Without distillation: ${told}.`} ${scores.note}`);
+  canvas.setAttribute("aria-label", `${heading}.${told && ` Without distillation: ${told}.`} ${scores.note}`);
   canvas.title = scores.note;
-  const { context, left, right, top, bottom, x } = drawFrame(canvas, title, iterations);
+  const { context, left, right, top, bottom, x } = drawFrame(canvas, heading, iterations);
   const values = [...baselines.map(([, value]) => value), ...scores.runs.flat().map(([, value]) => value)];
   if (!values.length) return;
   const [low, high] = [Math.max(Math.min(...values) - 5, 0), Math.min(Math.max(...values) + 5, 100)];

@@ -1,0 +1,69 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The lab: play with a distillation
+#
+# Points move in a force field that a network makes. Here you change the field and see at once how the points react.
+# A run begins with *Start*. **Run all cells first** (Run → Run All Cells). `docs/lesson.md` is a lesson of ten minutes
+# with this page. Without JupyterLab the run is made at once, and a picture stands where the lab would be.
+
+# %% tags=["parameters"]
+preset = "quickstart"  # the settings to begin with, see `pcdd presets`
+dataset = "digits"  # "digits": embedded in scikit-learn, needs no files; "mnist"; "solids" with the preset of that name
+data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty means PCDD_DATA, else a download
+settings = {"clouds.points_per_cloud": 100, "schedule.iterations": 200}  # changes of the preset
+seed = 0
+device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
+output = "runs/lab"  # the folder for the page of the recording
+
+# %%
+from pathlib import Path
+
+import pcdd_core as pcdd
+
+# %matplotlib inline
+
+# %% [markdown]
+# ## 1. The lab
+#
+# - **Step size** and **bandwidth** change in a run, from its next iteration on. Any other setting begins another run
+#   from the same scatter.
+# - **Second run** puts a second run beside the first: the same scatter, the same seed, one setting apart.
+#   **Difference** draws lines from the points of the first run to the same points of the second.
+# - **Score every**: a small classifier trains on the clouds while they move, and is tested on validation clouds. Its
+#   curve stands beside those of random clouds, of herding and of the class mean. It takes a tenth of the time at most.
+# - **Click a point**, or press *N* in the picture: its way, its force and what is known about it. **Forces** draws the
+#   arrows of all points, **Real mean** the cells that real clouds occupy. **Energy map**, while the run rests, colours
+#   the matching loss that the point would cause elsewhere.
+# - **Copy settings**: the command and the program that make this run without the lab.
+
+# %%
+lab = pcdd.lab(preset, {"data.name": dataset, "seed": seed, **settings}, data_folder or None, device or None)
+lab
+
+# %% [markdown]
+# ## 2. What it made
+#
+# The recording is that of the first run, until now. Run the cell again after a longer run.
+
+# %%
+recording = lab.recording
+print(lab.status)
+page = Path(output) / "points.html"
+pcdd.save_player(recording, page)
+print(f"{len(recording)} frames in {page.name}")
