@@ -103,7 +103,7 @@ tables: install minkowski
 	set -e; for table in "table1 --seeds 5" "initialisation --seeds 10" "table2 --seeds 5" "ablation --seeds 5" \
 		"why --seeds 3" "pool --seeds 3" "ingredients --seeds 1"; do \
 		$(BIN)/pcdd sweep $$table $(SWEEP); \
-		$(BIN)/pcdd report $$table --keep figures/records --output figures/tables; done
+		$(BIN)/pcdd report $$table --keep figures --output figures/tables; done
 
 clean:
 	rm -rf build *.egg-info

@@ -5,7 +5,7 @@
 Per layer, depth and distance, for the paper's networks of 2, 3 and 4 layers and its two distances,
 3 seeds: at the scatter that a run starts from, and at the clouds that a run is scored by (moment
 "end"), where the folder of that run is in --runs. The real batch is an eighth of the paper's: the
-cost grows with it. Writes figures/records/missed-gradient.json, figures/tables/missed-gradient.csv
+cost grows with it. Writes figures/missed-gradient.json, figures/tables/missed-gradient.csv
 and figures/missed-gradient.png, and prints the table of docs/paper.md. About 2 minutes on one core.
 """
 
@@ -154,7 +154,7 @@ def main() -> None:
         "peak_memory_bytes": machine.peak_memory(options.device),
         "rows": rows,
     }
-    atomic_write_text(HERE / "records" / "missed-gradient.json", json.dumps(record, indent=1))
+    atomic_write_text(HERE / "missed-gradient.json", json.dumps(record, indent=1))
     lines, text = table(rows), io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()

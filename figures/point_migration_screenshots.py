@@ -107,7 +107,7 @@ def main() -> None:
             "browser": Path(headless.BROWSER).name,
             "seconds": time.monotonic() - begun,
         }
-        atomic_write_text(HERE / "records" / f"{name}.json", json.dumps(record, indent=1))
+        atomic_write_text(HERE / f"{name}.json", json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

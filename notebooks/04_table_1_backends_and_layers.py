@@ -31,7 +31,7 @@ seeds = 5  # runs per cell of the table
 dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
 data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"optimiser.step_size": 0.2}
-runs_folder = "runs"  # finished runs are looked for here, and new ones kept
+runs_folder = ""  # for finished and new runs; empty: PCDD_RUNS, else runs/ of the checkout
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 
 # %%
@@ -45,6 +45,8 @@ import torch
 from IPython.display import display
 
 import pcdd_core as pcdd
+
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %matplotlib inline
 

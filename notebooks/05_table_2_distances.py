@@ -36,7 +36,7 @@ seeds = 5  # runs per cell of the table (of the step sizes in section 7, three a
 dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
 data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"network.width": 64}
-runs_folder = "runs"  # finished runs are looked for here, and new ones kept
+runs_folder = ""  # for finished and new runs; empty: PCDD_RUNS, else runs/ of the checkout
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 
 # %%
@@ -51,6 +51,8 @@ import torch
 from IPython.display import display
 
 import pcdd_core as pcdd
+
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %matplotlib inline
 
@@ -142,7 +144,7 @@ def frame_of(records):
             mean = record.get("mean_absolute_gradient")  # of runs too short for the logged one
             row["gradient"] = record.get("mean_absolute_gradient_as_logged", mean)
             row["moved"] = moved_of(record)
-            row["diverged"] = record["health"].startswith(("diverged", "failed"))
+            row["diverged"] = record["health"]["state"] in ("diverged", "failed")
             rows.append(row)
     numbers = [*protocols, "step size", "gradient", "moved"]
     frame = pd.DataFrame(rows, columns=["network", "distance", "seed", "diverged", *numbers])

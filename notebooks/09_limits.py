@@ -35,7 +35,7 @@ seeds_per_step = 3  # runs with each step size
 dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
 data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"schedule.iterations": 100}
-runs_folder = "runs"  # finished runs are looked for here, and new ones kept
+runs_folder = ""  # for finished and new runs; empty: PCDD_RUNS, else runs/ of the checkout
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 
 # %%
@@ -46,6 +46,8 @@ import numpy as np
 import pandas as pd
 
 import pcdd_core as pcdd
+
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %matplotlib inline
 
@@ -85,7 +87,7 @@ def runs_of(name, count, **options):
         row |= {"classifiers": standard.get("networks"), "iterations": record.get("iterations")}
         row |= {"gradient": record.get("mean_absolute_gradient")}
         row |= {"displacement": record.get("mean_absolute_displacement")}
-        row |= {"health": record.get("health", "").split(" at iteration")[0]}
+        row |= {"health": record.get("health", {}).get("state", "")}
         rows.append(row)
     numbers = [name for name in columns if name not in ("name", "backend", "health")]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(numbers, float))

@@ -33,7 +33,7 @@ data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty means PCDD
 settings = {}  # any setting changed in every run, for instance {"schedule.iterations": 100}
 groups = ["objective", "lift", "networks", "steps", "points", "several clouds"]  # which ingredients
 baselines = ["random", "herding", "k_center", "class_mean"]  # real clouds; "forgetting" and "craig" take a while to choose
-runs_folder = "runs"  # finished runs are looked for here, and new ones kept
+runs_folder = ""  # for finished and new runs; empty: PCDD_RUNS, else runs/ of the checkout
 device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
 
 # %%
@@ -44,6 +44,8 @@ import numpy as np
 import pandas as pd
 
 import pcdd_core as pcdd
+
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %matplotlib inline
 

@@ -45,7 +45,8 @@ from .experiments.presets import PRESETS as PRESETS
 from .experiments.presets import preset as preset
 from .experiments.records import read_record as read_record
 from .experiments.records import read_trajectory as read_trajectory
-from .experiments.records import table as table
+from .experiments.records import runs_folder as runs_folder
+from .experiments.report import table as table
 from .experiments.runs import run as run
 from .experiments.runs import score as score
 from .experiments.second_order import missed_gradient as missed_gradient

@@ -47,6 +47,12 @@ def pytest_xdist_make_scheduler(config, log):
     return Groups(config, log)
 
 
+@pytest.fixture(autouse=True)
+def runs_here(monkeypatch):
+    """Put the run folders of each test below its own working directory."""
+    monkeypatch.setenv("PCDD_RUNS", "runs")
+
+
 @pytest.fixture(scope="session")
 def random_clouds():
     """Return make(sizes, grid, seed), which makes float64 clouds of random points.

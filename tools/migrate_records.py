@@ -1,9 +1,24 @@
 """Convert settings and records of pcdd 0.1 to the format of today.
 
-python tools/migrate_records.py RECORD.json ... [--output FOLDER]: see `experiments.records`.
+    python tools/migrate_records.py RECORD.json ...
+
+Writes each file again: the record.json of a run folder, or a record beside a distilled set.
 """
 
+import json
+import re
+import sys
+from pathlib import Path
 from typing import Any
+
+from pcdd_core.experiments.config import KINDS
+from pcdd_core.experiments.presets import label
+from pcdd_core.experiments.records import SCHEMA, as_json, label_of_score, settings_of
+from pcdd_core.files import atomic_write_text
+from pcdd_core.scoring.baselines import Baseline
+from pcdd_core.sealed import sealed, unsealed
+
+BASELINE = re.compile(r"(\w+)-(\d+)(?:-of-(\d+)-points)?")
 
 OLD: dict[str, Any] = {
     "data.name": "mnist",
@@ -80,8 +95,6 @@ OLD: dict[str, Any] = {
 
 def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
     """Convert the settings of a record, with the defaults of their time filled in."""
-    from pcdd_core.experiments.config import KINDS
-
     sections: dict[str, Any] = {}
     for name, default in OLD.items():
         section, _, key = name.partition(".")
@@ -109,3 +122,53 @@ def _of_piece(kind: Any, values: dict[str, Any]) -> dict[str, Any]:
     choice = kind.choice(values.get("name", ""))
     kept = {"name": choice.name} if choice.name else {}
     return kept | {key: values[key] for key in choice.settings()}
+
+
+def converted(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record of pcdd 0.1. A record of today is returned as it is."""
+    record = unsealed(record)
+    if "schema" in record:
+        return record
+    name, old = record["name"], record["config"]
+    # a record between the versions has settings of today
+    of_today = "name" in old["data"] and isinstance(old["evaluation"].get("classifier"), dict)
+    config = old if of_today else upgraded(old)
+    kind = "distilled" if "network" in config else "scored"
+    if kind == "scored" and name.startswith("released-"):
+        kind, config["baseline"] = "released", {"name": "released", "file": name[9:]}
+    elif kind == "scored" and (match := BASELINE.fullmatch(name)) and match[1] in Baseline.choices:
+        kind, points = "baseline", match[3] and int(match[3])
+        config["baseline"] = {"name": match[1], "clouds_per_class": int(match[2]), "points": points}
+    if "baseline" in config:
+        config["baseline"] = Baseline.of(config["baseline"]).to_dict()
+    new = {"schema": SCHEMA, "kind": kind, "name": name, "row": name, **record, "config": config}
+    named = label if kind == "distilled" else label_of_score
+    new["row"] = named(name, settings_of(new))
+    for scores in (new["scores"], *new.get("scores_at", {}).values()):
+        for score in scores.values():
+            score.pop("epochs", None)
+            score.pop("width", None)
+    if "health" in record:
+        new["health"] = _health(record["health"])
+    return new
+
+
+def _health(text: str) -> dict[str, Any]:
+    """Return state, iteration and reason of a health in one sentence."""
+    state, _, rest = text.partition(" at ")
+    if not rest:
+        return {"state": text, "iteration": None}
+    when, _, reason = rest.partition(": ")
+    number = re.fullmatch(r"iteration (\d+)", when)
+    return {"state": state, "iteration": int(number[1]) if number else None, "reason": reason}
+
+
+def main() -> None:
+    """Convert the files of the command line."""
+    for path in map(Path, sys.argv[1:]):
+        new = converted(json.loads(path.read_text()))
+        atomic_write_text(path, as_json(sealed(new)))
+
+
+if __name__ == "__main__":
+    main()

@@ -45,9 +45,8 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
     if not ranks.first_of_torchrun():
         return {"text": "pcdd: this process is finished", "json": {}}
     record = records.read_record(folder)
-    text = (
-        f"{_scores(record)}\n{record['health']}\n{folder}: clouds.npz, migration.png, record.json"
-    )
+    files = f"{folder}: clouds.npz, migration.png, record.json"
+    text = f"{_scores(record)}\n{records.health_of(record)}\n{files}"
     return {"text": text, "json": {"folder": str(folder), **record}}
 
 
@@ -94,6 +93,7 @@ def presets(options: argparse.Namespace) -> dict[str, Any]:
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd show`: describe and draw a run or a set."""
     from ..experiments import figures, second_order
+    from ..experiments.records import health_of
     from ..geometry.storage import RELEASED, load_clouds
 
     path = _place_of_set(options.path)
@@ -122,7 +122,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     if record:
         lines += [
             printable(f"{record['name']}, seed {record['config']['seed']}: ")
-            + printable(record.get("health", "")),
+            + printable(health_of(record)),
             _scores(record),
         ]
         derivatives = record.get("second_derivatives")
@@ -181,12 +181,19 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
 def table(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd table`: tabulate records."""
     from ..experiments import records
+    from ..experiments import report as tables
     from ..files import atomic_write_text
 
-    rows = records.table(records.read_record(path) for path in options.records)
+    rows = tables.table(
+        record
+        for path in map(Path, options.records)
+        for record in (
+            records.read_records(path) if path.suffix == ".jsonl" else [records.read_record(path)]
+        )
+    )
     if options.csv:
-        atomic_write_text(options.csv, records.comma_separated(rows))
-    return {"text": records.markdown(rows), "json": rows}
+        atomic_write_text(options.csv, tables.comma_separated(rows))
+    return {"text": tables.markdown(rows), "json": rows}
 
 
 def sweep(options: argparse.Namespace) -> dict[str, Any]:
@@ -263,6 +270,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd report`: print and save the table of a sweep."""
     cells = _cells(options)
     from ..experiments import records, sweeps
+    from ..experiments import report as tables
     from ..experiments.tables import COLUMNS, EXPERIMENTS, scale_of
     from ..files import atomic_write_text
 
@@ -270,33 +278,27 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     # --keep copies records from the run folders, so these come first then
     by_identity = records.find_records(places[::-1] if options.keep else places)
     finished = [cell for cell in cells if cell.identity in by_identity]
-    paths = [by_identity[cell.identity] for cell in finished]
-    if not paths:
+    finished_records = [by_identity[cell.identity] for cell in finished]
+    if not finished_records:
         raise InputError(
             f"{options.name}: none of its {len(cells)} runs is finished; "
             "make them with `pcdd sweep`"
         )
     if options.keep:
-        for cell, path in zip(finished, paths, strict=True):
-            records.keep(
-                path,
-                options.keep,
-                with_clouds=cell.config.seed == 0 and cell.config.data.passed_on,
-            )
-    finished_records = [records.read_record(path) for path in paths]
-    rows = records.table(finished_records, COLUMNS.get(options.name))
+        records.keep(finished_records, options.keep, options.name, with_clouds=True)
+    rows = tables.table(finished_records, COLUMNS.get(options.name))
     title = options.name
     if title in EXPERIMENTS:
         title += f"-{options.scale or scale_of(title)}"
-    folder = Path(options.output or options.runs)
-    tables = {title: rows, f"{title}-curve": records.curve_table(finished_records)}
-    for name, made in tables.items():
+    folder = Path(options.output or options.runs or records.runs_folder())
+    all_rows = {title: rows, f"{title}-curve": tables.curve_table(finished_records)}
+    for name, made in all_rows.items():
         if made:
-            atomic_write_text(folder / f"{name}.md", records.markdown(made) + "\n")
-            atomic_write_text(folder / f"{name}.csv", records.comma_separated(made))
-            atomic_write_text(folder / f"{name}.tex", records.latex(made) + "\n")
-    missing = len(cells) - len(paths)
-    text = records.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
+            atomic_write_text(folder / f"{name}.md", tables.markdown(made) + "\n")
+            atomic_write_text(folder / f"{name}.csv", tables.comma_separated(made))
+            atomic_write_text(folder / f"{name}.tex", tables.latex(made) + "\n")
+    missing = len(cells) - len(finished_records)
+    text = tables.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
     if missing:
         text += f"\n{missing} of {len(cells)} runs are missing; make them with `pcdd sweep`"
     return {"text": text, "json": {"rows": rows, "missing": missing}}

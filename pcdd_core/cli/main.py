@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--output",
         metavar="DIR",
-        help="run folder (default: runs/<preset>-<seed>-<hash of the settings>)",
+        help="run folder (default: <preset>-<seed>-<hash of the settings> in the runs folder)",
     )
     there = sub.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="continue a stopped run")
@@ -219,9 +219,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--runs",
-            default="runs",
             metavar="DIR",
-            help="folder that contains the run folders (runs)",
+            help="folder of the run folders (default: PCDD_RUNS, else runs in the checkout)",
         )
 
     epilog = """\
@@ -294,7 +293,8 @@ Ray, for instance with Slurm:
     sub.add_argument(
         "--keep",
         metavar="DIR",
-        help="copy the records to DIR, with the clouds of seed 0 if they may be passed on",
+        help="put the records into DIR/records/NAME.jsonl, and into DIR/sets the clouds of seed "
+        "0 that may be passed on",
     )
 
     command(commands.presets, "list the presets with the paper's accuracies")

@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import atomic_write
+from .health import Finding
 
 VERSION = b"pcdd checkpoint 2\n"
 WITHOUT_CHECKSUM = b"PK"  # the first bytes of a checkpoint of version 1
@@ -48,7 +49,7 @@ class Checkpoint:
     label_probabilities: Tensor | None
     seconds: float
     still: int
-    finding: str | None
+    finding: Finding | None
 
     @property
     def rows(self) -> list[Row]:
@@ -73,7 +74,8 @@ def columns_of(rows: Sequence[Row]) -> dict[str, Tensor]:
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint atomically. The one before it becomes the previous generation."""
     payload = io.BytesIO()
-    torch.save({part.name: getattr(checkpoint, part.name) for part in fields(Checkpoint)}, payload)
+    stored = {part.name: getattr(checkpoint, part.name) for part in fields(Checkpoint)}
+    torch.save(stored | {"finding": checkpoint.finding and asdict(checkpoint.finding)}, payload)
     digest = hashlib.sha256(payload.getbuffer()).hexdigest().encode()
 
     def write(file) -> None:
@@ -202,7 +204,16 @@ def _checked(stored: Any, iterations: int) -> Checkpoint:
         "a positive number",
     )
     need(type(stored["still"]) is int and stored["still"] >= 0, "still", "0 or more")
-    need(isinstance(stored["finding"], str | None), "finding", "text, or None")
+    finding = stored["finding"]
+    kinds = {"state": str, "iteration": int, "reason": str}
+    need(
+        finding is None
+        or isinstance(finding, dict)
+        and {name: type(part) for name, part in finding.items()} == kinds,
+        "finding",
+        "state, iteration and reason, or None",
+    )
+    stored["finding"] = finding and Finding(**finding)
     return Checkpoint(**stored)
 
 

@@ -14,15 +14,32 @@ STUCK_BELOW = 1e-3  # cells per iteration; at this speed a point needs 1,000 ite
 PILED_UP = 0.9  # share of coordinates on the border of the grid
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A problem of a run.
+
+    state:     "stopped moving" or "diverged"
+    iteration: at which it began
+    reason:    measured numbers and the likely cause
+    """
+
+    state: str
+    iteration: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.state} at iteration {self.iteration}: {self.reason}"
+
+
 @dataclass
 class Health:
     """Monitor the steps of one run.
 
-    finding: None for a healthy run, else the problem, its iteration and its likely cause
+    finding: None for a healthy run, else the problem
     still:   number of consecutive iterations with a mean displacement below `STUCK_BELOW`
     """
 
-    finding: str | None = None
+    finding: Finding | None = None
     still: int = 0
 
     def watch(self, step: Step) -> None:
@@ -30,18 +47,20 @@ class Health:
         self.still = self.still + 1 if step.mean_absolute_displacement < STUCK_BELOW else 0
         border = _share_on_border(step)
         if border > PILED_UP:
-            self.finding = (
-                f"diverged at iteration {step.iteration}: {border:.0%} of the coordinates are on "
-                "the border of the grid; likely cause: the step size is too large for these "
-                "gradients (lower optimiser.step_size)"
+            self.finding = Finding(
+                "diverged",
+                step.iteration,
+                f"{border:.0%} of the coordinates are on the border of the grid; likely cause: the "
+                "step size is too large for these gradients (lower optimiser.step_size)",
             )
         elif self.still >= WINDOW:
-            self.finding = (
-                f"stopped moving at iteration {step.iteration - self.still + 1}: the mean "
-                f"displacement is {step.mean_absolute_displacement:.1e} cells per iteration, the "
-                f"mean gradient {step.mean_absolute_gradient:.1e}; likely cause: the gradients of "
-                "this distance are too small for the step size, so points stay in their cells "
-                "(raise optimiser.step_size, or use optimiser.name=adam)"
+            self.finding = Finding(
+                "stopped moving",
+                step.iteration - self.still + 1,
+                f"the mean displacement is {step.mean_absolute_displacement:.1e} cells per "
+                f"iteration, the mean gradient {step.mean_absolute_gradient:.1e}; likely cause: "
+                "the gradients of this distance are too small for the step size, so points stay "
+                "in their cells (raise optimiser.step_size, or use optimiser.name=adam)",
             )
         else:
             self.finding = None

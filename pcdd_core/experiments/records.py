@@ -1,18 +1,22 @@
-"""Read, write and tabulate run records; read trajectories."""
+"""Read and write records of runs; read trajectories.
 
-import csv
+A record is a dictionary: schema version, kind (distilled, baseline, released, scored), name, config
+(all settings), scores, and for runs health, curves, seconds, memory and the machine. A run folder
+holds one as record.json. Committed records are JSON Lines, one file per experiment. A record
+belongs to a table by its `identity`, which is made of its own settings only.
+"""
+
 import hashlib
-import io
 import json
+import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from ..arrays import read_arrays
 from ..errors import InputError
@@ -20,22 +24,29 @@ from ..files import atomic_write, atomic_write_text, refuse_impossible_path
 from ..scoring.baselines import Baseline
 from ..scoring.evaluate import Score
 from ..sealed import KEY, parsed, sealed, unsealed
-from ..text import csv_cell, markdown_cell, printable
+from ..text import printable
 from .config import Config, from_dict, to_dict
-from .presets import PRESETS, label
+from .presets import label
 
-COMMITTED = Path(__file__).parents[2] / "figures" / "records"  # records in a git checkout
-LONGEST_NAME = 180  # characters of a kept record's name before the seed; file systems allow 255
+CHECKOUT = Path(__file__).parents[2]  # if this package is not installed elsewhere
+COMMITTED = CHECKOUT / "figures" / "records"
+SCHEMA = 2  # version of the format of a record; pcdd 0.1 had 1
+LONGEST_NAME = 120  # characters of the name of a kept set before the seed
 LOGGED = slice(0, 1250, 100)  # the paper's Table 2 averages the gradients of these iterations
 LARGEST_TRAJECTORY = 2**31  # bytes
-NEEDED = {"name", "config", "scores"}  # entries of every record
+NEEDED = {"schema", "kind", "name", "config", "scores"}  # entries of every record
+KINDS = ("distilled", "baseline", "released", "scored")
+STATES = ("moving", "stopped moving", "diverged", "failed")
 TYPES = {
+    "schema": int,
+    "kind": str,
     "name": str,
+    "row": str,
     "config": dict,
     "scores": dict,
     "scores_at": dict,
     "seconds": dict,
-    "health": str,
+    "health": dict,
     "scored_on": str,
     "peak_memory_bytes": int,
     "second_derivatives": dict,
@@ -44,6 +55,16 @@ TYPES = {
     "mean_absolute_displacement": int | float,
 }
 WINDOWS = 30  # parts of a run; each value of a curve in its record is the mean over one part
+
+
+def runs_folder() -> Path:
+    """Return the folder of run folders: PCDD_RUNS, else `runs` in the checkout, else `runs` here.
+
+    The command line and the notebooks share it.
+    """
+    if given := os.environ.get("PCDD_RUNS"):
+        return Path(given)
+    return CHECKOUT / "runs" if (CHECKOUT / "notebooks").is_dir() else Path("runs")
 
 
 class NoRecord(InputError):
@@ -57,9 +78,9 @@ class OtherJson(NoRecord):
 def read_record(path: Path | str) -> dict[str, Any]:
     """Read the record in a file or in a run folder.
 
-    Adds `clouds_file`: the path of the distilled set beside the record, or None if there is no such
-    file. Raises NoRecord if the file is missing or another kind of file, and InputError if it is a
-    damaged record.
+    Adds `place`, the path of the file, and `clouds_file`, the path of the distilled set beside the
+    record, or None if there is no such file.
+    Raises NoRecord if the file is missing or of another kind, and InputError if it is damaged.
     """
     path = Path(path)
     refuse_impossible_path(path)
@@ -70,22 +91,34 @@ def read_record(path: Path | str) -> dict[str, Any]:
         record = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NoRecord(f"{path}: not a record ({error})") from None
-    if not NEEDED <= record.keys() and KEY not in record:
+    if not {"name", "config", "scores"} <= record.keys() and KEY not in record:
         raise OtherJson(
             f"{path}: not a record; "
             f"expected the record.json of a finished run, with {', '.join(sorted(NEEDED))}"
         )
     try:
-        record = unsealed(record)
-        if missing := NEEDED - record.keys():
-            raise ValueError(f"no entry '{min(missing)}'")
-        _refuse_wrong_types(record)
+        record = _checked(record)
     except ValueError as error:
         raise InputError(f"{path}: not an intact record ({printable(error)})") from None
     clouds = (
         path.with_name("clouds.npz") if path.name == "record.json" else path.with_suffix(".npz")
     )
-    return record | {"clouds_file": str(clouds.resolve()) if clouds.is_file() else None}
+    found = str(clouds.resolve()) if clouds.is_file() else None
+    return record | {"place": str(path), "clouds_file": found}
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without its checksum. Raises ValueError if it is damaged or of another kind.
+
+    A record of an older version is refused: `python tools/migrate_records.py` converts it.
+    """
+    record = unsealed(record)
+    if "schema" not in record and {"name", "config", "scores"} <= record.keys():
+        raise ValueError("written by pcdd 0.1; tools/migrate_records.py converts it")
+    if missing := NEEDED - record.keys():
+        raise ValueError(f"no entry '{min(missing)}'")
+    _refuse_wrong_types(record)
+    return record
 
 
 def _refuse_wrong_types(record: dict[str, Any]) -> None:
@@ -93,6 +126,13 @@ def _refuse_wrong_types(record: dict[str, Any]) -> None:
     for name, kind in TYPES.items():
         if name in record and not isinstance(record[name], kind):
             raise ValueError(f"entry '{name}' is {record[name]!r:.60}")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"entry 'schema' is {record['schema']}, expected {SCHEMA}")
+    if record["kind"] not in KINDS:
+        raise ValueError(f"entry 'kind' is {record['kind']!r:.60}")
+    health = record.get("health", {"state": "moving", "iteration": None})
+    if health.get("state") not in STATES or not isinstance(health.get("iteration"), int | None):
+        raise ValueError(f"entry 'health' is {health!r:.60}")
     if type(record["config"].get("seed")) is not int:
         raise ValueError("entry 'config' has no whole number 'seed'")
     groups = {"scores": record["scores"], **record.get("scores_at", {})}
@@ -124,24 +164,68 @@ def settings_of(record: dict[str, Any]) -> Config:
     return from_dict({key: part for key, part in record["config"].items() if key != "baseline"})
 
 
-def find_records(places: Sequence[Path | str]) -> dict[str, Path]:
-    """Find the records in these folders and in their run folders. Returns paths by `identity`.
+def read_records(path: Path | str) -> list[dict[str, Any]]:
+    """Read the records in a JSON Lines file, one per line, in their order.
+
+    Adds `place` and `clouds_file` as `read_record` does. The set is the one in
+    ../sets/<stem of the file> that the record names. Raises InputError for the first damaged line.
+    """
+    found = []
+    for record in _lines(Path(path)):
+        if isinstance(record, InputError):
+            raise record
+        found.append(record)
+    return found
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any] | InputError]:
+    """Yield the record in each line of a JSON Lines file, or the error of a damaged line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        yield InputError(f"{path}: not a file of records ({error})")
+        return
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = _checked(parsed(line))
+        except ValueError as error:
+            yield InputError(f"{path}:{number}: not an intact record ({printable(error)})")
+            continue
+        clouds = _sets_of(path) / str(record.get("set"))
+        found = str(clouds.resolve()) if "set" in record else None
+        yield record | {"place": str(path), "clouds_file": found}
+
+
+def find_records(places: Sequence[Path | str]) -> dict[str, dict[str, Any]]:
+    """Find the records in the JSON Lines files and run folders of these folders, by `identity`.
 
     If several records have the same identity, the first folder in `places` wins. A damaged record,
-    or one with settings of an older version, is skipped with a message on standard error. Other
-    kinds of JSON are skipped in silence.
+    or one with settings of an older version, is skipped with a message on standard error.
     """
-    paths: dict[str, Path] = {}
+    found: dict[str, dict[str, Any]] = {}
     for place in map(Path, places):
         refuse_impossible_path(place)
-        for path in sorted([*place.glob("*.json"), *place.glob("*/record.json")]):
-            try:
-                paths.setdefault(identity(read_record(path)), path)
-            except OtherJson:
-                continue
-            except (InputError, AttributeError, KeyError, TypeError, RecursionError) as error:
-                print(f"pcdd: skipped: {_reason(path, error)}", file=sys.stderr)
-    return paths
+        for path in sorted([*place.glob("*.jsonl"), *place.glob("*/record.json")]):
+            for record in _lines(path) if path.suffix == ".jsonl" else [_one(path)]:
+                try:
+                    if isinstance(record, InputError):
+                        raise record
+                    found.setdefault(identity(record), record)
+                except (InputError, AttributeError, KeyError, TypeError, RecursionError) as error:
+                    print(f"pcdd: skipped: {_reason(path, error)}", file=sys.stderr)
+    return found
+
+
+def _one(path: Path) -> dict[str, Any] | InputError:
+    """Return the record of a run folder, or why it cannot be read."""
+    try:
+        return read_record(path)
+    except InputError as error:
+        return error
+    except OSError as error:
+        return InputError(f"{path}: {error}")
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -165,38 +249,67 @@ def identity(record: dict[str, Any]) -> str:
     return json.dumps({"baseline": set_name, **used}, sort_keys=True)
 
 
-def keep(path: Path, folder: Path | str, with_clouds: bool) -> Path:
-    """Copy the record.json at `path` to `folder` as <name>-seed<n>.json. Returns the new path.
+def keep(
+    records: Iterable[dict[str, Any]], folder: Path | str, experiment: str, with_clouds: bool
+) -> Path:
+    """Put records into <folder>/records/<experiment>.jsonl, to be committed. Returns the path.
 
-    with_clouds: copy the distilled set too
-
-    The copy is meant to be committed. Its name includes the settings that differ from the preset.
-    If the name is too long, or another experiment has it, eight digits of a hash of `identity`
-    extend it. An old record without `curves` gets them from the steps of the run.
+    A record takes the place of the one with the same identity, in whichever file that is: a run can
+    belong to several tables. Lines are sorted by row and seed. Raises InputError if a file there
+    has a damaged line, because writing the file again would lose it.
+    records: from `read_record` or `find_records`
+    with_clouds: copy the set of seed 0 to <folder>/sets/<experiment>, if its data may be passed on
     """
-    record = read_record(path)
-    clouds = record.pop("clouds_file")
-    steps = path.with_name("steps.jsonl")
-    if "curves" not in record and steps.exists() and record["scores"]:
-        record |= averages(steps)
-    name = re.sub(r"[^\w.-]+", "-", _label(record)).strip("-")
-    seed, digits = (
-        f"seed{record['config']['seed']}",
-        hashlib.sha256(identity(record).encode()).hexdigest()[:8],
-    )
-    kept = Path(folder) / f"{name}-{seed}.json"
-    if (
-        len(name) > LONGEST_NAME
-        or kept.is_file()
-        and identity(read_record(kept)) != identity(record)
-    ):
-        kept = kept.with_name(f"{name[:LONGEST_NAME]}-{digits}-{seed}.json")
-    if path.resolve() != kept.resolve():
-        atomic_write_text(kept, as_json(sealed(record)))
-    if with_clouds and clouds and Path(clouds).resolve() != kept.with_suffix(".npz").resolve():
-        with open(clouds, "rb") as source:
-            atomic_write(kept.with_suffix(".npz"), lambda file: shutil.copyfileobj(source, file))
-    return kept
+    place = Path(folder) / "records"
+    files = {path: read_records(path) for path in sorted(place.glob("*.jsonl"))}
+    own = place / f"{experiment}.jsonl"
+    files.setdefault(own, [])
+    homes = {identity(record): path for path, kept in files.items() for record in kept}
+    changed = set()
+    for record in records:
+        home = homes.get(identity(record), own)
+        line = _stored(record)
+        passed_on = record["config"]["seed"] == 0 and settings_of(record).data.passed_on
+        clouds = record.get("clouds_file")
+        if with_clouds and clouds and passed_on:
+            line["set"] = f"{slug(record)}-seed{record['config']['seed']}.npz"
+            _copy(Path(clouds), _sets_of(home) / line["set"])
+        others = [other for other in files[home] if identity(other) != identity(record)]
+        files[home] = [*others, line]
+        changed.add(home)
+    for path in changed:
+        write_records(files[path], path)
+    return own
+
+
+def write_records(records: Iterable[dict[str, Any]], path: Path) -> None:
+    """Write a JSON Lines file: one record per line, with its checksum, sorted by row and seed."""
+    lines = [_stored(record) for record in records]
+    lines.sort(key=lambda record: (row_of(record), record["config"]["seed"], identity(record)))
+    atomic_write_text(path, "".join(json.dumps(sealed(line)) + "\n" for line in lines))
+
+
+def _stored(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without what reading adds."""
+    return {key: part for key, part in record.items() if key not in ("clouds_file", "place")}
+
+
+def slug(record: dict[str, Any]) -> str:
+    """Return a name for files: the row of the record, shortened with a hash if it is long."""
+    name = re.sub(r"[^\w.-]+", "-", row_of(record)).strip("-")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(row_of(record).encode()).hexdigest()[:8]}"
+
+
+def _sets_of(path: Path) -> Path:
+    return path.parents[1] / "sets" / path.stem
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        with source.open("rb") as content:
+            atomic_write(target, lambda file: shutil.copyfileobj(content, file))
 
 
 def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
@@ -266,114 +379,22 @@ def averages_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def table(
-    records: Iterable[dict[str, Any]], columns: Mapping[str, Callable[[Config], Any]] | None = None
-) -> list[dict[str, Any]]:
-    """Return one row per experiment: means over its records, one record per seed.
-
-    Scores also have the standard deviation over seeds, if there are two or more. The name of an
-    experiment is its preset with the settings that differ from it. Scores are in percent, memory is
-    in MiB. `paper's figure` is the accuracy in the paper, if it states one. columns: additional
-    columns after `paper's figure`, each a function of the configuration.
-    """
-    rows = []
-    for name, group in _by_label(records).items():
-        row: dict[str, Any] = {"name": name, "paper's figure": _stated(group[0]["name"])}
-        for column, value in (columns or {}).items():
-            row[column] = value(settings_of(group[0])) if "network" in group[0]["config"] else None
-        row |= _scores([record["scores"] for record in group])
-        row["seeds"] = len({record["config"]["seed"] for record in group})
-        for key in (
-            "mean_absolute_gradient",
-            "mean_absolute_gradient_as_logged",
-            "mean_absolute_displacement",
-        ):
-            if all(key in record for record in group):
-                row[key.replace("_", " ")] = float(
-                    f"{np.mean([record[key] for record in group]):.3g}"
-                )
-        # failed runs have no seconds
-        spent = [record["seconds"] for record in group if "seconds" in record]
-        for stage in spent[0] if spent else ():
-            row[f"{stage} seconds"] = round(
-                float(np.mean([seconds[stage] for seconds in spent])), 1
-            )
-        peaks = [record["peak_memory_bytes"] for record in group if "peak_memory_bytes" in record]
-        row["peak memory MiB"] = round(max(peaks, default=0) / 2**20)
-        # a set that no run made has no health: the column says what it is
-        scored = "a released set" if name.startswith("released-") else "real clouds"
-        row["health"] = "; ".join(
-            sorted({record.get("health", scored).split(" at iteration")[0] for record in group})
-        )
-        rows.append(row)
-    return rows
+def row_of(record: dict[str, Any]) -> str:
+    """Return the name of the record's row in tables: its preset or set, and changed settings."""
+    if "row" in record:
+        return record["row"]
+    name, config = record["name"], settings_of(record)
+    return label(name, config) if "network" in record["config"] else label_of_score(name, config)
 
 
-def curve_table(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per experiment and iteration of `evaluation.curve`; scores as in `table`."""
-    rows = []
-    for name, group in _by_label(record for record in records if "scores_at" in record).items():
-        for iteration in group[0]["scores_at"]:
-            row = {
-                "name": name,
-                "paper's figure": _stated(group[0]["name"]),
-                "iteration": int(iteration),
-            }
-            scored = [record["scores_at"][iteration] for record in group]
-            rows.append(
-                row
-                | _scores(scored)
-                | {"seeds": len({record["config"]["seed"] for record in group})}
-            )
-    return rows
-
-
-def _by_label(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(_label(record), []).append(record)
-    return groups
-
-
-def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Return mean and standard deviation over seeds per protocol, in percent.
-
-    scored: one dict of scores per seed
-    """
-    row: dict[str, float | None] = {}
-    for protocol in {protocol: None for scores in scored for protocol in scores}:
-        means = [scores[protocol]["mean"] for scores in scored if protocol in scores]
-        row[protocol] = round(float(np.mean(means)), 2)
-        row[f"{protocol} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
-    return row
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Format rows of `table` as Markdown. Column `x sd` joins `x` after a plus-minus sign."""
-    cells, columns = _as_text(rows), _columns(rows)
-    cells = [[markdown_cell(cell) for cell in line] for line in [columns, *cells]]
-    lines = [cells[0], ["---"] * len(columns), *cells[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def latex(rows: list[dict[str, Any]]) -> str:
-    """Format rows of `table` as a LaTeX tabular (package booktabs); columns as in `markdown`."""
-    return tabulate(
-        [[printable(cell) for cell in line] for line in _as_text(rows)],
-        [printable(column) for column in _columns(rows)],
-        tablefmt="latex_booktabs",
-        disable_numparse=True,
-    ).replace("±", r"$\pm$")
-
-
-def comma_separated(rows: list[dict[str, Any]]) -> str:
-    """Format rows of `table` as CSV. Standard deviations have their own columns."""
-    text = io.StringIO()
-    columns = list({column: None for row in rows for column in row})
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([csv_cell(column) for column in columns])
-    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
-    return text.getvalue()
+def health_of(record: dict[str, Any]) -> str:
+    """Return the health of a run in one line, "" for a set that no run made."""
+    health = record.get("health")
+    if not health:
+        return ""
+    when = "" if health["iteration"] is None else f" at iteration {health['iteration']}"
+    reason = f": {health['reason']}" if health.get("reason") else ""
+    return f"{health['state']}{when}{reason}"
 
 
 def label_of_score(name: str, config: Config) -> str:
@@ -384,27 +405,3 @@ def label_of_score(name: str, config: Config) -> str:
     classifier = config.evaluation.classifier.name
     usual = Config().evaluation.classifier.name
     return name if classifier == usual else f"{name} evaluation.classifier={classifier}"
-
-
-def _label(record: dict[str, Any]) -> str:
-    return (label if "network" in record["config"] else label_of_score)(
-        record["name"], settings_of(record)
-    )
-
-
-def _stated(name: str) -> float | None:
-    return PRESETS[name].paper_accuracy if name in PRESETS else None
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    return list({column: None for row in rows for column in row if not column.endswith(" sd")})
-
-
-def _as_text(rows: list[dict[str, Any]]) -> list[list[str]]:
-    def cell(row: dict[str, Any], column: str) -> str:
-        if row.get(column) is None:
-            return ""
-        deviation = row.get(f"{column} sd")
-        return str(row[column]) if deviation is None else f"{row[column]} ± {deviation}"
-
-    return [[cell(row, column) for column in _columns(rows)] for row in rows]

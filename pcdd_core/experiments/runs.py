@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from ..files import (
 from ..geometry.clouds import PointClouds
 from ..geometry.storage import save_clouds, write_arrays
 from ..nn.classifiers import ConvNet
-from ..scoring.baselines import Baseline
+from ..scoring.baselines import Baseline, Released
 from ..sealed import parsed, sealed, unsealed
 from ..text import printable
 from . import checkpoint as checkpoints
@@ -52,8 +52,9 @@ from . import config as configuration
 from . import figures, machine, second_order
 from .checkpoint import Checkpoint
 from .config import Config
-from .health import Health
-from .records import as_json, averages_of, score_record
+from .health import Finding, Health
+from .presets import label
+from .records import SCHEMA, as_json, averages_of, label_of_score, runs_folder, score_record
 
 RUN_FILES = (
     "record.json",
@@ -84,7 +85,7 @@ def run(
 ) -> Path:
     """Distil and score as `config` says. Returns the run folder.
 
-    folder: default: runs/<name>-<seed>-<hash>
+    folder: default: <name>-<seed>-<hash> in `records.runs_folder`
     data: folder of the real data, see `DataSet.load`
     device: see `machine.choose_device`
     resume: continue from the last checkpoint. On the same CPU the result is identical bit for bit.
@@ -98,7 +99,7 @@ def run(
     full, and RunFailed if the run diverges. The record of a diverged run is written before
     RunFailed is raised. A picture that cannot be drawn gives a message only.
     """
-    folder = Path(folder) if folder else Path("runs") / folder_name(name, config)
+    folder = Path(folder) if folder else runs_folder() / folder_name(name, config)
     machine.keep_freed_memory()
     with ranks.joined(machine.choose_device(device)) as place:
         _refuse_impossible(config, data)
@@ -181,7 +182,10 @@ def _run(
     )
 
     record = {
+        "schema": SCHEMA,
+        "kind": "distilled",
         "name": name,
+        "row": label(name, config),
         "config": configuration.to_dict(config),
         "machine": machine.describe(place),
     }
@@ -192,7 +196,7 @@ def _run(
     if derivatives["gradients_without_graph"]:
         progress.write(f"pcdd: {second_order.sentence(derivatives)}")
     try:
-        trajectory, labels, rows, seconds, health = _distill(
+        trajectory, labels, rows, seconds, finding = _distill(
             folder, config, splits, steps, checkpoint, checkpoint_every, progress
         )
         distilled = replace(config.start(splits.train), label_probabilities=labels)
@@ -202,11 +206,15 @@ def _run(
         save_clouds(distilled, folder / "clouds.npz")
         scored = _score_run(folder, config, splits, trajectory, distilled, place, progress)
     except RunFailed as failure:
-        record |= {"health": f"failed at {failure}", "scores": {}}
+        health = {"state": "failed", "iteration": None, "reason": str(failure)}
+        if isinstance(failure, DistillationFailed):
+            reason = f"{failure.what}; likely cause: {failure.likely_cause}"
+            health |= {"iteration": failure.iteration, "reason": reason}
+        record |= {"health": health, "scores": {}}
         atomic_write_text(folder / "record.json", as_json(sealed(record)))
         raise
     record |= {
-        "health": health or "moving",
+        "health": asdict(finding) if finding else {"state": "moving", "iteration": None},
         **averages_of(rows),
         **scored,
         "seconds": {"distillation": seconds, **scored["seconds"]},
@@ -330,7 +338,17 @@ def score(
     used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
     if baseline:
         used["baseline"] = baseline.to_dict()
-    record = {"name": name, "config": used, "machine": machine.describe(place)}
+    kind = "scored" if baseline is None else "baseline"
+    if isinstance(baseline, Released):
+        kind = "released"
+    record = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "row": label_of_score(name, config),
+        "config": used,
+        "machine": machine.describe(place),
+    }
     return clouds, record | _score(clouds, splits, config, place, progress or Progress())
 
 
@@ -494,7 +512,9 @@ def _distill(
     checkpoint: Checkpoint | None,
     checkpoint_every: int,
     progress,
-) -> tuple[dict[str, np.ndarray], torch.Tensor | None, list[checkpoints.Row], float, str | None]:
+) -> tuple[
+    dict[str, np.ndarray], torch.Tensor | None, list[checkpoints.Row], float, Finding | None
+]:
     """Run the steps.
 
     Returns the trajectory, the learned labels, the lines of steps.jsonl, the seconds and the

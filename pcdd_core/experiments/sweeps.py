@@ -18,9 +18,9 @@ from . import records, runs
 from .tables import Cell
 
 
-def default_places(runs_folder: Path | str = "runs") -> list[Path]:
+def default_places(runs_folder: Path | str | None = None) -> list[Path]:
     """Return the folders to search for finished runs: the committed records and `runs_folder`."""
-    return [records.COMMITTED, Path(runs_folder)]
+    return [records.COMMITTED, Path(runs_folder or records.runs_folder())]
 
 
 def run_cell(
@@ -57,21 +57,22 @@ def run_cell(
 
 def obtain(
     cells: Sequence[Cell],
-    runs_folder: Path | str = "runs",
+    runs_folder: Path | str | None = None,
     data: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return the records of the cells, in their order. Missing runs are made here, one by one.
 
+    runs_folder: default: `records.runs_folder`
     A run that diverged in distillation or scoring has a record with this fact; a baseline that
     diverged has no record and is left out. Runs that need MinkowskiEngine are left out if it is not
     installed, with a message.
     """
-    paths = records.find_records(default_places(runs_folder))
-    missing = [cell for cell in cells if cell.identity not in paths]
+    found = records.find_records(default_places(runs_folder))
+    missing = [cell for cell in cells if cell.identity not in found]
     left_out: dict[str, int] = {}
     for number, cell in enumerate(missing):
-        folder = Path(runs_folder) / cell.folder
+        folder = Path(runs_folder or records.runs_folder()) / cell.folder
         try:
             print(f"run {number + 1} of {len(missing)}: {cell.label}, seed {cell.config.seed}")
             run_cell(cell, folder, data or None, device or None)
@@ -82,23 +83,26 @@ def obtain(
             print(f"failed at {error}")
             if cell.baseline:  # a failed baseline has no record
                 continue
-        paths[cell.identity] = folder
+        found[cell.identity] = records.read_record(folder)
     for reason, count in left_out.items():
         print(f"{count} runs left out: {reason}")
-    return [records.read_record(paths[cell.identity]) for cell in cells if cell.identity in paths]
+    return [found[cell.identity] for cell in cells if cell.identity in found]
 
 
-def finished(cells: Sequence[Cell], runs_folder: Path | str = "runs") -> list[dict[str, Any]]:
-    """Return the records of the cells that are finished, in their order. Makes no run."""
-    paths = records.find_records(default_places(runs_folder))
-    return [records.read_record(paths[cell.identity]) for cell in cells if cell.identity in paths]
+def finished(cells: Sequence[Cell], runs_folder: Path | str | None = None) -> list[dict[str, Any]]:
+    """Return the records of the cells that are finished, in their order. Makes no run.
+
+    runs_folder: default: `records.runs_folder`
+    """
+    found = records.find_records(default_places(runs_folder))
+    return [found[cell.identity] for cell in cells if cell.identity in found]
 
 
 @dataclass(frozen=True)
 class State:
     """State of one run of a sweep.
 
-    folder: run folder, or the path of the record if status is found
+    folder: run folder, or the file of the record if status is found
     status: found (finished before the sweep), waiting, running, finished, failed
     stage, fraction: current stage of a running run and the finished part of that stage, 0 to 1
     attempts: how often it was started
@@ -122,7 +126,8 @@ class Sweep:
     the loop early (break, Ctrl-C) stops the runs. Their files stay complete, and the same sweep
     continues from there. Raises InputError if Ray is not installed or no cluster answers.
 
-    runs_folder: folder of the run folders; on a cluster it must be on a shared file system
+    runs_folder: folder of the run folders (default: `records.runs_folder`); on a cluster it must
+        be on a shared file system
     data: folder of the real data (default: PCDD_DATA)
     address: HOST:PORT of a Ray cluster; None: start one on this machine
     cpus_per_run, gpus_per_run: resources of one run, fractions allowed; None for GPUs: 0.25 if the
@@ -133,7 +138,7 @@ class Sweep:
     """
 
     cells: Sequence[Cell]
-    runs_folder: Path | str = "runs"
+    runs_folder: Path | str | None = None
     data: str | None = None
     address: str | None = None
     cpus_per_run: float = 1
@@ -143,11 +148,11 @@ class Sweep:
     states: list[State] = field(init=False)
 
     def __post_init__(self) -> None:
-        paths = records.find_records(default_places(self.runs_folder))
-        folder = Path(self.runs_folder).resolve()
+        found = records.find_records(default_places(self.runs_folder))
+        folder = Path(self.runs_folder or records.runs_folder()).resolve()
         self.states = [
-            State(cell, paths[cell.identity], "found")
-            if cell.identity in paths
+            State(cell, Path(found[cell.identity]["place"]), "found")
+            if cell.identity in found
             else State(cell, folder / cell.folder)
             for cell in self.cells
         ]

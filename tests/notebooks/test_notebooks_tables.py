@@ -20,11 +20,18 @@ from pcdd_core.cli.main import main
 from pcdd_core.experiments import figures
 from pcdd_core.experiments.config import override, to_dict
 from pcdd_core.experiments.presets import PRESETS
-from pcdd_core.experiments.records import COMMITTED, find_records, identity, read_record
+from pcdd_core.experiments.records import (
+    COMMITTED,
+    SCHEMA,
+    find_records,
+    identity,
+    read_record,
+)
 from pcdd_core.experiments.sweeps import obtain
 from pcdd_core.experiments.tables import UNTIL_TABLE, Cell, experiment
 from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.geometry.storage import released, save_clouds
+from pcdd_core.sealed import unsealed
 
 TABLE_1, TABLE_2, POOLING = (
     "04_table_1_backends_and_layers",
@@ -82,7 +89,7 @@ def results(executed: Executed) -> list[str]:
 
 def records_in(place, cells: list[Cell]) -> list[dict]:
     found = find_records([place])
-    return [read_record(found[cell.identity]) for cell in cells if cell.identity in found]
+    return [found[cell.identity] for cell in cells if cell.identity in found]
 
 
 def tiny_records(runs, name: str) -> list[dict]:
@@ -248,7 +255,7 @@ def curved(tiny_run, runs, tmp_path_factory):
         tiny_run(name)
     folder = tmp_path_factory.mktemp("curved")
     for path in runs.glob("*/record.json"):
-        record = json.loads(path.read_text())
+        record = unsealed(json.loads(path.read_text()))
         network = record["config"].get("network", {})
         if network.get("name") == "minkowski":
             continue
@@ -312,7 +319,14 @@ def make_up(folder, preset: str, seed: int, score: float, cell_settings=None, **
     changed = {"seed": seed, **CHANGED, **(cell_settings or {})}
     settings = override(PRESETS[preset].config, changed)
     scores = {"standard": score_of(score + 4), "paper": score_of(score)}
-    record = {"name": preset, "config": to_dict(settings), "scores": scores, "health": "moving"}
+    record = {
+        "schema": SCHEMA,
+        "kind": "distilled",
+        "name": preset,
+        "config": to_dict(settings),
+        "scores": scores,
+        "health": {"state": "moving", "iteration": None},
+    }
     place = folder / f"{preset}-{seed}-{len(list(folder.iterdir()))}"
     place.mkdir()
     (place / "record.json").write_text(json.dumps(record | more))

@@ -59,7 +59,7 @@ def committed(name: str, seeds: int = 5) -> tuple[list, list]:
     """The cells of an experiment, and (cell, record) of those with a record in the repository."""
     cells, found = experiment(name, seeds=seeds), records_kept()
     kept = [cell for cell in cells if cell.identity in found]
-    return cells, [(cell, read_record(found[cell.identity])) for cell in kept]
+    return cells, [(cell, found[cell.identity]) for cell in kept]
 
 
 def counted(name: str, seeds: int = 5) -> str:

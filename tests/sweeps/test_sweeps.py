@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
-from pcdd_core.experiments import checkpoint, records, runs, sweeps
+from pcdd_core.experiments import checkpoint, records, report, runs, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.presets import PRESETS, preset
 from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
@@ -116,7 +116,7 @@ def test_architectures_score_the_released_set_beside_real_clouds_by_every_classi
     made = obtain(chosen, tmp_path)
     assert [record["name"] for record in made] == ["released-mnist-1", "class_mean-1"]
     assert made[0]["points"] == len(released("mnist-1").coordinates)
-    assert [row["name"] for row in records.table(made)] == [cell.label for cell in chosen]
+    assert [row["name"] for row in report.table(made)] == [cell.label for cell in chosen]
 
 
 @pytest.mark.parametrize(
@@ -310,14 +310,27 @@ def test_wrong_experiment_is_refused_by_name(wrong, message):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(records.COMMITTED.glob("paper-*.json")), ids=lambda path: path.stem
+    "path", sorted(records.COMMITTED.glob("*.jsonl")), ids=lambda path: path.stem
 )
-def test_committed_record_is_found_by_its_settings(path):
-    record = records.read_record(path)
-    assert records.find_records([path.parent])[records.identity(record)].exists()
-    assert path.stem.startswith(record["name"]) and path.stem.endswith(
-        f"seed{record['config']['seed']}"
-    )
+def test_committed_records_are_intact_and_each_is_found_by_its_settings(path):
+    kept, found = records.read_records(path), records.find_records([path.parent])
+    assert kept and {records.identity(record) for record in kept} <= found.keys()
+    assert len({records.identity(record) for record in kept}) == len(kept)
+    order = [(records.row_of(record), record["config"]["seed"]) for record in kept]
+    assert order == sorted(order)
+    for record in kept:
+        assert record["clouds_file"] is None or load_clouds(record["clouds_file"])
+
+
+def test_no_run_is_committed_twice():
+    kept = [one for path in records.COMMITTED.glob("*.jsonl") for one in records.read_records(path)]
+    assert len({records.identity(record) for record in kept}) == len(kept)
+
+
+def test_every_committed_set_belongs_to_a_record():
+    sets = {str(path.resolve()) for path in records.COMMITTED.parent.glob("sets/*/*.npz")}
+    named = [records.read_records(path) for path in records.COMMITTED.glob("*.jsonl")]
+    assert sets == {one["clouds_file"] for lines in named for one in lines if one["clouds_file"]}
 
 
 def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
@@ -352,11 +365,9 @@ def test_finished_cells_are_not_run_again(tmp_path, capsys, monkeypatch):
 
 def test_record_from_before_a_setting_existed_is_found(tmp_path):
     (record,) = obtain(cells(seeds=1), tmp_path / "runs")
-    del record["config"]["network"]["padding"], record["clouds_file"]
-    tiny_folder = tmp_path / "old"
-    tiny_folder.mkdir()
-    (tiny_folder / "old.json").write_text(json.dumps(record))
-    assert cells(seeds=1)[0].identity in records.find_records([tiny_folder])
+    del record["config"]["network"]["padding"]
+    records.write_records([record], tmp_path / "old" / "experiment.jsonl")
+    assert cells(seeds=1)[0].identity in records.find_records([tmp_path / "old"])
 
 
 def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, capsys, monkeypatch):
@@ -377,66 +388,46 @@ def test_failed_scoring_is_told_and_leaves_a_record_of_a_run_none_of_a_baseline(
     monkeypatch.setattr(Config, "evaluate", diverging)
     (cell,) = cells(seeds=1)
     (record,) = obtain([dataclasses.replace(cell, baseline=Random()), cell], tmp_path / "runs")
-    assert record["health"] == "failed at scoring: no numbers" and record["name"] == "quickstart"
+    assert records.health_of(record) == "failed: scoring: no numbers"
+    assert record["name"] == "quickstart" and record["health"]["state"] == "failed"
     assert capsys.readouterr().out.count("failed at scoring: no numbers") == 2
 
 
 def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
     (cell,) = cells(seeds=1)
-    obtain([cell], tmp_path / "runs")
-    path = tmp_path / "runs" / cell.folder / "record.json"
-    whole = records.read_record(path)
-    old = {key: value for key, value in whole.items() if key not in ("curves", "clouds_file")}
-    path.write_text(json.dumps(old))  # as written before curves existed
-    kept = records.keep(path, tmp_path / "kept", with_clouds=True)
-    assert records.read_record(kept) | {"clouds_file": None} == whole | {"clouds_file": None}
-    assert torch.equal(
-        load_clouds(kept.with_suffix(".npz")).coordinates,
-        load_clouds(path.with_name("clouds.npz")).coordinates,
-    )
-    assert kept.name.endswith("-seed0.json") and "network.width-4" in kept.name
-    assert records.find_records([tmp_path / "kept"]) == {cell.identity: kept}
-    assert not records.keep(path, tmp_path / "bare", with_clouds=False).with_suffix(".npz").exists()
+    (whole,) = obtain([cell], tmp_path / "runs")
+    path = records.keep([whole], tmp_path / "kept", "quickstart", with_clouds=True)
+    (kept,) = records.read_records(path)
+    assert "network.width-4" in kept.pop("set") and kept["curves"]
+    copied, own = Path(kept["clouds_file"]), Path(whole["clouds_file"])
+    added = ("clouds_file", "place")
+    stored, made = ({k: v for k, v in one.items() if k not in added} for one in (kept, whole))
+    assert stored == made
+    assert copied != own and copied.read_bytes() == own.read_bytes()
+    assert list(records.find_records([path.parent])) == [cell.identity]
+    records.keep([whole], tmp_path / "bare", "quickstart", with_clouds=False)
+    assert not (tmp_path / "bare" / "sets").exists()
 
 
-def test_a_kept_record_never_takes_the_place_of_another_experiment_s(tmp_path):
-    scores = {
-        "standard": {
-            "mean": 50.0,
-            "standard_deviation": 0.0,
-            "networks": 1,
-            "epochs": 1,
-            "width": 1,
-            "accuracies": [50.0],
-        }
-    }
-    kept = []
+def test_records_of_other_settings_are_kept_beside_each_other(tmp_path):
+    score = {"mean": 50.0, "standard_deviation": 0.0, "networks": 1, "accuracies": [50.0]}
+    whole = {"schema": records.SCHEMA, "kind": "baseline", "scores": {"standard": score}}
     for split in ("test", "validation", "test", "validation"):
         (cell,) = cells(1, **{"evaluation.split": split})
-        record = {
-            "name": "random-1",
-            "config": {key: to_dict(cell.config)[key] for key in ("data", "evaluation", "seed")},
-        }
-        path = tmp_path / split / "record.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record | {"scores": scores}))
-        kept.append(records.keep(path, tmp_path / "kept", with_clouds=False))
-    assert kept[:2] == kept[2:] and len(set(kept)) == 2
-    (cell,) = cells(
-        1,
-        **{
-            "clouds.clouds_per_class": list(range(1, 11)),
-            "clouds.points_per_cloud": list(range(1, 56)),
-        },
-    )
-    path.write_text(
-        json.dumps({"name": "quickstart", "config": to_dict(cell.config), "scores": scores})
-    )
-    assert len(records.keep(path, tmp_path / "kept", with_clouds=False).name) < 210
-    assert [records.read_record(path)["config"]["evaluation"]["split"] for path in kept[:2]] == [
-        "test",
-        "validation",
-    ]
+        config = {key: to_dict(cell.config)[key] for key in ("data", "evaluation", "seed")}
+        one = whole | {"name": "random-1", "config": config}
+        path = records.keep([one], tmp_path, "both", with_clouds=False)
+    splits = [record["config"]["evaluation"]["split"] for record in records.read_records(path)]
+    assert sorted(splits) == ["test", "validation"]
+
+
+def test_long_rows_have_short_file_names():
+    settings = {
+        "clouds.clouds_per_class": list(range(1, 11)),
+        "clouds.points_per_cloud": list(range(1, 56)),
+    }
+    (cell,) = cells(1, **settings)
+    assert len(records.slug({"name": "quickstart", "config": to_dict(cell.config)})) < 140
 
 
 def test_records_are_written_with_lists_of_numbers_on_one_line():
@@ -550,7 +541,7 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
     ]
     assert [state.attempts for state in states] == [2, 1, 1, 1, 1]
     assert "1000000" in states[1].note and "iteration" in states[2].note
-    assert records.read_record(states[2].folder)["health"].startswith("failed at")
+    assert records.read_record(states[2].folder)["health"]["state"] == "failed"
     assert ("running", "distilling") in progress
     assert_as_run_alone([states[0], states[3]], tmp_path)
 
@@ -669,11 +660,8 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
     assert "1 of 2 runs are missing" in text
     for suffix, sign in (("md", "| quickstart"), ("csv", "quickstart"), ("tex", r"\toprule")):
         assert sign in (tmp_path / f"tables/quickstart.{suffix}").read_text()
-    assert (
-        len(list((tmp_path / "kept").glob("*.json")))
-        == len(list((tmp_path / "kept").glob("*.npz")))
-        == 1
-    )
+    (kept,) = records.read_records(tmp_path / "kept" / "records" / "quickstart.jsonl")
+    assert load_clouds(kept["clouds_file"])
 
 
 @pytest.mark.slow

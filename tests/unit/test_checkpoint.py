@@ -175,6 +175,11 @@ FORGED = {
     "seconds of text": (change(seconds="1"), "seconds"),
     "negative count": (change(still=-1), "still"),
     "finding that is a number": (change(finding=3), "finding"),
+    "finding without a reason": (change(finding={"state": "diverged", "iteration": 1}), "finding"),
+    "finding at a negative iteration": (
+        change(finding={"state": "diverged", "iteration": -1, "reason": "far"}),
+        "finding",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.losses import gradient_matching
 from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import override
-from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Health
+from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Finding, Health
 from pcdd_core.geometry.clouds import PointClouds
 from pcdd_core.geometry.grid import boundary_check, cell_centres
 from pcdd_core.geometry.storage import save_clouds
@@ -748,7 +748,7 @@ def test_infinite_gradient_of_a_finite_loss_is_reported(monkeypatch):
         run(tiny.config(objective__distance="sum_of_squares"))
 
 
-def watched(config) -> list[str | None]:
+def watched(config) -> list[Finding | None]:
     """Return the finding of the health check after each iteration."""
     health, findings = Health(), []
     for step in config.distill(tiny.three_digits()):
@@ -764,12 +764,13 @@ def test_stuck_run_is_reported_with_iteration_and_cause():
     findings = watched(config)
     assert set(findings[: WINDOW - 1]) == {None}
     for finding in findings[WINDOW - 1 :]:
-        assert finding.startswith("stopped moving at iteration 0:")
-        assert "optimiser.step_size" in finding and "gradient" in finding
+        assert (finding.state, finding.iteration) == ("stopped moving", 0)
+        assert str(finding).startswith("stopped moving at iteration 0: ")
+        assert "optimiser.step_size" in finding.reason and "gradient" in finding.reason
 
 
 def test_run_that_moves_again_is_no_longer_stuck():
-    health = Health(still=WINDOW, finding="stopped moving")
+    health = Health(still=WINDOW, finding=Finding("stopped moving", 0, "too slow"))
     step = next(distill(tiny.config(optimiser__name="adam"), tiny.three_digits()))
     assert step.mean_absolute_displacement > STUCK_BELOW
     health.watch(step)
@@ -780,8 +781,8 @@ def test_points_piled_up_on_the_border_are_reported_with_iteration_and_cause():
     findings = watched(
         tiny.config(optimiser__name="adam", optimiser__step_size=1000.0, schedule__iterations=2)
     )
-    assert findings[0].startswith("diverged at iteration 0:") and "border" in findings[0]
-    assert "lower optimiser.step_size" in findings[0]
+    assert (findings[0].state, findings[0].iteration) == ("diverged", 0)
+    assert "border" in findings[0].reason and "lower optimiser.step_size" in findings[0].reason
 
 
 def test_healthy_run_is_not_reported():

@@ -18,14 +18,14 @@ from pcdd_core.cli.main import main
 from pcdd_core.errors import InputError, WriteFailed
 from pcdd_core.experiments.config import Config, to_dict
 from pcdd_core.experiments.records import (
-    comma_separated,
+    SCHEMA,
     find_records,
     identity,
-    latex,
-    markdown,
+    keep,
     read_record,
-    table,
+    read_records,
 )
+from pcdd_core.experiments.report import comma_separated, latex, markdown, table
 from pcdd_core.files import atomic_write, atomic_write_text
 from pcdd_core.geometry.storage import save_clouds
 from pcdd_core.text import csv_cell, drawable, markdown_cell, printable
@@ -107,13 +107,15 @@ def test_names_in_pictures_are_short():
 def record(name: str, **entries) -> dict:
     score = {"mean": 50.0, "standard_deviation": 1.0, "networks": 2}
     return {
+        "schema": SCHEMA,
+        "kind": "distilled",
         "name": name,
         "config": to_dict(Config()),
         "scores": {"standard": score},
         "scored_on": "digits",
         "seconds": {"evaluation": 1.0},
         "peak_memory_bytes": 1,
-        "health": "moving",
+        "health": {"state": "moving", "iteration": None},
     } | entries
 
 
@@ -139,7 +141,8 @@ def test_terminal_shows_no_escape_sequences(tmp_path, capsys):
     clouds = tiny.three_solids()
     save_clouds(type(clouds)(clouds.coordinates, clouds.offsets, clouds.labels, clouds.grid, names),
                 tmp_path / "set.npz")  # fmt: skip
-    evil = sealed.sealed(record("\x1b[2Jname\nforged: 99 %", health="\x1b[31mmoving"))
+    reason = {"state": "failed", "iteration": 3, "reason": "\x1b[31mred"}
+    evil = sealed.sealed(record("\x1b[2Jname\nforged: 99 %", health=reason))
     (tmp_path / "set.json").write_text(json.dumps(evil))
     assert main(["show", str(tmp_path / "set.npz")]) == 0
     out = capsys.readouterr().out
@@ -162,45 +165,102 @@ WRONG = {
     "mean": record("a") | {"scores": {"standard": {"mean": "50"}}},
     "scores_at": record("a") | {"scores_at": {"0": {"standard": 5}}},
     "seconds": record("a") | {"seconds": {"evaluation": "1"}},
-    "health": record("a") | {"health": 5},
+    "health": record("a") | {"health": "moving"},
+    "state of health": record("a") | {"health": {"state": "well", "iteration": None}},
+    "schema": record("a") | {"schema": SCHEMA + 1},
+    "kind": record("a") | {"kind": "guessed"},
+    "older version": {key: part for key, part in record("a").items() if key != "schema"},
     "memory": record("a") | {"peak_memory_bytes": "much"},
 }
 
 
-@pytest.mark.parametrize("name", [*WRONG, "nesting", "number", "bytes", "checksum"])
-def test_record_of_wrong_types_is_skipped_with_a_message(name, tmp_path, capsys):
-    right = record("right", config=to_dict(tiny.config()))
-    (tmp_path / "right.json").write_text(json.dumps(right))
-    text = json.dumps(WRONG.get(name))
+def damaged(name: str) -> str:
+    """Return the text of a damaged record."""
     if name == "nesting":
-        text = '{"name": "a", "scores": {}, "config": ' + "[" * 100_000 + "]" * 100_000 + "}"
-    elif name == "number":
-        text = '{"name": "a", "scores": {}, "config": ' + "1" * 5000 + "}"
-    elif name == "bytes":
-        text = "\xff\xfe"
-    elif name == "checksum":
-        text = json.dumps(sealed.sealed(record("a")) | {"health": "stopped"})
-    (tmp_path / "wrong.json").write_text(text, encoding="latin-1")
-    assert find_records([tmp_path]) == {identity(right): tmp_path / "right.json"}
+        return '{"name": "a", "scores": {}, "config": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    if name == "number":
+        return '{"name": "a", "scores": {}, "config": ' + "1" * 5000 + "}"
+    if name == "bytes":
+        return "\xff\xfe"
+    content = sealed.sealed(WRONG.get(name, record("a")))
+    return json.dumps(content | {"name": "b"} if name == "checksum" else content)
+
+
+@pytest.mark.parametrize("name", [*WRONG, "nesting", "number", "bytes", "checksum"])
+def test_damaged_record_of_a_run_is_skipped_with_a_message(name, tmp_path, capsys):
+    right = record("right", config=to_dict(tiny.config()))
+    for folder, text in (("right", json.dumps(sealed.sealed(right))), ("wrong", damaged(name))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "record.json").write_text(text, encoding="latin-1")
+    place = str(tmp_path / "right" / "record.json")
+    found = find_records([tmp_path])
+    assert found == {identity(right): right | {"clouds_file": None, "place": place}}
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "wrong.json" in said and "skipped" in said
+    assert said.count("\n") == 1 and "wrong" in said and "skipped" in said
 
 
-@pytest.mark.parametrize("content", ["{}", '{"cells": []}', '{"name": "a", "version": 1}'])
-def test_json_of_another_kind_is_skipped_in_silence(content, tmp_path, capsys):
-    (tmp_path / "other.json").write_text(content)
-    assert find_records([tmp_path]) == {} and capsys.readouterr().err == ""
+@pytest.mark.parametrize("name", [*WRONG, "nesting", "number", "checksum"])
+def test_damaged_line_is_skipped_with_its_number(name, tmp_path, capsys):
+    right = record("right", config=to_dict(tiny.config()))
+    lines = [damaged(name), json.dumps(sealed.sealed(right))]
+    (tmp_path / "experiment.jsonl").write_text("\n".join(lines) + "\n")
+    assert list(find_records([tmp_path])) == [identity(right)]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "experiment.jsonl" in said and "skipped" in said
+    if name not in ("setting", "nested setting"):  # their line is whole, its settings are not
+        assert "experiment.jsonl:1:" in said
 
 
-def test_record_without_a_checksum_is_read_as_before(tmp_path):
+def test_file_of_records_that_is_not_text_is_skipped_with_a_message(tmp_path, capsys):
+    (tmp_path / "experiment.jsonl").write_bytes(b"\xff\xfe")
+    assert find_records([tmp_path]) == {}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "experiment.jsonl" in said and "skipped" in said
+
+
+def test_kept_records_are_read_again_with_their_sets(tmp_path):
+    (tmp_path / "run").mkdir()
+    save_clouds(tiny.three_solids(), tmp_path / "run" / "clouds.npz")
+    config = to_dict(tiny.config())
+    for seed in (1, 0):
+        made = record("a", config=config | {"seed": seed})
+        (tmp_path / "run" / "record.json").write_text(json.dumps(sealed.sealed(made)))
+        path = keep([read_record(tmp_path / "run")], tmp_path / "kept", "first", with_clouds=True)
+    assert path == tmp_path / "kept" / "records" / "first.jsonl"
+    first, second = find_records([path.parent]).values()
+    assert [first["config"]["seed"], second["config"]["seed"]] == [0, 1]
+    assert second["clouds_file"] is None, "the sets of other seeds are not kept"
+    before = (tmp_path / "run" / "clouds.npz").read_bytes()
+    assert Path(first["clouds_file"]).read_bytes() == before
+    assert Path(first["clouds_file"]).parent == (tmp_path / "kept" / "sets" / "first").resolve()
+
+    better = record("a", config=config | {"seed": 1}, peak_memory_bytes=2)
+    keep([better], tmp_path / "kept", "second", with_clouds=False)
+    assert not (tmp_path / "kept" / "records" / "second.jsonl").exists()
+    memory = [one["peak_memory_bytes"] for one in find_records([path.parent]).values()]
+    assert memory == [1, 2], "a record takes the place of the one with the same settings"
+
+
+def test_file_with_a_damaged_line_is_refused_before_it_is_written_again(tmp_path):
+    path = keep([record("a")], tmp_path, "first", with_clouds=False)
+    damaged = path.read_text() + '{"name": '
+    path.write_text(damaged)
+    for read in (lambda: keep([record("a")], tmp_path, "b", False), lambda: read_records(path)):
+        with pytest.raises(InputError, match="first.jsonl:2: not an intact record"):
+            read()
+    assert tiny.files(tmp_path / "records") == {"first.jsonl": damaged.encode()}
+
+
+def test_record_without_a_checksum_is_read(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(record("a")))
-    assert read_record(tmp_path / "a.json") == record("a") | {"clouds_file": None}
+    added = {"place": str(tmp_path / "a.json"), "clouds_file": None}
+    assert read_record(tmp_path / "a.json") == record("a") | added
 
 
 def test_every_change_of_a_sealed_record_is_found(tmp_path):
     path, content = tmp_path / "a.json", sealed.sealed(record("a"))
     path.write_text(json.dumps(content))
-    assert read_record(path) == record("a") | {"clouds_file": None}
+    assert read_record(path) == record("a") | {"place": str(path), "clouds_file": None}
     for changed in (
         content | {"name": "b"},
         content | {"extra": 1},

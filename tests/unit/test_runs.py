@@ -24,12 +24,13 @@ from pcdd_core.experiments import runs
 from pcdd_core.experiments.config import Config, from_dict, identity, to_dict
 from pcdd_core.experiments.records import (
     LOGGED,
+    SCHEMA,
     averages,
-    curve_table,
+    health_of,
     read_record,
     read_trajectory,
-    table,
 )
+from pcdd_core.experiments.report import curve_table, table
 from pcdd_core.experiments.runs import RUN_FILES
 from pcdd_core.experiments.second_order import sentence
 from pcdd_core.geometry.storage import load_clouds
@@ -179,7 +180,9 @@ def test_record_says_what_was_run_where_and_at_what_cost(finished):
     )
     assert record["seconds"]["distillation"] > 0 and record["seconds"]["evaluation"] > 0
     assert record["peak_memory_bytes"] > 2**26
-    assert record["health"] == "moving"
+    assert record["health"] == {"state": "moving", "iteration": None}
+    assert (record["schema"], record["kind"]) == (SCHEMA, "distilled")
+    assert record["row"].startswith("quickstart data.name=")
     assert (record["clouds"], record["points"]) == (10, 200) and 0 < record["occupied_cells"] <= 200
 
 
@@ -674,16 +677,15 @@ def test_a_run_whose_classifiers_diverge_keeps_its_clouds_and_has_no_score(
         "pcdd: the run failed at epoch 3 of training classifiers"
     )
     record = read_record(tmp_path / "run")
-    assert (
-        record["health"].startswith("failed at epoch 3 of training classifiers")
-        and record["scores"] == {}
-    )
+    assert record["scores"] == {} and record["health"]["state"] == "failed"
+    assert "epoch 3 of training classifiers" in health_of(record)
     assert len(load_clouds(tmp_path / "run" / "clouds.npz")) == 10
 
 
 def test_run_that_fails_is_recorded_as_failed(failed):
     record = read_record(failed)
-    assert record["health"].startswith("failed at iteration 1:") and record["scores"] == {}
+    assert health_of(record).startswith("failed at iteration 1:") and record["scores"] == {}
+    assert (record["health"]["state"], record["health"]["iteration"]) == ("failed", 1)
 
 
 def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
@@ -701,7 +703,9 @@ def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
 def test_stuck_run_is_recorded_as_that(tmp_path):
     stuck = {"optimiser__name": "sgd", "optimiser__step_size": 1e-9, "schedule__iterations": 52}
     assert distill(tmp_path / "run", **stuck, schedule__training_steps=0) == 0
-    assert read_record(tmp_path / "run")["health"].startswith("stopped moving at iteration 0:")
+    record = read_record(tmp_path / "run")
+    assert health_of(record).startswith("stopped moving at iteration 0: ")
+    assert "the mean displacement is" in record["health"]["reason"]
 
 
 def test_health_is_watched_across_a_resume(tmp_path, monkeypatch):
@@ -715,7 +719,9 @@ def test_health_is_watched_across_a_resume(tmp_path, monkeypatch):
         interrupt_at(30, patch)
         assert distill(tmp_path / "run", **stuck) == 130
     assert distill(tmp_path / "run", "--resume", **stuck) == 0
-    assert read_record(tmp_path / "run")["health"].startswith("stopped moving at iteration 0:")
+    record = read_record(tmp_path / "run")
+    assert health_of(record).startswith("stopped moving at iteration 0: ")
+    assert "the mean displacement is" in record["health"]["reason"]
 
 
 # --- tables of records ----------------------------------------------------------------------------
@@ -728,7 +734,7 @@ def record(name: str, seed: int, accuracy: float, seconds: float) -> dict:
         "scores": {"standard": {"mean": accuracy}},
         "seconds": {"evaluation": seconds},
         "peak_memory_bytes": 2**30,
-        "health": "moving" if seed else "stopped moving at iteration 3: why",
+        "health": {"state": "moving" if seed else "stopped moving", "iteration": 3},
     }
 
 
