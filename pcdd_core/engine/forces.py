@@ -7,14 +7,16 @@ The force on a point is minus the gradient of the energy.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..geometry.clouds import PointClouds, members_per_class
 from ..geometry.grid import boundary_check, known_positions
-from .distill import GradientPool, Step, matching_losses
+from .distill import GradientPool, RealGradients, Step, matching_losses
 from .method import Method
+from .objectives import Batch, GradientMatching
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,19 @@ class Energy:
 
     @cached_property
     def _real_batch(self) -> PointClouds:
-        members = members_per_class(self.real)
-        batch = torch.empty(0, dtype=torch.int64)
-        if self._pool is None:
-            batch = self.method.batch_at(self.real, members, self.iteration)
+        batch = self.method.batch_at(self.real, members_per_class(self.real), self.iteration)
         return self.real.select(batch.to(self.real.device))
 
     @cached_property
-    def _pool(self) -> GradientPool | None:
-        if not self.method.stored_gradients:
+    def _pool(self) -> RealGradients | None:
+        method = self.method
+        if not isinstance(method.objective_at(self.iteration), GradientMatching):
             return None
-        per_network = _iterations_per_network(self.method)
-        members = members_per_class(self.real)
-        number = self.iteration // per_network
-        return GradientPool(self.method, self.network, number, self.real, members)
+        if method.stored_gradients:
+            number = self.iteration // _iterations_per_network(method)
+            members = members_per_class(self.real)
+            return GradientPool(method, self.network, number, self.real, members)
+        return None if method.objective.augmentation else _OfOneBatch(self)
 
     def of(self, coordinates: Tensor, label: int | None = None) -> float:
         """Return the energy with the points at `coordinates`: (points, 3), in cells.
@@ -83,6 +84,25 @@ class Energy:
         coordinates[point] = boundary_check(place[None].to(coordinates), self.clouds.grid)[0]
         label = int(self.clouds.labels[self.clouds.cloud_index[point]])
         return self.of(coordinates, label)
+
+
+class _OfOneBatch:
+    """The real gradients of the iteration of an energy. Each is computed once."""
+
+    def __init__(self, energy: Energy):
+        self.energy = energy
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def draw(self, label: int, iteration: int) -> list[Tensor]:
+        """Return the real gradients of this class, in the shapes of `as_rows`."""
+        if label not in self.kept:
+            energy, draws = self.energy, torch.Generator()
+            real = energy._real_batch
+            chosen = real.select(members_per_class(real)[label])
+            batch = Batch(chosen, energy.method.lift_at(iteration, real=True), draws)
+            objective = cast(GradientMatching, energy.method.objective_at(iteration))
+            self.kept[label] = objective.target(energy.network, batch)
+        return self.kept[label]
 
 
 def next_energy(

@@ -92,7 +92,7 @@ CONTROLS = (
     Control("optimiser.step_size", "Step size", "slider", least=-3, most=3, other=1.0),
     Control("schedule.iterations", "Iterations", "whole", most=10_000),
     Control(
-        "schedule.iterations_per_network", "Iterations per network", "whole", least=0, most=10_000,
+        "schedule.iterations_per_network", "Per network", "whole", least=0, most=10_000,
         other=0,
     ),
     Control("seed", "Seed", "whole", least=0, most=10_000),
@@ -311,7 +311,7 @@ class LabView(SessionView):
         grid = widgets.GridBox(
             [*self.controls.values()],
             layout={
-                "grid_template_columns": "repeat(auto-fill, minmax(270px, 1fr))",
+                "grid_template_columns": "repeat(auto-fill, minmax(245px, 1fr))",
                 "grid_gap": "2px 12px",
             },
         )
@@ -508,9 +508,9 @@ def _widget(control: Control) -> Any:
 
 def _fit(widget: Any) -> Any:
     """Give the label of a widget the room that the longest label needs."""
-    widget.style.description_width = "10.5em"
-    widget.layout.width = "auto" if widget.layout.width is None else widget.layout.width
-    widget.layout.min_width = "260px"
+    widget.style.description_width = "9.5em"
+    widget.layout.width = "auto"
+    widget.layout.min_width = "245px"
     return widget
 
 

@@ -45,7 +45,7 @@ ORDERS = {
     "Restart": ("running", "pausing", "paused", "stopping", "stopped", "finished", "failed"),
 }
 # the energy map of a point: cells in each direction, samples along each axis
-MAP_REACH, MAP_SIDE = 4.0, 17
+MAP_REACH, MAP_SIDE = 4.0, 13
 SENT_PER_SECOND = 15  # largest number of frames per second to the browser
 
 
@@ -197,6 +197,7 @@ class SessionView:
     def __init__(self, session: Session, names: Sequence[str] = ("",)):
         self.session, self.names = session, names
         self.forces = False  # the front end draws forces
+        self.told: Any = None  # the run and the update whose forces were sent last
         self.player = PlayerWidget(recording=self.encoded())
         self.player.on_msg(lambda _widget, message, _buffers: self.obey(message))
         # the outputs of the widget and of the picture; None before they are displayed
@@ -226,14 +227,17 @@ class SessionView:
         elif asked == "means":
             self.player.send({"kind": "means"}, [class_means(self.session.run.tracks[0].real)])
         elif asked == "forces":
-            self.forces = bool(message.get("on"))
+            self.forces, self.told = bool(message.get("on")), None
             self.tell_forces(self.session.run)
         elif asked == "map":
             self.tell_map(self.session.run, int(message["point"]))
 
     def tell_forces(self, run: Run) -> None:
         """Send the forces of the next update, if they are wanted and the run rests."""
-        if self.forces and run.resting and run.ended != "failed":
+        # Several questions about one moment have one answer.
+        now = weakref.ref(run), run.tracks[0].updates
+        if self.forces and run.resting and run.ended != "failed" and now != self.told:
+            self.told = now
             self.session.help(lambda: self.answer(run, forces_of, "forces"))
 
     def tell_map(self, run: Run, point: int) -> None:

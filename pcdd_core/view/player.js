@@ -29,6 +29,7 @@ const CELLS = 0.12; // opacity of the projection
 const MEAN = 0.3; // opacity of a cell that all real clouds of a class occupy
 // Of the two runs, in curves: blue and vermilion of Okabe and Ito, and their like on dark. The second is dashed.
 const RUNS = { light: ["#0072b2", "#b24a00"], dark: ["#56b4e9", "#ff9a4d"] };
+const STROKES = ["─", "╌"];
 const CIVIDIS = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838"]; // low to high energy
 const REACH = 12; // pixels around a click in which a point is found
 const ARROW = 2; // cells: length of the arrow of a strong force
@@ -56,6 +57,7 @@ const STYLE = `
 .pcdd-player .group { display: inline-flex; gap: 4px; }
 .pcdd-player .picked { font-variant-numeric: tabular-nums; }
 .pcdd-player .said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.pcdd-lab .pcdd-player { max-width: none; }
 .pcdd-player [hidden] { display: none; }
 .pcdd-player:fullscreen { max-width: none; overflow: auto; padding: 12px 24px; font-size: 16px; }
 `;
@@ -318,7 +320,11 @@ export function mount(root, send = null) {
     redraw();
   }
 
-  const asks = () => send && send({ ask: "forces", on: ui.arrows.checked || extra.picked >= 0 });
+  let wanted = false; // the kernel sends forces
+  function asks() {
+    const want = ui.arrows.checked || extra.picked >= 0;
+    if (want !== wanted && send) send({ ask: "forces", on: (wanted = want) });
+  }
 
   /** Choose a point, or -1 for none. */
   function pick(point) {
@@ -755,7 +761,7 @@ function layout(ui, recording, room) {
     const top = Math.floor(run / beside) * pane + heading + Math.floor(place / columns) * (tall + title + gap) + title;
     return { label, cloud, run, left, top };
   });
-  const headings = heading ? recording.runs.map((name, run) => [name, ((run % beside) + 0.5) * space, Math.floor(run / beside) * pane + 14]) : [];
+  const headings = heading ? recording.runs.map((name, run) => [`${STROKES[run]} ${name}`, ((run % beside) + 0.5) * space, Math.floor(run / beside) * pane + 14]) : [];
   return { tile, tall, across, boxes, headings, height: (runs / beside) * pane };
 }
 
@@ -778,7 +784,7 @@ function drawClouds(ui, recording, position, look, background, trails, now) {
   const { palette, buckets, shade } = colours(ui, recording, from, to, part, ground);
   const nearest = recording.frames[Math.round(position)];
   const partner = partnerOf(recording, now.picked);
-  const strong = now.forces && strongForce(now.forces.values, recording.points);
+  const strong = now.forces && strongForces(now.forces.values, recording);
   context.fillStyle = style.color;
   context.textAlign = "center";
   context.textBaseline = "alphabetic";
@@ -809,10 +815,10 @@ function drawClouds(ui, recording, position, look, background, trails, now) {
     // On a map every point has a rim of the background, with which its colour has contrast.
     const rim = mapped ? `rgb(${ground.join(", ")})` : null;
     drawPoints(context, sight, recording, from, to, part, own, palette, buckets, scale, look.zoom, rim);
-    if (now.forces && now.arrows) drawForces(context, sight, recording, nearest, own, now.forces.values, strong, style.color, 1);
+    if (now.forces && now.arrows) drawForces(context, sight, recording, nearest, own, now.forces.values, strong[box.run], style.color, 1);
     if (chosen >= 0) {
       drawPath(context, sight, recording, from, to, part, chosen, style.color);
-      if (now.forces) drawForces(context, sight, recording, nearest, [chosen, chosen + 1], now.forces.values, strong, style.color, 2);
+      if (now.forces) drawForces(context, sight, recording, nearest, [chosen, chosen + 1], now.forces.values, strong[box.run], style.color, 2);
     }
     context.restore();
   }
@@ -825,11 +831,14 @@ function partnerOf(recording, point) {
   return (point + recording.points / 2) % recording.points;
 }
 
-/** A force that few points exceed: the 95th percentile of lengths, or the largest. Arrows are scaled by it. */
-function strongForce(values, points) {
-  const sizes = range(0, points).map((i) => Math.hypot(values[i], values[points + i], values[2 * points + i]));
-  sizes.sort((a, b) => a - b);
-  return sizes[Math.floor(0.95 * (points - 1))] || sizes.at(-1) || Infinity;
+/** For each run, a force that few points exceed: the 95th percentile of lengths, or the largest. It scales arrows. */
+function strongForces(values, { points, runs }) {
+  const size = (i) => Math.hypot(values[i], values[points + i], values[2 * points + i]);
+  const own = points / runs.length;
+  return runs.map((_, run) => {
+    const sizes = range(run * own, (run + 1) * own).map(size).sort((a, b) => a - b);
+    return sizes[Math.floor(0.95 * (own - 1))] || sizes.at(-1) || Infinity;
+  });
 }
 
 /** Arrows in the direction of the force, ARROW cells long where it is strong. */
@@ -1199,15 +1208,17 @@ function drawLine(context, colours, run, places) {
 function drawCurves(canvas, { name, series, iterations, mark, dark, runs }) {
   const colours = RUNS[dark ? "dark" : "light"];
   const here = series.map(({ values }) => values[mark]);
-  const named = (text, run) => (runs.length > 1 ? `${run ? "╌" : "─"} ${runs[run]} ${text}` : text);
-  const shown = here.map((value, run) => named(value > 0 ? readable(value) : "", run)).filter(Boolean);
+  const named = (text, run) => (runs.length > 1 ? `${runs[run]} ${text}` : text);
+  const brief = (value, run) => (runs.length > 1 ? `${STROKES[run]} ${value}` : value);
+  const shown = here.map((value, run) => value > 0 && brief(readable(value), run)).filter(Boolean);
+  const title = runs.length > 1 ? name.split(",")[0] : name;
   const said = series.map(({ values }, run) => {
     const ends = values.length ? ` From ${readable(values[0])} to ${readable(values.at(-1))}.` : "";
     return `${named(here[run] > 0 ? readable(here[run]) : "no value", run)} here.${ends}`;
   });
   canvas.setAttribute("aria-label", `${name.split(",")[0]}: ${said.join(" ")}`);
   const long = Math.max(iterations, ...series.map(({ values }) => values.length));
-  const { context, left, top, bottom, x } = drawFrame(canvas, shown.length ? `${name}: ${shown.join("  ")}` : name, long);
+  const { context, left, top, bottom, x } = drawFrame(canvas, shown.length ? `${title}: ${shown.join("  ")}` : title, long);
   const positive = series.flatMap(({ values }) => values.filter((value) => value > 0));
   context.textBaseline = "middle";
   if (!positive.length) return;
@@ -1240,19 +1251,20 @@ function drawCurves(canvas, { name, series, iterations, mark, dark, runs }) {
 function drawScores(canvas, { iterations, dark, runs }, scores) {
   const baselines = Object.entries(scores.baselines);
   const latest = scores.runs.map((points) => (points.length ? `${points.at(-1)[1].toFixed(0)} %` : ""));
-  const named = latest.map((text, run) => (runs.length > 1 && text ? `${run ? "╌" : "─"} ${runs[run]} ${text}` : text));
-  const words = named.filter(Boolean).join("  ");
-  const heading = `accuracy on validation${words && `: ${words}`}`;
+  const list = (tell) => latest.map((text, run) => (runs.length > 1 && text ? tell(text, run) : text)).filter(Boolean);
+  const titled = (words) => `accuracy on validation${words.length ? `: ${words.join("  ")}` : ""}`;
+  const heading = titled(list((text, run) => `${runs[run]} ${text}`));
   const told = baselines.map(([name, value]) => `${name} ${value.toFixed(0)} %`).join(", ");
   canvas.setAttribute("aria-label", `${heading}.${told && ` Without distillation: ${told}.`} ${scores.note}`);
   canvas.title = scores.note;
-  const { context, left, right, top, bottom, x } = drawFrame(canvas, heading, iterations);
+  const { context, left, right, top, bottom, x } = drawFrame(canvas, titled(list((text, run) => `${STROKES[run]} ${text}`)), iterations);
   const values = [...baselines.map(([, value]) => value), ...scores.runs.flat().map(([, value]) => value)];
   if (!values.length) return;
   const [low, high] = [Math.max(Math.min(...values) - 5, 0), Math.min(Math.max(...values) + 5, 100)];
   const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
   for (const value of [low, high]) context.fillText(`${value.toFixed(0)} %`, left - 4, y(value));
   context.textAlign = "left";
+  const line = 1.1 * parseFloat(getComputedStyle(canvas).fontSize);
   let free = Infinity; // names must not overlap
   for (const [name, value] of [...baselines].sort((a, b) => a[1] - b[1])) {
     context.globalAlpha = 0.6;
@@ -1264,7 +1276,7 @@ function drawScores(canvas, { iterations, dark, runs }, scores) {
     context.stroke();
     context.setLineDash([]);
     context.globalAlpha = 1;
-    free = Math.min(y(value) - 7, free - 12);
+    free = Math.min(y(value) - line / 2, free - line);
     context.fillText(`${name} ${value.toFixed(0)}`, left + 4, free);
   }
   const colours = RUNS[dark ? "dark" : "light"];

@@ -97,7 +97,7 @@ class Scorer:
         return self.session.ending or self.run is not self.session.run
 
     def _work(self) -> None:
-        throttle = Throttle(lambda: not self.run.resting, self._stopped)
+        throttle = Throttle(lambda: self.session.busy, self._stopped)
         try:
             self._score_baselines(throttle)
             while self._wait():

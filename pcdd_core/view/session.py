@@ -284,6 +284,11 @@ class Session:
         thread.start()
 
     @property
+    def busy(self) -> bool:
+        """Whether points move, or more than one helper works."""
+        return not self.run.resting or len(self._helpers) > 1
+
+    @property
     def ending(self) -> bool:
         """Whether the session is closed, or Python exits."""
         return self.closed or self._leaving

@@ -402,7 +402,8 @@ def test_frames_can_be_stepped_and_speed_chosen(opened, page):
 def points_of(view) -> tuple[int, ...]:
     """Return what the line about the selected point says: its number in the cloud, and no more."""
     return tuple(
-        int(number) for number in re.findall(r"Point (\d+) of", view.locator(".picked").inner_text())
+        int(number)
+        for number in re.findall(r"Point (\d+) of", view.locator(".picked").inner_text())
     )
 
 
@@ -453,7 +454,7 @@ def test_points_can_be_selected_by_click_and_by_key(opened, page):
 
 @pytest.fixture
 def told(page, tmp_path):
-    """Return told(*recordings, names): opens their page, with `player` to send what a kernel would."""
+    """Return told(*recordings, names), which opens their page, with a `player` to send to."""
 
     def open_page(*given, names=("",)):
         save_player(given[0], tmp_path / "page.html", *given[1:], names=names)
@@ -473,11 +474,14 @@ def told(page, tmp_path):
     return open_page
 
 
-FLOATS = "values => ({buffer: new Float32Array(values).buffer, byteOffset: 0, byteLength: 4 * values.length})"
+FLOATS = (
+    "values => ({buffer: new Float32Array(values).buffer, byteOffset: 0,"
+    " byteLength: 4 * values.length})"
+)
 
 
 def tell(page, kind: str, message: dict, values) -> None:
-    """Call a method of the player with a message and a buffer of float32, and wait for the drawing."""
+    """Call a method of the player with a message and a buffer, and wait for the drawing."""
     values = [float(value) for value in np.ravel(values)]
     page.evaluate(
         f"([kind, message, values]) => player[kind](message, [({FLOATS})(values)])",
@@ -537,7 +541,9 @@ def test_forces_maps_and_means_of_the_kernel_are_drawn(told, page):
 @needs_browser
 def test_two_runs_are_side_by_side_and_their_difference_is_drawn(told, page):
     first = recording(frames=9)
-    second = replace(first, coordinates=first.coordinates * np.linspace(1, 0.8, 9)[:, None, None].astype("f4"))
+    second = replace(
+        first, coordinates=first.coordinates * np.linspace(1, 0.8, 9)[:, None, None].astype("f4")
+    )
     view = told(first, second, names=("cosine", "squares"))
     clouds = view.locator("canvas.clouds")
     label = clouds.get_attribute("aria-label")
@@ -557,7 +563,8 @@ def test_two_runs_are_side_by_side_and_their_difference_is_drawn(told, page):
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     # scores arrive while the runs go on
     page.evaluate(
-        "() => player.score({runs: [[[0, 10], [4, 55]], [[0, 10]]], baselines: {random: 40}, note: 'cheap'})"
+        "() => player.score({runs: [[[0, 10], [4, 55]], [[0, 10]]],"
+        " baselines: {random: 40}, note: 'cheap'})"
     )
     drawn(page)
     said = view.locator("canvas.score").get_attribute("aria-label")

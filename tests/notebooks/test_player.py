@@ -203,7 +203,9 @@ def test_encoding_keeps_everything_else():
 
 def test_two_recordings_are_encoded_one_after_the_other():
     first, second = recording(frames=4), replace(recording(frames=4), iterations=9)
-    second = replace(second, coordinates=second.coordinates[:, ::-1], matching_loss=first.matching_loss + 1)
+    second = replace(
+        second, coordinates=second.coordinates[:, ::-1], matching_loss=first.matching_loss + 1
+    )
     got = decoded(encode(first, second, names=["a", "b"]))
     alone = [decoded(encode(given)) for given in (first, second)]
     assert got["runs"] == ["a", "b"] and got["labels"] == [0, 1, 2, 0, 1, 2]
