@@ -127,7 +127,19 @@ if len(recording) > 1:
     display(HTML(f'<iframe src="data:text/html;base64,{source}" width="100%" height="660" style="border: 0"></iframe>'))
 
 # %% [markdown]
-# ## 5. The same in three dimensions
+# ## 5. The lab: change the settings while points move
+#
+# The same view, with a panel of settings around it. Step size and bandwidth change in a run, any other setting begins
+# another run from the same scatter. *Second run* puts a second run beside the first, one setting apart. Click a point
+# for its way and its force. Notebook 13 has the lab on a page of its own, and `docs/lesson.md` a lesson with it.
+
+# %%
+small = {"clouds.points_per_cloud": 60, "schedule.iterations": 60, "network.width": 16}
+lab = pcdd.lab(preset, {"data.name": dataset, "seed": seed, **small, **settings}, data_folder or None, device or None)
+lab
+
+# %% [markdown]
+# ## 6. The same in three dimensions
 #
 # Nothing so far needed depth to be 0. Here the real clouds are pieces of a real landscape, elevations around the
 # Jacksboro fault that matplotlib brings along: squares of 20 by 20 measurements, in two classes, those with small and

@@ -54,7 +54,7 @@ const STYLE = `
 .pcdd-player canvas { display: block; width: 100%; }
 .pcdd-player canvas.clouds { touch-action: pan-y; }
 .pcdd-player canvas.movable { cursor: grab; touch-action: none; }
-.pcdd-player .group { display: inline-flex; gap: 4px; }
+.pcdd-player .group { display: inline-flex; flex-wrap: wrap; gap: 4px; }
 .pcdd-player .picked { font-variant-numeric: tabular-nums; }
 .pcdd-player .said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .pcdd-lab .pcdd-player { max-width: none; }
