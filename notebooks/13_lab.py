@@ -34,6 +34,8 @@ output = "runs/lab"  # the folder for the page of the recording
 # %%
 from pathlib import Path
 
+from IPython.display import FileLink
+
 import pcdd_core as pcdd
 
 # %matplotlib inline
@@ -59,11 +61,11 @@ lab
 # %% [markdown]
 # ## 2. What it made
 #
-# The recording is that of the first run, until now. Run the cell again after a longer run.
+# A page that plays the runs in any browser, without Python and without a network. `lab.recording` is the first run,
+# for pictures and animations. Run the cell again after a longer run.
 
 # %%
-recording = lab.recording
-print(lab.status)
 page = Path(output) / "points.html"
-pcdd.save_player(recording, page)
-print(f"{len(recording)} frames in {page.name}")
+lab.save(page)
+print(f"{lab.status}; {len(lab.recording)} frames")
+FileLink(page)

@@ -21,6 +21,7 @@ from ..errors import InputError, extra_missing
 from ..experiments.config import Config, described_settings, override, to_dict
 from ..experiments.presets import differences, preset
 from .live import LiveDistillation, SessionView, close_all, replacing
+from .page import save_player
 from .scorer import Scorer
 from .session import Session
 
@@ -237,6 +238,15 @@ class Lab(LiveDistillation):
         super().__init__(config, splits.train, device)
         desk = Desk(preset, config, splits, data, str(device) if device else None)
         self._make_view = lambda session: LabView(session, desk)
+
+    def save(self, path: Path | str) -> None:
+        """Write an HTML page that plays the recording, two runs side by side.
+
+        Raises InputError as `save_player` does.
+        """
+        first, *others = self._session.recordings()
+        view = self._session.view
+        save_player(first, path, *others, names=view.names if isinstance(view, LabView) else [""])
 
 
 @dataclass

@@ -931,6 +931,28 @@ def test_a_cell_that_runs_again_ends_its_former_view(kernel, cell):
 
 
 @pytest.mark.slow
+def test_labs_of_one_cell_leave_nothing(kernel):
+    """Former runs and their scores stop, and the widgets of all controls are closed."""
+    execute = kernel
+    settings = {**SETTINGS, "data.classes": ["2", "3"]}
+    make = f"lab = pcdd.lab(settings={settings!r}, device='cpu')\nlab\n"
+    execute(make + "lab.start()", "lab")
+    before = int(execute("gc.collect(); print(len(widget._instances))", "x"))
+    for _ in range(3):
+        execute(make + "lab._session.view.compare.value = 'lift.name'; lab.start()", "lab")
+    execute(make + "lab.start()", "lab")
+    execute("until(lambda: runs() == 1)\ngc.collect()", "x")
+    assert int(execute("print(len(widget._instances))", "x")) == before
+    execute("lab.close()", "x")
+    assert (
+        execute(
+            "until(lambda: not [t for t in threading.enumerate() if 'distillation' in t.name])", "x"
+        )
+        == ""
+    )
+
+
+@pytest.mark.slow
 def test_views_of_other_cells_and_of_one_execution_stay(kernel):
     execute = kernel
     execute("views = [pcdd.watch(config, real, 'cpu') for _ in range(3)]", "a")

@@ -1,6 +1,7 @@
 """Recordings, their page and animations, and live distillation controlled from code."""
 
 import base64
+import gc
 import gzip
 import json
 import re
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import threading
 import time
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -547,13 +549,17 @@ def test_a_pause_between_iterations_does_not_delay_orders():
     assert session.state() == "stopped" and done(session) == [2]
 
 
-def test_replaced_runs_end():
+def test_hundred_restarts_leave_nothing():
     session = tracks(ENDLESS, {})
+    runs = []
     for _ in range(100):
-        session.replace([tiny.config(schedule__iterations=ENDLESS)], tiny.three_digits())
-        session.start()
+        session.restart()
+        runs.append(weakref.ref(session.run))
+    until(lambda: session.run.tracks[0].updates >= 1)
     session.close()
     until(lambda: not [t for t in threading.enumerate() if t.name == "distillation"])
+    gc.collect()
+    assert [run() for run in runs[:-1]] == [None] * 99
 
 
 def test_ffmpeg_is_there():

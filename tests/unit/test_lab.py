@@ -1,7 +1,12 @@
 """The lab without a browser: settings, command and program, runs, scores and their cost."""
 
+import base64
+import gzip
+import json
 import os
+import re
 import shlex
+import struct
 import subprocess
 import sys
 import threading
@@ -270,6 +275,22 @@ def test_copy_shows_what_runs(view):
     for config in view.desk.configs:
         assert labs.command("quickstart", config) in view.copied.value
         assert labs.program("quickstart", config) in view.copied.value
+
+
+def test_page_of_two_runs_has_both(view, tmp_path):
+    view.compare.value = "lift.name"
+    press(view, "Step")
+    view.session.wait()
+    lab = labs.Lab("quickstart", SMALL)
+    lab._session.close()
+    lab._session = view.session
+    lab.save(tmp_path / "two.html")
+    text = (tmp_path / "two.html").read_text()
+    unzipped = gzip.decompress(base64.b64decode(re.search(r'atob\("([^"]*)"\)', text)[1]))
+    (length,) = struct.unpack_from("<I", unzipped)
+    header = json.loads(unzipped[4 : 4 + length])
+    assert header["runs"] == ["Lift: gaussian", "Lift: coordinates"]
+    assert header["updates"] == [0, 1] and len(header["labels"]) == 6
 
 
 def test_settings_that_do_not_exist_are_refused():
