@@ -402,7 +402,8 @@ class LabView(SessionView):
             values = values_of(configs[0])
             which = ", ".join(f"{BY_NAME[name].label} {_short(values.get(name))}" for name in names)
             update = session.run.tracks[0].updates + 1
-            self.say_message(f"{which}, from update {update} on.")
+            since = "after Restart" if session.run.ended else f"from update {update} on"
+            self.say_message(f"{which}, {since}.")
             return
         splits = desk.load(configs[0])
         runs = session.state() == "running"

@@ -539,6 +539,36 @@ def test_forces_maps_and_means_of_the_kernel_are_drawn(told, page):
 
 
 @needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_points_have_contrast_over_the_real_mean(told, page, scheme):
+    """Where all real clouds occupy each cell, the ground of the points is as grey as it gets."""
+    page.emulate_media(color_scheme=scheme)
+    page.add_init_script(RECORD_COLOURS)
+    view = told(recording(frames=2, names=("zero",), points=400))
+    view.get_by_label("Real mean").check()
+    cells = 28 * 28
+    page.evaluate(
+        f"() => player.means({{}}, [{{buffer: new Uint8Array({cells}).fill(255).buffer,"
+        f" byteOffset: 0, byteLength: {cells}}}])"
+    )
+    seen = set()
+    for colour in ("displacement", "gradient", "identity"):
+        page.evaluate("window.drawn = []")
+        page.get_by_role("combobox", name="Colour").select_option(colour)
+        drawn(page)
+        plain = np.array(rgb(view.evaluate("view => getComputedStyle(view).backgroundColor")))
+        marks = set(page.evaluate("drawn"))
+        (shade,) = [mark for mark in marks if not mark.endswith(" 1")]
+        text, opacity = shade.split()
+        grey = plain + float(opacity) * (np.array(rgb(text)) - plain)
+        for mark in marks - {shade}:
+            seen.add(mark)
+            for ground in (plain, grey):
+                assert contrast(rgb(mark.split()[0]), ground) >= 2.98, (mark, colour, ground)
+    assert len(seen) > 20
+
+
+@needs_browser
 def test_two_runs_are_side_by_side_and_their_difference_is_drawn(told, page):
     first = recording(frames=9)
     second = replace(

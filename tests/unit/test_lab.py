@@ -194,11 +194,18 @@ def test_step_size_changes_in_a_run_and_depth_begins_another(view):
     press(view, "Step")
     session.wait()
     assert run.tracks[0].config.optimiser.step_size == 0.05
-    start = run.recorder.frames[0][1]
+    press(view, "Stop")
+    view.session.wait()
+    view.controls["optimiser.step_size"].value = 0.06
+    assert view.message.value == "Step size 0.06, after Restart."
+    press(view, "Restart")
+    view.session.wait()
+    assert view.session.run.tracks[0].config.optimiser.step_size == 0.06
+    run, start = view.session.run, run.recorder.frames[0][1]
     view.controls["network.layers"].value = 1
     assert session.run is not run and session.state() == "ready"
     assert (session.run.recorder.frames[0][1] == start).all()  # the same scatter
-    assert session.run.tracks[0].config.optimiser.step_size == 0.05
+    assert session.run.tracks[0].config.optimiser.step_size == 0.06
 
 
 def test_a_change_in_a_run_starts_the_other_run_and_leaves_none_behind():
