@@ -84,7 +84,7 @@ CONTROLS = (
     Control(
         "objective.distance", "Distance", choices=tuple(DISTANCES), other="sum_of_squares"
     ),
-    Control("objective.real_batch", "Real batch", "whole", most=1024, other=1),
+    Control("objective.real_batch", "Real batch", "whole", most=1024, other=4),
     Control("network.name", "Network", choices=("torch", "sparse", "pointnet"), other="sparse"),
     Control("network.layers", "Depth", "whole", most=6, other=1),
     Control("network.width", "Width", "whole", most=1024, other=8),

@@ -34,6 +34,7 @@ const CIVIDIS = ["#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838
 const REACH = 12; // pixels around a click in which a point is found
 const ARROW = 2; // cells: length of the arrow of a strong force
 const LEVELS = 32; // colours of a ramp
+const LAYERS = 8; // of depth, in which points of solid clouds are drawn
 
 const STYLE = `
 .pcdd-player { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, CanvasText);
@@ -990,20 +991,25 @@ function eachPlace(recording, from, to, part, [first, past], visit) {
 function drawPoints(context, sight, recording, from, to, part, own, palette, buckets, scale, zoom, rim) {
   const radius = Math.min(Math.max((scale / zoom) * 0.26, 1.2), 3.6) * Math.sqrt(zoom);
   const solid = recording.grid[0] > 1;
-  const seen = [];
-  eachPlace(recording, from, to, part, own, (i, d, h, w) => {
-    const near = solid ? seenZ(sight, d, h, w) : 0;
-    seen.push([near, seenX(sight, d, h, w), seenY(sight, d, h, w), buckets[i]]);
-  });
   // Points are opaque, so that all have the contrast of their colour. Near ones are larger and on top.
-  // One path for neighbours in the order that have the same colour, because paths cost more than points.
-  seen.sort(solid ? (a, b) => a[0] - b[0] : (a, b) => a[3] - b[3]);
+  // One path for the points of a layer of depth that have the same colour, because paths cost more than points.
+  const groups = new Map();
+  eachPlace(recording, from, to, part, own, (i, d, h, w) => {
+    const layer = solid ? Math.max(Math.floor((seenZ(sight, d, h, w) + 1) * (LAYERS / 2)), 0) : 0;
+    const key = layer * LEVELS + buckets[i];
+    const group = groups.get(key) ?? groups.set(key, []).get(key);
+    group.push(seenX(sight, d, h, w), seenY(sight, d, h, w));
+  });
+  const order = [...groups.keys()].sort((a, b) => a - b);
   context.globalAlpha = 1;
-  const paint = (colour, points, more) => {
+  const paint = (key, colour, more) => {
+    const near = solid ? ((Math.floor(key / LEVELS) + 0.5) * 2) / LAYERS - 1 : 0;
+    const size = Math.max(radius * (1 + 0.45 * near), 1) + more;
+    const places = groups.get(key);
     context.fillStyle = colour;
     context.beginPath();
-    for (const [near, x, y] of points) {
-      const size = Math.max(radius * (1 + 0.45 * near), 1) + more;
+    for (let i = 0; i < places.length; i += 2) {
+      const [x, y] = [places[i], places[i + 1]];
       if (size < 1.6) context.rect(x - size, y - size, 2 * size, 2 * size); // a disc would look the same
       else {
         context.moveTo(x + size, y);
@@ -1012,13 +1018,8 @@ function drawPoints(context, sight, recording, from, to, part, own, palette, buc
     }
     context.fill();
   };
-  if (rim) paint(rim, seen, 2);
-  for (let first = 0; first < seen.length; ) {
-    let past = first + 1;
-    while (past < seen.length && seen[past][3] === seen[first][3]) past++;
-    paint(palette[seen[first][3]], seen.slice(first, past), 0);
-    first = past;
-  }
+  if (rim) order.forEach((key) => paint(key, rim, 2));
+  order.forEach((key) => paint(key, palette[key % LEVELS], 0));
 }
 
 function drawTrails(context, sight, recording, from, to, part, range, colour) {

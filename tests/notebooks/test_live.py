@@ -833,7 +833,7 @@ def test_keys_in_the_player_do_not_reach_the_notebook(page, tmp_path):
         # Tab visits the controls in the order of the page.
         view.get_by_role("combobox", name="Class").focus()
         visited = []
-        for _ in range(5):
+        for _ in range(6):
             page.keyboard.press("Tab")
             visited.append(
                 page.evaluate(
@@ -841,10 +841,12 @@ def test_keys_in_the_player_do_not_reach_the_notebook(page, tmp_path):
                     " || document.activeElement.className || document.activeElement.title"
                 )
             )
-        assert [name.split(" ")[0] for name in visited[:4]] == [
+        assert [name.split(" ")[0] for name in visited] == [
             "Colour",
             "Trails",
             "Projection",
+            "Real",
+            "Forces",
             "clouds",
         ]
         slider = view.get_by_label("moment of the recording")
