@@ -304,7 +304,8 @@ export function mount(root, send = null) {
   /** State and buttons of a run. Without orders there is no run. */
   function run(status, orders) {
     ui.run.hidden = ui.beneath.parentElement.hidden = ui.arrows.parentElement.hidden = ui.energy.hidden = !orders.length;
-    ui.resting = orders.some(([name, , enabled]) => name === "Step" && enabled);
+    const can = (button) => orders.some(([name, , enabled]) => name === button && enabled);
+    [ui.resting, ui.running] = [can("Step"), can("Pause")];
     if (ui.buttons.childElementCount !== orders.length) {
       ui.buttons.replaceChildren();
       for (const [name] of orders)
@@ -379,8 +380,7 @@ export function mount(root, send = null) {
     drawCurves(ui.loss, { ...chart, name: "matching loss, all classes", series: lines(recording.loss) });
     drawCurves(ui.gradient, { ...chart, name: "mean |gradient|, per cell", series: lines(recording.mean_gradient) });
     if (extra.scores.runs) drawScores(ui.score, chart, extra.scores);
-    const live = !ui.run.hidden && ui.status.textContent.startsWith("running");
-    if (changed && !live) tell(() => moment);
+    if (changed && !ui.running) tell(() => moment);
   }
 
   ui.play.onclick = () => setPlaying(!playing);
