@@ -27,7 +27,7 @@ import headless  # noqa: E402
 
 SETTINGS = {"clouds.points_per_cloud": 100, "schedule.iterations": 80}
 SELECTED = 12  # the point of the first cloud whose force and energy are shown
-GIF_WIDTH, GIF_MOMENTS = 800, 40
+GIF_WIDTH, GIF_MOMENTS = 800, 26
 
 
 class Screen:
@@ -140,11 +140,10 @@ def main() -> None:
     atomic_write_text(HERE / "lab.html", page)
     for name, picture in screen.pictures.items():
         path = HERE / f"lab-{name}.png"
-        small = picture.quantize(128, dither=Image.Dither.NONE)
-        atomic_write(path, lambda file, small=small: small.save(file, "png", optimize=True))
+        atomic_write(path, lambda file, picture=picture: picture.save(file, "png", optimize=True))
     height = round(GIF_WIDTH * moments[0].height / moments[0].width)
     frames = [moment.resize((GIF_WIDTH, height), Image.Resampling.LANCZOS) for moment in moments]
-    frames = [frame.quantize(64, dither=Image.Dither.NONE) for frame in frames]
+    frames = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     options = {"save_all": True, "append_images": frames[1:], "duration": 250, "loop": 0}
     atomic_write(HERE / "lab.gif", lambda file: frames[0].save(file, "gif", **options))
     record = {

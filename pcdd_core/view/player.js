@@ -1266,8 +1266,10 @@ function drawScores(canvas, { iterations, dark, runs }, scores) {
   for (const value of [low, high]) context.fillText(`${value.toFixed(0)} %`, left - 4, y(value));
   context.textAlign = "left";
   const line = 1.1 * parseFloat(getComputedStyle(canvas).fontSize);
-  let free = Infinity; // names must not overlap
-  for (const [name, value] of [...baselines].sort((a, b) => a[1] - b[1])) {
+  const falling = [...baselines].sort((a, b) => b[1] - a[1]);
+  // Names start at the top, each below its line and the name before, and stay inside the chart.
+  let free = top + line / 2;
+  for (const [i, [name, value]] of falling.entries()) {
     context.globalAlpha = 0.6;
     context.lineWidth = 1;
     context.setLineDash([1, 3]);
@@ -1277,8 +1279,10 @@ function drawScores(canvas, { iterations, dark, runs }, scores) {
     context.stroke();
     context.setLineDash([]);
     context.globalAlpha = 1;
-    free = Math.min(y(value) - line / 2, free - line);
+    const lowest = bottom - line * (falling.length - i - 0.5);
+    free = Math.min(Math.max(y(value) - line / 2, free), lowest);
     context.fillText(`${name} ${value.toFixed(0)}`, left + 4, free);
+    free += line;
   }
   const colours = RUNS[dark ? "dark" : "light"];
   scores.runs.forEach((points, run) => {
