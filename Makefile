@@ -2,10 +2,12 @@
 # make demo             run the quickstart notebook without a browser (DATASET=mnist: on MNIST)
 # make check            lint, format, types, layers and unit tests: before every commit
 # make test             build MinkowskiEngine (Linux; MINKOWSKI=no: skip), run the whole test suite
+# make fuzz             damage files anew and read them (FUZZ="--examples 3000": more of each kind)
 # make minkowski        build and install MinkowskiEngine, for the backend of that name
 # make notebooks        run every notebook without a browser, with the smallest settings (minutes)
 # make bench            measure the engine against published-style code and the machine's limits
-# make lab              open the notebooks in JupyterLab
+# make lab              open copies of the notebooks (in runs/lab) in JupyterLab
+# make notebooks-outputs  refresh the small outputs that the notebooks keep, where they are stale
 # make site             build the site in build/site (SITE="--keep": keep executed notebooks)
 # make pair             synchronise the .py and .ipynb files of the notebooks
 # make tables           make the runs and tables of the paper (see below)
@@ -16,6 +18,7 @@
 #   DEVICE        cpu, cuda or cuda:N
 #   CONSTRAINTS   constraints.txt: pinned versions
 #   BENCH         options of benchmarks/bench.py
+#   FUZZ          options of tests/fuzz.py
 #   SWEEP         options of `pcdd sweep` for make tables
 #   CUDA          make minkowski: yes or no (default: yes if there is a GPU)
 #   SITE          options of docs/build.py
@@ -36,7 +39,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # CUDA and JOBS for something else.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo check test minkowski notebooks site bench lab install pair tables clean
+.PHONY: demo check test fuzz minkowski notebooks notebooks-outputs site bench lab install pair \
+	tables clean
 
 install: $(VENV)/installed
 
@@ -67,24 +71,34 @@ check: install
 test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
 	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
+# Prints its seed; FUZZ="--seed N" repeats it.
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
+
 minkowski: install
 	$(BIN)/python minkowski/build.py $(call given,CUDA,--cuda) $(call given,JOBS,--jobs) $(call given,SDIST,--sdist)
 
-# Notebooks run one after another, because kernels that start at once can race for ports. Papermill
-# ignores parameters that a notebook does not have.
+# Notebooks run one after another, because kernels that start at once can race for ports.
 notebooks: install
-	@mkdir -p runs/notebooks
-	@set -e; for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook .ipynb); echo "$$notebook"; \
-		OMP_NUM_THREADS=1 $(BIN)/papermill $$notebook runs/notebooks/$$name.ipynb -k python3 --no-progress-bar --log-level ERROR \
-		-f notebooks/smoke.yaml -p output runs/notebooks/$$name -p runs_folder runs/notebooks/runs -p device cpu; done
+	OMP_NUM_THREADS=1 $(BIN)/python tests/executed.py runs/notebooks
+
+# The default parameters need MNIST for some pictures (PCDD_DATA).
+notebooks-outputs: install
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebook_outputs.py
 
 # Needs no data, and after the installation no network.
 site: install
 	$(BIN)/python -m pip install --progress-bar off -q -e ".[site]" $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py $(SITE)
 
+# JupyterLab opens copies, so that running and saving them changes no file of the repository. A copy
+# that is older than its notebook is kept under another name.
 lab: install
-	$(BIN)/jupyter lab notebooks
+	@mkdir -p runs/lab
+	@for notebook in notebooks/*.ipynb; do copy=runs/lab/$$(basename $$notebook); \
+		if [ -e $$copy ] && [ $$notebook -nt $$copy ]; then mv $$copy $${copy%.ipynb}-earlier.ipynb; fi; \
+		if [ ! -e $$copy ]; then cp $$notebook $$copy; fi; done
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) runs/lab
 
 # Needs MNIST and a machine without other load. Some rows need MinkowskiEngine (make minkowski).
 bench: install

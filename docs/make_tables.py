@@ -47,6 +47,9 @@ SCRIPTS = {
         "benchmarks/sparse_shapes.py",
         "benchmarks/records/sparse-shapes-cpu.json",
     ),
+    "fuzz": ("tests/fuzz.py", "benchmarks/records/fuzz.json"),
+    "kills": ("tests/kills.py", "benchmarks/records/kills-cpu.json"),
+    "views": ("benchmarks/views.py", "benchmarks/records/views-cpu.json"),
 }
 
 
@@ -64,13 +67,14 @@ def by_its_script(name: str) -> str:
     """Return a table as the script formats it that makes its record."""
     script, record = SCRIPTS[name]
     kept = json.loads((ROOT / record).read_text())
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    folder = str((ROOT / script).parent)  # as Python does for a script
+    sys.path.insert(0, folder)
     try:
         return runpy.run_path(str(ROOT / script))["markdown"](
             kept["rows"] if "rows" in kept else kept
         )
     finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+        sys.path.remove(folder)
 
 
 def best_records() -> list[dict]:
@@ -116,6 +120,45 @@ def headline() -> str:
     return "\n".join(lines)
 
 
+def attacks() -> str:
+    """Return the table of all attacks: what was tried, what failed, and the command."""
+
+    def kept(name: str) -> tuple[list[dict], str]:
+        record = json.loads((ROOT / SCRIPTS[name][1]).read_text())
+        return record["rows"], record["command"]
+
+    files, fuzz = kept("fuzz")
+    killed, kill = kept("kills")
+    opened, open_views = kept("views")
+    lines = [["attack", "tried", "failed", "command"], ["---"] * 4]
+    for attack, tried, failed, words in (
+        (
+            "a damaged file is read as something else, or stops a command without a clear line",
+            sum(row["tried"] for row in files),
+            sum(row["failed"] for row in files),
+            fuzz,
+        ),
+        (
+            "a run that was killed and resumed ends in another result",
+            sum(row["kills"] for row in killed),
+            sum(row["runs"] - row["equal"] for row in killed),
+            kill,
+        ),
+        (
+            "a view that was replaced or closed leaves its run computing",
+            sum(row["count"] for row in opened if row["way"] != "open"),
+            sum(
+                row["states"][-1]["runs"] - row["states"][0]["runs"]
+                for row in opened
+                if row["way"] != "open"
+            ),
+            open_views,
+        ),
+    ):
+        lines.append([attack, f"{tried:,}", f"{failed:,}", f"`{words}`"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def modules() -> str:
     """Return the table of the modules, each with the first sentence of its docstring."""
     lines = ["| module of `pcdd_core` | what it does |", "| --- | --- |"]
@@ -136,6 +179,7 @@ def bytes_of(clouds: int) -> int:
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "modules": modules,
+    "attacks": attacks,
     "best": lambda: report.markdown(best_rows()),
     **{name: lambda name=name: report_of(name) for name in ("table1", "table2", "shapes")},
     **{name: lambda name=name: by_its_script(name) for name in SCRIPTS},

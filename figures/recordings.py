@@ -25,6 +25,7 @@ from pcdd_core.view.page import STEPS, quantised
 
 FOLDER = Path(__file__).parent / "recordings"
 ANIMATED = "mnist-1-gradient"
+FRAMES = 25  # most frames of the animation, so that it has less than 1 MiB
 
 
 def keep(recording: pcdd.Recording, settings: dict, path: Path) -> None:
@@ -67,10 +68,18 @@ def read(name: str) -> pcdd.Recording:
         )
 
 
-def every_second_frame(recording: pcdd.Recording) -> pcdd.Recording:
-    """Return half of the frames, so that the animation stays small."""
+def moving_frames(recording: pcdd.Recording) -> pcdd.Recording:
+    """Return at most FRAMES frames with about equal movement between, from the first to the last.
+
+    Points move ten times faster in the first updates than in the last, so frames at equal times
+    would show jumps, then nothing new.
+    """
+    steps = np.linalg.norm(np.diff(recording.coordinates, axis=0), axis=2).mean(1)
+    moved = np.append(0, np.cumsum(steps))  # cells, until each frame
+    nearest = np.abs(moved - np.linspace(0, moved[-1], FRAMES)[:, None]).argmin(1)
+    chosen = np.unique(nearest)
     return replace(
-        recording, updates=recording.updates[::2], coordinates=recording.coordinates[::2]
+        recording, updates=recording.updates[chosen], coordinates=recording.coordinates[chosen]
     )
 
 
@@ -94,7 +103,7 @@ def main() -> None:
         keep(pcdd.read_recording(options.run), pcdd.read_record(options.run)["config"], path)
     else:
         path = FOLDER.parent / "migration.gif"
-        pcdd.save_animation(every_second_frame(read(ANIMATED)), path)
+        pcdd.save_animation(moving_frames(read(ANIMATED)), path)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -18,21 +18,23 @@
 # %% [markdown]
 # # Quickstart: from random scatter to digits
 #
-# Thousands of point clouds are distilled into a few. Nobody draws a point and no real cloud is copied. Points start at
-# random places. Each iteration moves every point by a fraction of a cell, until a network sees the same features in
-# the few clouds as in the many.
+# This notebook distils thousands of real point clouds into a few synthetic ones. The synthetic
+# points start at random positions. No real cloud is copied. Each iteration moves the points by
+# fractions of a cell, so that the few synthetic clouds cause features in a network that are
+# distributed like those of the real clouds.
 #
-# This notebook shows the motion, then what moves the points, then what the result is worth: classifiers that have seen
-# only the few clouds are tested on real data. The same classifiers are trained on real clouds of the same size.
+# The notebook shows the motion, explains the loss, and evaluates the result. It trains classifiers
+# on the synthetic clouds only and tests them on real data. For comparison, it trains the same
+# classifiers on real clouds with the same number of points or bytes.
 
 # %% tags=["parameters"]
-preset = "demo"  # see `pcdd presets`; every setting comes from there
+preset = "demo"  # see `pcdd presets`; it determines every setting
 dataset = "digits"  # "digits": embedded in scikit-learn, needs no files; "mnist": the paper's
-data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty means PCDD_DATA, else a download
-settings = {}  # any setting changed, for instance {"schedule.iterations": 100}
-seeds = 3  # distillations with different random numbers; scores are means over them
-device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
-output = "runs/quickstart"  # the run folder; an earlier quickstart in it is replaced
+data_folder = ""  # for mnist: folder that holds MNIST/raw; empty: PCDD_DATA, else a download
+settings = {}  # settings that differ from the preset, for instance {"schedule.iterations": 100}
+seeds = 3  # number of distillations; scores are means over seeds
+device = ""  # "cpu", "cuda", ...; empty: the GPU if there is one
+output = "runs/quickstart"  # run folder; an earlier quickstart in it is replaced
 
 # %%
 import json
@@ -45,58 +47,90 @@ import torch
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 started = time.monotonic()
 
 # %% [markdown]
 # ## 1. Points on the move
 #
-# The next cell distils the data with seed 0. Then press play, or drag the slider through time. Without a browser
-# (papermill, nbconvert) a picture replaces the player: time runs downwards.
+# The next cell distils the data with seed 0. Then press play, or drag the slider. Without a browser
+# (papermill, nbconvert) a picture replaces the player. In the picture, time runs downwards.
 
 # %%
 base = pcdd.override(pcdd.preset(preset).config, {"data.name": dataset, **settings})
-place = {"data": data_folder or None, "device": device or None}
+run_options = {"data": data_folder or None, "device": device or None, "overwrite": True}
 
 
-def distilled_with(seed):
+def distil(seed):
     """Distil and score with this seed. Returns the run folder: `output` for seed 0."""
-    folder = output if seed == 0 else f"{output}/seed-{seed}"
-    return pcdd.run(pcdd.override(base, {"seed": seed}), preset, folder=folder, overwrite=True, **place)
+    run_folder = output if seed == 0 else f"{output}/seed-{seed}"
+    config = pcdd.override(base, {"seed": seed})
+    return pcdd.run(config, preset, folder=run_folder, **run_options)
 
 
-folder = distilled_with(0)
+folder = distil(0)
 recording = pcdd.read_recording(folder)
 pcdd.save_player(recording, folder / "migration.html")
 pcdd.show(recording)
 
 # %% [markdown]
-# ## 2. Where they went: real data as clouds
+# ## 2. Real data as clouds
 #
-# An image becomes a set of occupied cells, those brighter than a threshold $t$:
+# A threshold $t$ converts an image to a set of occupied cells:
 #
 # $$P = \{(0, y, x) : I_{yx} > t\}$$
 #
-# Each cell is one point with the coordinates depth, height and width. Depth is 0 for images. The axis exists so that
-# the same code works for shapes in three dimensions. The picture shows one real cloud per class, drawn at random.
+# Each occupied cell is one point with the coordinates depth, height and width. Depth is 0 for
+# images. With this axis the same code handles shapes in three dimensions. The picture shows one
+# real cloud per class, drawn at random.
 
 # %%
 real = pcdd.load_data(base.data, data_folder or None)
-print(f"{len(real.train)} clouds to learn from, {len(real.validation)} to choose settings by, {len(real.test)} to test on")
+splits = {split: len(getattr(real, split)) for split in ("train", "validation", "test")}
+print(", ".join(f"{split} split: {count} clouds" for split, count in splits.items()))
 pcdd.figures.gallery(pcdd.Random().choose(real.train, seed=0))
 
 # %% [markdown]
-# ## 3. What moves them
+# ## 3. The loss that moves the points
 #
-# Let $\varphi$ be the features of a new random network, $R$ the real and $S$ the synthetic clouds of a class. The loss is
-# the squared maximum mean discrepancy with a kernel $k$ (a mean of Gaussians):
+# Let $\varphi$ be the features of a new random network, $R$ the real and $S$ the synthetic clouds
+# of a class. The loss is the squared maximum mean discrepancy with a kernel $k$ (a mean of
+# Gaussians):
 #
-# $$L = \underbrace{\overline{k(\varphi(s), \varphi(s'))}}_{\text{synthetic clouds repel each other}}
-#   - 2 \underbrace{\overline{k(\varphi(s), \varphi(r))}}_{\text{real clouds attract them}} + \overline{k(\varphi(r), \varphi(r'))}$$
+# $$L =
+#   \underbrace{\overline{k(\varphi(s), \varphi(s'))}}_{\text{synthetic clouds repel each other}}
+#   - 2 \underbrace{\overline{k(\varphi(s), \varphi(r))}}_{\text{real clouds attract them}}
+#   + \overline{k(\varphi(r), \varphi(r'))}$$
 #
-# The bars are means over $s, s' \in S$ and $r, r' \in R$. The gradient $\partial L / \partial p$ is the force on the point $p$. The network sees
-# each point as a Gaussian spot, wide at first and narrow at the end, so a point feels where it should go before it gets there.
+# The bars are means over $s, s' \in S$ and $r, r' \in R$. The negative gradient
+# $-\partial L / \partial p$ is the force on the point $p$. The lift converts each point to a
+# Gaussian, which is wide at the start of the run and narrow at the end. A wide Gaussian gives a
+# point a gradient towards distant cells.
 #
-# This is a simpler relative of the paper's loss, which compares gradients of a network in place of its features.
+# The paper's loss compares gradients of a network. This loss compares its features.
+
+# %% [markdown]
+# > **Predict, then run.** With one synthetic cloud per class instead of four, what does the first
+# > term of the loss do?
+#
+# <details><summary>Answer</summary>
+#
+# Nothing. Its only pair is the cloud with itself, and the kernel of a feature with itself is 1. The
+# constant 1 has no gradient. The real clouds then attract the single cloud, and nothing repels it.
+#
+# </details>
+
+# %% [markdown]
+# > **Predict, then run.** Each iteration moves the points along the negative gradient. Does the
+# > loss fall over the whole run?
+#
+# <details><summary>Answer</summary>
+#
+# No. It falls first and rises later. The Gaussians of the lift narrow during the run, so the same
+# clouds have a different loss at each iteration: narrow points differ more from real clouds than
+# wide ones. Each iteration also draws a new network and other real clouds, so the curve has noise.
+#
+# </details>
 
 # %%
 steps = pd.read_json(folder / "steps.jsonl", lines=True)
@@ -109,83 +143,109 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # %% [markdown]
 # ## 4. What the clouds are worth
 #
-# One number measures a set: the accuracy on the test images of classifiers that are trained on this set only. Every set
-# here trains the same classifiers in the same way. The settings were chosen on the validation split, not on the test images.
+# The score of a set is the test accuracy of classifiers that are trained on this set only. All sets
+# train the same classifiers in the same way.
 #
-# What is a fair opponent? A set costs points, and it costs bytes. The bytes of a cloud are those of its bitmap or of the
-# list of its occupied cells, whichever is smaller (`packed_bytes`; on 28 × 28 cells 98 bytes, or 10 bits per cell). Real
-# clouds get both budgets:
+# The choice of the settings of `demo` rests on **one seed of the validation split**. Their lead
+# over other settings there was small, within the noise. The test images played no part in the
+# choice, and each run scores them once, at its end.
+
+# %% [markdown]
+# Real clouds are the baseline. They get two budgets. `packed_bytes` counts the bytes of a cloud as
+# a bitmap or as a list of its occupied cells, whichever is smaller (on 28 × 28 cells: 98 bytes, or
+# 10 bits per cell).
 #
-# - **equal points**: as many real clouds, each thinned at random to as many points,
+# - **equal points**: the same number of real clouds, each subsampled at random to the same number
+#   of points,
 # - **equal bytes**: whole real clouds, as many as fit, rounded up.
 #
-# Each budget is filled with real clouds drawn at random, those chosen by herding (their mean is close to the class mean), and
-# the class mean itself: the cells that a class occupies most often. There is only one class mean, whole or thinned.
+# Three kinds of real clouds fill each budget: clouds drawn at random, clouds chosen by herding
+# (their mean is close to the class mean), and the class mean itself (the cells that a class
+# occupies most often). A class has only one class mean, so equal bytes use it once, whole.
+#
+# > **Predict, then run.** The distilled set has 4 clouds of 39 points per class. How many whole
+# > real clouds per class have as many bytes?
+#
+# <details><summary>Answer</summary>
+#
+# Two. A list of 39 cells needs 390 bits, which are 49 bytes. Four such lists need 196 bytes, the
+# bytes of two bitmaps. Most whole real digits occupy more than 78 cells, so a bitmap is their
+# smaller form.
+#
+# </details>
 
 # %%
 distilled = pcdd.load_clouds(folder / "clouds.npz")
 classes = len(distilled.class_names)
 clouds_per_class = len(distilled) // classes
-mean_clouds = pcdd.ClassMean().choose(real.train, seed=0)
-whole_per_class = -(-int(pcdd.packed_bytes(distilled).sum()) // int(pcdd.packed_bytes(mean_clouds).sum()))
+class_means = pcdd.ClassMean().choose(real.train, seed=0)
+distilled_bytes = int(pcdd.packed_bytes(distilled).sum())
+whole_per_class = -(-distilled_bytes // int(pcdd.packed_bytes(class_means).sum()))
 
 
-def opponents(seed):
-    """Return the real sets of this seed by name."""
-    thin = lambda clouds: pcdd.resampled(clouds, distilled.sizes.tolist(), torch.Generator().manual_seed(seed))
-    choose = lambda kind, count: kind(count).choose(real.train, seed)
+def baselines(seed):
+    """Return the sets of real clouds of this seed, by name."""
+
+    def subsampled(clouds):
+        generator = torch.Generator().manual_seed(seed)
+        return pcdd.resampled(clouds, distilled.sizes.tolist(), generator)
+
     return {
-        "random": thin(choose(pcdd.Random, clouds_per_class)),
-        "herding": thin(choose(pcdd.Herding, clouds_per_class)),
-        "class_mean": thin(mean_clouds.select(distilled.labels)),
-        "random_whole": choose(pcdd.Random, whole_per_class),
-        "herding_whole": choose(pcdd.Herding, whole_per_class),
-        "class_mean_whole": mean_clouds,
+        "random": subsampled(pcdd.Random(clouds_per_class).choose(real.train, seed)),
+        "herding": subsampled(pcdd.Herding(clouds_per_class).choose(real.train, seed)),
+        "class_mean": subsampled(class_means.select(distilled.labels)),
+        "random_whole": pcdd.Random(whole_per_class).choose(real.train, seed),
+        "herding_whole": pcdd.Herding(whole_per_class).choose(real.train, seed),
+        "class_mean_whole": class_means,
     }
 
 
-pcdd.figures.gallery(opponents(0)["random"], columns=2 * clouds_per_class, most=4 * clouds_per_class)
+gallery = {"columns": 2 * clouds_per_class, "most": 4 * clouds_per_class}
+pcdd.figures.gallery(baselines(0)["random"], **gallery)
 
 # %% [markdown]
-# The picture shows real clouds thinned at random, of two classes to a row. Below are the distilled clouds of the same
-# classes, with the same number of points.
+# The picture shows subsampled real clouds drawn at random, two classes per row. The next picture
+# shows the distilled clouds of the same classes, with the same number of points.
 
 # %%
-pcdd.figures.gallery(distilled, columns=2 * clouds_per_class, most=4 * clouds_per_class)
+pcdd.figures.gallery(distilled, **gallery)
 
 # %% [markdown]
-# Chance plays a part in a distillation, in a draw of real clouds, and in a classifier. So everything is repeated with
-# other seeds. `±` is the standard deviation over seeds.
+# The initial points, the drawn real clouds and the classifiers are random. The next cell repeats
+# everything with other seeds. `±` is the standard deviation over seeds.
 
-# %%
-test, where = getattr(real, base.evaluation.split), device or ("cuda" if torch.cuda.is_available() else "cpu")
-accuracy, size = {}, {}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+test = getattr(real, base.evaluation.split)
+evaluation_device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+accuracy, sets = {"distilled": []}, {"distilled": distilled}  # sets: those of seed 0
 for seed in range(seeds):
-    own = folder if seed == 0 else distilled_with(seed)
-    accuracy.setdefault("distilled", []).append(pcdd.read_record(own)["scores"]["standard"]["mean"])
-    size["distilled"] = distilled
-    for name, clouds in opponents(seed).items():
-        score = pcdd.override(base, {"seed": seed}).evaluate(clouds, test, where)["standard"]
-        accuracy.setdefault(name, []).append(score.mean)
-        size.setdefault(name, clouds)  # sizes of seed 0
+    run_folder = folder if seed == 0 else distil(seed)
+    accuracy["distilled"].append(pcdd.read_record(run_folder)["scores"]["standard"]["mean"])
+    for name, clouds in baselines(seed).items():
+        scores = pcdd.override(base, {"seed": seed}).evaluate(clouds, test, evaluation_device)
+        accuracy.setdefault(name, []).append(scores["standard"].mean)
+        sets.setdefault(name, clouds)
 accuracy = pd.DataFrame(accuracy)
+mean, deviation = accuracy.mean(), accuracy.std(ddof=0)
+gains = -accuracy.drop(columns="distilled").sub(accuracy["distilled"], axis="index")
 table = pd.DataFrame(
     {
-        "clouds": {name: len(clouds) for name, clouds in size.items()},
-        "points": {name: len(clouds.coordinates) for name, clouds in size.items()},
-        "bytes": {name: int(pcdd.packed_bytes(clouds).sum()) for name, clouds in size.items()},
-        "accuracy, %": {name: f"{accuracy[name].mean():.1f} ± {accuracy[name].std(ddof=0):.1f}" for name in accuracy},
+        "clouds": {name: len(clouds) for name, clouds in sets.items()},
+        "points": {name: len(clouds.coordinates) for name, clouds in sets.items()},
+        "bytes": {name: int(pcdd.packed_bytes(clouds).sum()) for name, clouds in sets.items()},
+        "accuracy, %": {name: f"{mean[name]:.1f} ± {deviation[name]:.1f}" for name in accuracy},
         "distilled is higher in": {
-            name: f"{(accuracy['distilled'] > accuracy[name]).sum()} of {seeds} seeds" for name in accuracy if name != "distilled"
+            name: f"{(gains[name] > 0).sum()} of {seeds} seeds" for name in gains
         },
     }
 ).fillna("")
 table
 
 # %% [markdown]
-# In words, from the numbers above. A difference counts only if it has the same sign in every seed.
+# The next cell states the comparison in words. A difference counts only if it has the same sign in
+# every seed.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 WORDS = {
     "random": "real clouds at random",
     "herding": "real clouds by herding",
@@ -194,15 +254,16 @@ WORDS = {
 
 
 def compared(name):
-    """Return "above", "below" or "undecided against": the distilled set against the set `name` over all seeds."""
-    gains = accuracy["distilled"] - accuracy[name]
-    return "above" if (gains > 0).all() else "below" if (gains < 0).all() else "undecided against"
+    """Compare the distilled set with the set `name`: above, below or undecided over all seeds."""
+    if (gains[name] > 0).all():
+        return "above"
+    return "below" if (gains[name] < 0).all() else "undecided against"
 
 
 def sentence(budget, suffix):
-    """Say how the distilled set compares with the real sets of one budget."""
+    """Return a sentence that compares the distilled set with the baselines of one budget."""
     parts = [
-        f"{compared(name + suffix)} {words} ({accuracy['distilled'].mean() - accuracy[name + suffix].mean():+.1f})"
+        f"{compared(name + suffix)} {words} ({gains[name + suffix].mean():+.1f})"
         for name, words in WORDS.items()
     ]
     return f"{budget}: the distilled set is {', '.join(parts)}."
@@ -213,27 +274,40 @@ equal_bytes = sentence(f"Whole real clouds, {whole_per_class} per class (class m
 print(equal_points, equal_bytes, sep="\n")
 
 # %% [markdown]
-# ## 5. What is kept
+# ## 5. Files of the run
 #
-# The folder holds the distilled set, its record, and a page that plays the motion in any browser.
+# The run folder holds the distilled set, its record, and a page that plays the motion in any
+# browser.
 
 # %%
-summary = {name: round(accuracy[name].mean(), 2) for name in accuracy}
-summary |= {f"{name}_sd": round(accuracy[name].std(ddof=0), 2) for name in accuracy}
+scored_on = pcdd.read_record(folder)["scored_on"]
+seconds = round(time.monotonic() - started, 1)
+summary = {name: round(mean[name], 2) for name in accuracy}
+summary |= {f"{name}_sd": round(deviation[name], 2) for name in accuracy}
 summary |= {"points": int(table.points["distilled"]), "bytes": int(table.bytes["distilled"])}
-summary |= {f"{name}_bytes": int(table.bytes[name]) for name in table.index if name != "distilled"}
-summary |= {"seeds": seeds, "scored_on": pcdd.read_record(folder)["scored_on"], "seconds": round(time.monotonic() - started, 1)}
+summary |= {f"{name}_bytes": int(table.bytes[name]) for name in gains}
+summary |= {"seeds": seeds, "scored_on": scored_on, "seconds": seconds}
 (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-print(f"{len(distilled)} clouds of {distilled.sizes[0]} points from scatter teach {table['accuracy, %']['distilled']} % ({summary['scored_on']}, {seeds} seeds).")
+print(
+    f"Classifiers trained on {len(distilled)} distilled clouds of {distilled.sizes[0]} points "
+    f"reach {table['accuracy, %']['distilled']} % ({scored_on}, {seeds} seeds)."
+)
 print(equal_points)
 print(equal_bytes)
 print(f"Play the motion: {(folder / 'migration.html').resolve()}")
-print(f"Numbers: {folder / 'summary.json'}, {summary['seconds']:.0f} s in all. Next: notebooks/03_point_migration.ipynb (make lab).")
+print(
+    f"Numbers: {folder / 'summary.json'}, {seconds:.0f} s in total. "
+    "Next: notebooks/03_point_migration.ipynb (make lab)."
+)
 
 # %% [markdown]
-# **The paper's budget, one cloud per class**, is one line in the parameters cell:
+# To distil one cloud per class, change one line of the parameters cell:
 #
-# `settings = {"clouds.clouds_per_class": 1, "clouds.points_per_cloud": 164, "lift.saturation": 3.0, "schedule.iterations": 240}`
-#
-# A digit of this data set has about 164 occupied cells, so this set has the points and the bytes of one real cloud per
-# class. Compare its table with the one above: the same points, in one cloud and in four.
+# ```python
+# settings = {
+#     "clouds.clouds_per_class": 1,
+#     "clouds.points_per_cloud": 164,
+#     "lift.saturation": 3.0,
+#     "schedule.iterations": 240,
+# }
+# ```

@@ -21,7 +21,7 @@
 # The paper distils MNIST into one cloud of 250 points per class. Table 1 compares distillation
 # networks: MinkowskiEngine's sparse layers or PyTorch's dense layers, with 2, 3 or 4 layers.
 #
-# This notebook rebuilds the table from records of finished runs, then asks why it looks as it does.
+# This notebook rebuilds the table from records of finished runs, then examines its causes.
 # By default it reads records and runs nothing.
 
 # %% tags=["parameters"]
@@ -46,9 +46,9 @@ from IPython.display import display
 
 import pcdd_core as pcdd
 
-runs_folder = runs_folder or pcdd.runs_folder()
-
 # %matplotlib inline
+pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # ## 1. The runs
@@ -105,7 +105,7 @@ cells, records = records_of("table1")
 # The paper's protocol augments test images and uses one fixed network for the whole run. So its
 # figures are not comparable with MNIST figures in the literature.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 protocols = ("standard", "paper")
 comparable = scale == "paper" and dataset == "mnist"  # else the paper's figures do not apply
@@ -240,7 +240,7 @@ plt.show()
 # over seeds. **Smaller classifiers** made these scores (5 of width 32, 300 epochs), so compare the
 # shape of the curves, not their height, with the table.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 points = []
 for record in of_paper:
     for iteration, scores in record.get("scores_at", {}).items():
@@ -291,13 +291,13 @@ if not curve.empty:
 # %% [markdown]
 # ## 4. The origin shift
 #
-# > **Predict, then run.** To make a sparse batch dense, the paper's code lets the dense map begin
+# > **Predict, then run.** The paper's code converts a sparse batch to a dense map. The map starts
 # > at the smallest occupied cell of the **whole batch**:
 # >
 # > $$x \;\mapsto\; x - \min_{\text{batch}} x \quad\text{(rows and columns).}$$
 # >
-# > MNIST's digits do not touch the border, so a batch of real digits begins a few rows and columns
-# > inside the grid. A scattered cloud begins at 0. Where on the grid will the distilled digits lie?
+# > MNIST's digits do not touch the border, so a batch of real digits starts a few rows and columns
+# > inside the grid. A scattered cloud starts at 0. Where on the grid will the distilled digits lie?
 #
 # <details><summary>Answer</summary>
 #
@@ -353,7 +353,8 @@ for backend in backends.values():
 # Where are the points? The table gives their share in the corner at (0, 0), a sixteenth of the
 # grid; in the middle, a quarter of the grid; and their mean row and column. Compare with even
 # scatter, and with real digits if there is a record of them. A point's features are its
-# coordinates, so a point at (0, 0) has features of 0: without a norm, the network hardly feels it.
+# coordinates, so a point at (0, 0) has features of 0. Without a norm, it has almost no effect on
+# the network.
 
 # %%
 sets = {f"{backend}, {layers} layers": record for (backend, layers), record in sorted(kept.items())}
@@ -386,11 +387,11 @@ where.style.format(formats)
 #
 # <details><summary>Answer</summary>
 #
-# Expect two layers. The pull on a point passes through every layer, and nothing restores its size
-# on the way. Each pooling by the maximum also passes the gradient to one cell in four (in a flat
-# grid). So the pull shrinks with depth while the step size stays, and a deep network leaves the
-# scatter as it was. Check this in the table: if points do not leave their cells, then the score is
-# that of scatter.
+# Expect two layers. The gradient at a point passes through every layer, and no norm restores its
+# size. Each pooling by the maximum also passes the gradient to one cell in four (in a flat grid).
+# So the gradient decreases with depth while the step size stays the same, and a deep network does
+# not change the scatter. Check this in the table: if points do not leave their cells, then the
+# score is that of scatter.
 #
 # </details>
 #
@@ -475,7 +476,7 @@ if pairs:
 # - **redrawn network**: a new random network every 25 iterations, each with one real batch per
 #   class. Points may fit the peculiarities of one fixed network.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 why_cells, why = records_of("why")
 rows = []
 for record in why:

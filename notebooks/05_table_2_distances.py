@@ -27,7 +27,7 @@
 # \Big(1 - \frac{g_i \cdot h_i}{\lVert g_i \rVert\, \lVert h_i \rVert}\Big).$$
 #
 # The paper finds that the gradients of the cosine "are too small to move the points around". This
-# notebook rebuilds the table from records of finished runs, then looks for the reasons.
+# notebook rebuilds the table from records of finished runs, then examines the causes.
 
 # %% tags=["parameters"]
 scale = "paper"  # "paper": the paper's own; "small": a smoke run whose scores mean nothing
@@ -52,9 +52,9 @@ from IPython.display import display
 
 import pcdd_core as pcdd
 
-runs_folder = runs_folder or pcdd.runs_folder()
-
 # %matplotlib inline
+pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # ## 1. The runs
@@ -86,7 +86,7 @@ def records_of(name, most_seeds=seeds, **options):
 
 cells, records = records_of("table2")
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 distances = {"layerwise_cosine": "layerwise cosine", "sum_of_squares": "sum of squares"}
 protocols = ("standard", "paper")
@@ -224,7 +224,7 @@ for network in ratios:
 # Are the gradients small from the start, or do they fade? Mean over seeds, in thirty stretches of
 # the run. Runs with the cosine end at iteration 1,250.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 colours = {"layerwise cosine": "#c0504d", "sum of squares": "#20508a"}
 dashes = {"M": "-", "P": "--", "s": ":"}  # by the network's first letter
 quantities = {
@@ -259,8 +259,9 @@ else:
 #
 # $D_{\text{squares}}(10g, 10h) = 100\, D_{\text{squares}}(g, h)$, but
 # $D_{\text{cosine}}(10g, 10h) = D_{\text{cosine}}(g, h)$: lengths cancel in the fraction. So the
-# pull of the sum of squares depends on the units of the features. Here these are raw coordinates up
-# to 27, which make large gradients. The pull of the cosine does not depend on them.
+# gradient of the sum of squares depends on the units of the features. Here these are raw
+# coordinates up to 27, which make large gradients. The gradient of the cosine does not depend on
+# them.
 #
 # </details>
 
@@ -303,7 +304,7 @@ pd.DataFrame(lines).T.style.format("{:.6g}")
 # *Moved* and *in another cell* are measured, for the set of seed 0: the median distance of a point
 # from its start, and the share of the points that ended in another cell.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 kept = {
     cell_of(record["config"]): record
     for record in of_paper
@@ -378,15 +379,15 @@ else:
     print("no record of MinkowskiEngine here")
 
 # %% [markdown]
-# Is this why the cosine gets stuck? Look at the `sparse` rows of section 2, where nothing is
-# missed: if they are stuck as well, then the missing part is not the only reason.
+# Do points stop under the cosine for this reason? The `sparse` rows of section 2 miss nothing. If
+# their points stop as well, then the missing part is not the only reason.
 
 # %% [markdown]
 # ## 7. Other step sizes
 #
-# If gradients are too small, make the steps larger: a tenth of the usual step size, the usual one,
-# ten and a hundred times it. Look at how far points move and at what they form: a point that moves
-# hundreds of cells is thrown from border to border.
+# Larger steps can compensate for small gradients. The runs use 0.1, 1, 10 and 100 times the usual
+# step size. Compare the distances that points move with the clouds that they form. A point that
+# moves hundreds of cells jumps between the borders of the grid.
 
 # %%
 _, of_sizes = records_of("step-size", 3, beside=False)
@@ -442,8 +443,8 @@ for record in of_sizes if varied and len(of_cosine) else ():
 # ## 8. Is it the cosine as such?
 #
 # Our `gaussian` setting uses a layerwise cosine too, on the same scatter. It measures steps in
-# cells (Adam), redraws the network, and its lift lets a point feel the neighbouring cells. Beside
-# it: real clouds, one per class. All are scored by the same classifiers.
+# cells (Adam), redraws the network, and its lift gives a point gradients towards neighbouring
+# cells. For comparison: real clouds, one per class. All are scored by the same classifiers.
 
 # %%
 kinds = {

@@ -51,9 +51,9 @@ from IPython.display import display
 
 import pcdd_core as pcdd
 
-runs_folder = runs_folder or pcdd.runs_folder()
-
 # %matplotlib inline
+pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # ## 1. The runs
@@ -84,7 +84,7 @@ def records_of(name, **options):
 
 cells, records = records_of("ablation")
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 words_of_paper = {"MinkowskiEngine": "relatively similar", "PyTorch": "significantly hurting"}
 protocols = ("standard", "paper")
@@ -156,7 +156,7 @@ for network in networks:
         scores = by_pooling(network, protocol)
         gain = (scores["average"] - scores["max"]).dropna()
         error = f" ± {gain.sem():.1f}" if len(gain) > 1 else ""
-        lines[*network, protocol] = {
+        lines[(*network, protocol)] = {
             "max": in_words(scores["max"].dropna()),
             "average": in_words(scores["average"].dropna()),
             "average - max": f"{gain.mean():+.1f}{error} ({len(gain)})" if len(gain) else "no pair",
@@ -226,7 +226,7 @@ if ratios:
 #
 # </details>
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 others = pcdd.experiment("ingredients", seeds=1) if dataset == "mnist" else []
 herding = [
     record["clouds_file"]
@@ -236,7 +236,8 @@ herding = [
 real = pcdd.load_clouds(herding[0]) if herding else pcdd.released("mnist-1")
 kind = "real clouds (herding)" if herding else "distilled clouds, as there are no real ones here"
 print(f"pictures of: {kind}")
-sparse = pcdd.lifts.coordinates_as_features(real.select(torch.tensor([5])))
+paper_lift = pcdd.CoordinatesAsFeatures()
+sparse = paper_lift(real.select(torch.tensor([5])), real=bool(herding))
 window = (1, 2, 2)  # the depth axis has one cell only
 
 
@@ -269,7 +270,7 @@ plt.show()
 
 # %% [markdown]
 # In the upper two rows the colour changes from left to right only. In the lowest row it also
-# depends on how full a block is: the edge of a stroke is pulled towards (0, 0).
+# depends on how full a block is: the edge of a stroke is closer to (0, 0).
 
 # %% [markdown]
 # ## 5. How large is it?
@@ -322,16 +323,17 @@ for times, share in shares.items():
 #
 # <details><summary>Answer</summary>
 #
-# The maximum looks past the constant plane wherever the points give more. The average takes half of
-# every block from a plane without points, in every layer: a further factor of about 1/2 per layer.
+# The maximum ignores the constant plane wherever the points have larger values. The average takes
+# half of every block from a plane without points, in every layer: a further factor of about 1/2 per
+# layer.
 #
 # </details>
 #
 # The third line has an instance norm after each convolution, which sets every channel to mean 0 and
 # variance 1. **No network in the paper's tables has one**; it shows what a norm would undo.
 
-# %%
-dense = pcdd.lifts.coordinates_as_features(real).dense(shift=True)
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+dense = paper_lift(real, real=bool(herding)).dense(shift=True)
 
 
 @torch.no_grad()

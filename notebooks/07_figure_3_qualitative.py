@@ -49,9 +49,9 @@ import torch
 
 import pcdd_core as pcdd
 
-runs_folder = runs_folder or pcdd.runs_folder()
-
 # %matplotlib inline
+pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # ## 1. The records
@@ -60,7 +60,7 @@ runs_folder = runs_folder or pcdd.runs_folder()
 #
 # - **PyTorch, 3 layers** and **MinkowskiEngine, 2 layers**: the best depths in the paper's Table 1.
 # - **sparse, 2 layers**: MinkowskiEngine's network with all second derivatives.
-# - **ours**: another lift, which lets a point feel the cells around it.
+# - **ours**: another lift, which gives a point gradients towards the cells around it.
 # - **real**: a real cloud per class, drawn at random.
 #
 # The experiment `why` adds a control: MinkowskiEngine's network without the origin shift of
@@ -104,7 +104,7 @@ for name, cells in chosen.items():
     print(f"{name}: {len(found)} of {len(cells)} records{missing}")
     records += found
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 results = []  # sentences computed below, shown together at the end
 
 
@@ -166,7 +166,7 @@ else:
 # %% [markdown]
 # ## 3. The displacement: the origin shift
 #
-# The paper's code turns sparse batches into dense maps. A map begins at the smallest occupied cell
+# The paper's code turns sparse batches into dense maps. A map starts at the smallest occupied cell
 # of the **whole batch**:
 #
 # $$x \;\mapsto\; x - \min_{\text{batch}} x \qquad\text{(rows and columns)}.$$
@@ -176,8 +176,8 @@ else:
 #
 # $$s\,\Big\lfloor \frac{\min_{\text{batch}} x}{s} \Big\rfloor .$$
 #
-# > **Predict, then run.** A batch of real digits begins a few cells from the border, a scattered
-# > cloud begins at 0. Where do the distilled digits lie? Does the shift move every digit of
+# > **Predict, then run.** A batch of real digits starts a few cells from the border. A scattered
+# > cloud starts at 0. Where do the distilled digits lie? Does the shift move every digit of
 # > MinkowskiEngine's ($L = 2$)?
 #
 # <details><summary>Answer</summary>
@@ -191,7 +191,7 @@ else:
 # </details>
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def training_clouds():
     """The real clouds, or None if MNIST is not on this machine: nothing is downloaded here."""
     folder = Path(data_folder or os.environ.get("PCDD_DATA") or "~/.cache/pcdd").expanduser()
@@ -231,7 +231,7 @@ table.round(1).T if real is not None else None
 # Occupied cells within 8 cells of (0, 0) do not count, because of the blob. A negative number means
 # up or left. *Even scatter* is where all runs begin.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 AWAY = 8
 
 
@@ -273,7 +273,7 @@ if not displacement:
 # minus first cell of the real batches, in multiples of the stride. Each class gives two marks. On
 # the dotted line the prediction is exact.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 strides = {"PyTorch, 3 layers": 1, "MinkowskiEngine, 2 layers": 4, "sparse, 2 layers": 4}
 compared = [text for text in strides if text in displacement] if first is not None else []
 if compared:

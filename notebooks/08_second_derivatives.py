@@ -50,9 +50,9 @@ import torch
 
 import pcdd_core as pcdd
 
-runs_folder = runs_folder or pcdd.runs_folder()
-
 # %matplotlib inline
+pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # ## 1. Why twice
@@ -73,8 +73,8 @@ runs_folder = runs_folder or pcdd.runs_folder()
 # ## 2. The smallest example
 #
 # One point at $x = 2$, a convolution $w x$, a head $a\,(w x)$, the loss $\ell = (a w x)^2 / 2$. The
-# gradients by $w$ and $a$ shall become 0, so the point feels the forces
-# $\partial (\partial \ell/\partial w)^2/\partial x$ and
+# run reduces the squared gradients with respect to $w$ and $a$. Each of them gives a force on the
+# point: $\partial (\partial \ell/\partial w)^2/\partial x$ and
 # $\partial (\partial \ell/\partial a)^2/\partial x$.
 #
 # The convolution exists twice: in plain PyTorch, and as a layer whose backward function returns the
@@ -86,7 +86,7 @@ runs_folder = runs_folder or pcdd.runs_folder()
 #
 # The one through the convolution's own weight $w$. The head's gradient is
 # $\partial \ell/\partial a = a\,(w x)^2$. It depends on $x$ through the convolution's *output*, and
-# the output is differentiated once only. So the point still moves, and one can fail to notice.
+# the output is differentiated once only. So the point still moves, and the fault is easy to miss.
 #
 # </details>
 
@@ -106,8 +106,14 @@ class ForgetfulLayer(torch.autograd.Function):
         return (upstream.detach() * weight), (upstream.detach() * x)
 
 
+# %% [markdown]
+# The table compares it with a plain layer. The *force* is the derivative of the squared gradient
+# with respect to the point.
+
+
+# %%
 def forces(layer):
-    """What a point at 2 feels, by the weight that it comes through."""
+    """Return the force on a point at 2, through each of the two weights."""
     x, w, a = (torch.tensor(value, requires_grad=True) for value in (2.0, 0.5, 3.0))
     loss = (a * layer(x, w)) ** 2 / 2
     gradients = torch.autograd.grad(loss, [w, a], create_graph=True)
@@ -154,7 +160,7 @@ if len(records) < len(cells):
     options += "" if dataset == "mnist" else f" data.name={dataset}"
     print(f"`pcdd sweep table1 {options}`, then the same with table2, makes those of the tables")
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 results = []  # sentences computed below, shown together at the end
 
 
@@ -219,9 +225,9 @@ print(f"{len(measured)} of them on MinkowskiEngine, each with a measurement of w
 #
 # </details>
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 AT_END = "the same, at the scored clouds"
-kept = Path(str(files("pcdd_core"))).parent / "figures" / "records" / "missed-gradient.json"
+kept = Path(str(files("pcdd_core"))).parent / "figures" / "missed-gradient.json"
 if kept.is_file():
     record = json.loads(kept.read_text())
     for row in record["rows"]:
@@ -316,7 +322,7 @@ spot
 # without, mean ± standard error over pairs, in points of percent. A positive number means that the
 # missing terms cost accuracy.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 comparable = scale == "paper" and dataset == "mnist"  # else the paper's figures do not apply
 protocols = ("standard", "paper")
 lines, pairs = {}, []
@@ -401,7 +407,7 @@ table.map(lambda value: f"{value:.3g}" if pd.notna(value) else "no record")
 # cells, the mean distance of the points from their start, and of the twins from each other, for
 # pairs whose clouds are kept.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 apart = {}
 for (distance, layers), group in runs.dropna(subset=["clouds"]).groupby(["distance", "layers"]):
     for seed, pair in group.groupby("seed"):

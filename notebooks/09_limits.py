@@ -47,16 +47,16 @@ import pandas as pd
 
 import pcdd_core as pcdd
 
-runs_folder = runs_folder or pcdd.runs_folder()
-
 # %matplotlib inline
+pcdd.check_parameters()
+runs_folder = runs_folder or pcdd.runs_folder()
 
 # %% [markdown]
 # Every run is one row: accuracies in percent of the test images, gradients per cell, displacements
 # in cells per iteration. The `paper` protocol augments the test images, as the paper's code does;
 # `standard` leaves them as they are.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 columns = ["name", "backend", "layers", "step size", "seed", "standard", "paper"]
 columns += ["between classifiers", "classifiers", "gradient", "displacement", "iterations"]
 columns += ["momentum", "health"]
@@ -175,7 +175,7 @@ plt.show()
 # Standard deviations under the `standard` protocol: between starts, and $\sigma_c / \sqrt{n}$, what
 # classifiers alone would make.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 lines = {}
 for text, name in zip(starts, names):
     own = starts[text].dropna(subset=["standard"])
@@ -213,16 +213,16 @@ pd.DataFrame(lines).T if lines else print("no record")
 #
 # *"Adding or removing layers significantly impacts evaluation."*
 #
-# The paper explains it (section 4.2): small gradients, points that get stuck. The pull on a point
-# passes through all layers $h_l$,
+# The paper's explanation (section 4.2) is that gradients are small and points stop. The gradient at
+# a point passes through all layers $h_l$,
 #
 # $$\frac{\partial h_L}{\partial x} = \frac{\partial h_L}{\partial h_{L-1}} \cdots
 # \frac{\partial h_2}{\partial h_1}\,\frac{\partial h_1}{\partial x},$$
 #
-# and no norm restores its size. If the explanation is right, then gradients fall with depth, and
-# where points do not move the score stays that of random scatter.
+# and no norm restores its size. If the explanation is right, then gradients decrease with depth.
+# Where points do not move, the score is that of random scatter.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 of_depth = table1[table1.name.str.startswith("paper-")]
 colours = {"torch": "tab:green", "minkowski": "tab:red", "sparse": "tab:blue"}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")

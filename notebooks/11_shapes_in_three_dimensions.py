@@ -18,20 +18,23 @@
 # %% [markdown]
 # # Shapes in three dimensions: from a mesh to a distilled shape
 #
-# MNIST was the paper's stand-in; point clouds are at home in three dimensions. This notebook goes the whole way: a mesh
-# becomes a cloud, clouds become what a PointNet sees, scattered points become shapes while you watch, and classifiers that
-# have seen nothing else are scored on real ones. At the end: what 1, 3 and 10 shapes per class are worth, from records.
+# The paper's data are flat digits. Point clouds usually have three dimensions. This notebook
+# converts a mesh to a cloud, shows the input of a PointNet, moves scattered points until they form
+# shapes, and scores PointNets that train on these shapes only. Sections 6 to 8 compare sets of 1, 3
+# and 10 shapes per class from the committed records.
 #
-# **Run all cells first**, then come back up and press *Start*. The default needs no files and runs in minutes.
+# **Run all cells first.** Then scroll up to section 4 and press *Start*. The defaults need no files
+# and run in minutes.
 
 # %% tags=["parameters"]
-shapes = "solids"  # needs no files; "modelnet10-voxels24", "modelnet10", "folder", ...: see the table in docs/shapes.md
+# "solids": needs no files; "modelnet10-voxels24", "modelnet10", "folder", ...: see docs/shapes.md
+shapes = "solids"
 preset = "solids"  # for ModelNet10 at full size: "shapes-1", "shapes-1-split", "shapes-10", ...
-data_folder = ""  # where published shapes are; empty means PCDD_DATA
-shape_settings = {}  # any setting changed, for instance {"schedule.iterations": 100}
+data_folder = ""  # folder of published shapes; empty: PCDD_DATA
+shape_settings = {}  # settings that differ from the preset: {"schedule.iterations": 100}
 seed = 0
-device = ""  # "cpu", "cuda", ...; empty means the GPU if there is one
-output = "runs/shapes"  # the folder for the mesh and the page
+device = ""  # "cpu", "cuda", ...; empty: the GPU if there is one
+output = "runs/shapes"  # folder for the mesh and the page
 
 # %%
 from pathlib import Path
@@ -46,12 +49,14 @@ from IPython.display import FileLink, display
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## 1. From a mesh to a cloud
 #
-# Shapes are mostly published as meshes: vertices, and triangles between them. Here is one, a stool of five boxes, written as
-# such a file. Your own would do as well: any `.off` or `.ply`, or lists of points.
+# Most shapes are published as meshes, which have vertices and triangles. The next cell writes the
+# mesh of a stool, which consists of five boxes. Your own file works as well: `.off`, `.ply`, or a
+# list of points.
 
 # %%
 seat = trimesh.creation.box((1.0, 1.0, 0.12))
@@ -66,15 +71,20 @@ stool.export(path)
 print(f"{path}: {len(stool.vertices)} vertices, {len(stool.faces)} triangles")
 
 # %% [markdown]
-# A vertex is a bad point: large flat faces have few of them. So points are drawn **on the surface**, each triangle in
-# proportion to its area. Then the cloud is moved to mean zero and scaled until its farthest point is at distance 1: where the
-# mesh lay, and in which unit, is forgotten.
+# Vertices alone describe a shape badly, because large flat faces have few of them. So `read_shape`
+# draws points $x_i$ **on the surface**, on each triangle with a probability proportional to its
+# area. Then it normalises the cloud to mean 0 and largest radius 1:
+#
+# $$x_i \;\mapsto\; \frac{x_i - \bar{x}}{\max_j \lVert x_j - \bar{x} \rVert} .$$
+#
+# The position and the unit of the mesh have no effect.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 points = pcdd.read_shape(path, 1024, np.random.default_rng(seed))
 figure = plt.figure(figsize=(9, 3))
 mesh_panel, cloud_panel = (figure.add_subplot(1, 2, place, projection="3d") for place in (1, 2))
-mesh_panel.plot_trisurf(*stool.vertices.T, triangles=stool.faces, color="#c9d6ea", edgecolor="#20508a", linewidth=0.4)
+style = {"color": "#c9d6ea", "edgecolor": "#20508a", "linewidth": 0.4}
+mesh_panel.plot_trisurf(*stool.vertices.T, triangles=stool.faces, **style)
 mesh_panel.set_title("the mesh", fontsize=9)
 cloud_panel.scatter(*points.T, s=1, color="#20508a")
 cloud_panel.set_title("1,024 points on its surface", fontsize=9)
@@ -86,59 +96,87 @@ plt.show()
 # %% [markdown]
 # ## 2. On the grid
 #
-# The engine that moved points over 28 by 28 pixels moves them through a cubic grid: the unit ball is laid into its middle, and
-# all lengths are in cells. A stool standing upright stays upright: the third axis becomes the grid's *height*, which runs
-# downwards, as in pictures. Turn it with the mouse.
+# A cubic grid replaces the 28 by 28 pixels of a digit. The unit ball lies in its centre. All
+# lengths are in cells. The third axis of the mesh becomes the *height* of the grid, which points
+# downwards, as in images. Drag the view to rotate it.
 
 # %%
-on_grid = pcdd.clouds_from_unit_ball(torch.from_numpy(points)[None], torch.tensor([0]), ["stool"], cells=24)
+unit_ball = torch.from_numpy(points)[None]
+on_grid = pcdd.clouds_from_unit_ball(unit_ball, torch.tensor([0]), ["stool"], cells=24)
 pcdd.show(pcdd.still(on_grid))
 
 # %% [markdown]
-# And the real shapes, one of each class. Training shapes are what is distilled; a part of them is held out, to choose by; test
-# shapes are for the score alone.
+# The next picture shows one real shape per class. The distillation uses the training split. The
+# validation split serves choices. The test split serves the scores only.
 
 # %%
-config = pcdd.override(pcdd.preset(preset).config, {"data.name": shapes, "seed": seed, **shape_settings})
+changed = {"data.name": shapes, "seed": seed, **shape_settings}
+config = pcdd.override(pcdd.preset(preset).config, changed)
 real = config.data.load(data_folder or None)
-print({split: len(getattr(real, split)) for split in ("train", "validation", "test")})
+splits = {split: len(getattr(real, split)) for split in ("train", "validation", "test")}
+print(", ".join(f"{split} split: {count} clouds" for split, count in splits.items()))
 pcdd.figures.gallery(pcdd.Random().choose(real.train, seed))
 
 # %% [markdown]
-# ## 3. What sees them: PointNet
+# ## 3. The network: PointNet
 #
-# On a grid of 24 by 24 by 24 nearly all cells are empty. PointNet needs none: the same small network looks at every point by
-# itself, and of each of its channels only **the largest value of any point** goes on. A maximum knows no order, so neither
-# does the network: points shuffled are the same cloud.
+# Almost all cells of a grid of 24 by 24 by 24 are empty. A PointNet needs no grid. The same small
+# network $h$ converts each point to channels. The cloud keeps **the maximum of each channel** over
+# its points, and a classifier $\gamma$ follows:
+#
+# $$f(P) = \gamma\Big(\max_{p \in P} h(p)\Big) .$$
+#
+# > **Predict, then run.** The next cell shuffles the points of each cloud. How do the outputs of
+# > the network change?
+#
+# <details><summary>Answer</summary>
+#
+# They stay the same up to rounding. A maximum does not depend on the order of its arguments.
+#
+# </details>
 
 # %%
 torch.manual_seed(seed)
 network = pcdd.PointNet(len(real.train.class_names), config.network.width)
-seen = pcdd.lifts.centred_points(real.train.select(torch.arange(4)))
-shuffled = seen[:, torch.randperm(seen.shape[1])]
+inputs = pcdd.lifts.centred_points(real.train.select(torch.arange(4)))
+shuffled = inputs[:, torch.randperm(inputs.shape[1])]
 with torch.no_grad():
-    print(f"what it is shown: {tuple(seen.shape)}, what it says: {tuple(network(seen).shape)}")
-    print(f"shuffled, it says something else by at most {float((network(seen) - network(shuffled)).abs().max()):.1e}")
+    outputs, difference = network(inputs), (network(inputs) - network(shuffled)).abs().max()
+print(f"input {tuple(inputs.shape)}, output {tuple(outputs.shape)}")
+print(f"largest difference after shuffling: {float(difference):.1e}")
 
 # %% [markdown]
-# The maximum has a price: a point that is the largest in no channel can be anywhere, and no gradient pulls at it. How many
-# points of a cloud does a freshly drawn PointNet look at? That is one reason why every iteration draws another one: what one
-# network does not see, the next may.
+# > **Predict, then run.** A point that is the maximum of no channel gets no gradient. How many of
+# > the 256 points of a solid are the maximum of at least one channel of a random PointNet?
+#
+# <details><summary>Answer</summary>
+#
+# About half of them. The other points do not move in this iteration. For this reason each iteration
+# draws a new network: its maxima are at other points.
+#
+# </details>
 
 # %%
 with torch.no_grad():
-    largest = network.point_features(seen).argmax(1)
-looked_at = [len(row.unique()) for row in largest]
-print(f"of {seen.shape[1]} points, looked at: {looked_at}")
+    largest = network.point_features(inputs).argmax(1)
+counts = [len(cloud.unique()) for cloud in largest]
+print(f"of {inputs.shape[1]} points, maximum of at least one channel: {counts}")
 
 # %% [markdown]
 # ## 4. The distillation, live
 #
-# From uniform scatter, as everywhere here: no synthetic point begins where a real one is. What is compared is the
-# **distribution of features** that real and synthetic clouds of a class cause in each new PointNet (maximum mean discrepancy):
-# for the solids of *all* points, each channel's values in order, so that every point is pulled (SADM, Yim et al. 2025); for
-# `shapes-1` and its kin, which have four times the points and the channels, of the largest values. Both sides are shifted, scaled
-# or turned about the vertical alike. Choose a class in the view, and turn it with the mouse.
+# The synthetic points start as uniform scatter. The loss is the squared **maximum mean
+# discrepancy** between the features $\varphi$ of the real and synthetic clouds of a class, with a
+# new PointNet in each iteration:
+#
+# $$\mathcal{L} = \overline{k(\varphi(s), \varphi(s'))} - 2\, \overline{k(\varphi(s), \varphi(r))}
+#   + \overline{k(\varphi(r), \varphi(r'))} .$$
+#
+# For solids, $\varphi$ has the values of *all* points, sorted in each channel, so every point gets
+# a gradient (SADM, Yim et al. 2025). For `shapes-1` and similar presets, which have four times as
+# many points and channels, $\varphi$ has the maxima only. The same random shifts, scales and
+# rotations about the vertical axis augment real and synthetic clouds. Choose a class in the view
+# and drag to rotate it.
 
 # %%
 live = pcdd.watch(config, real.train, device or None)
@@ -147,147 +185,235 @@ live
 # %%
 recording = live.recording
 if len(recording) < 2:
-    print("Only the scatter so far. Press Start above, let points move, and run this cell and the next again.")
+    print("The points have not moved. Press Start above, then run this and the next code cell.")
 else:
     page = Path(output) / "shapes.html"
     pcdd.save_player(recording, page)
     display(FileLink(page))
-    print(f"{recording.updates[-1]} updates; the page plays them in any browser, without Python")
+    print(f"update {recording.updates[-1]} of {recording.iterations}; a browser plays the page")
 
 # %% [markdown]
-# ## 5. What they are worth
+# ## 5. The score
 #
-# The test of a distilled set: PointNets that see nothing but these clouds, scored on real test shapes; beside them PointNets
-# that see as many real shapes, drawn at random.
+# The score of the distilled set is the accuracy on real test shapes of PointNets that train on this
+# set only. For comparison, PointNets train on the same number of real shapes, drawn at random. The
+# cell skips the scores until the points have moved.
 
 # %%
-candidates = {"distilled": recording.clouds, "random real": pcdd.Random(config.clouds.clouds_per_class).choose(real.train, seed)}
+per_class = config.clouds.clouds_per_class
+candidates = {}
+if len(recording) > 1:
+    updates = f"update {recording.updates[-1]} of {recording.iterations}"
+    candidates[f"distilled ({updates})"] = recording.clouds
+    candidates["random real"] = pcdd.Random(per_class).choose(real.train, seed)
+else:
+    print("no distilled set yet: press Start in section 4, then run the code cells from there")
+options = {"data": data_folder or None, "device": device or None}
 for name, clouds in candidates.items():
-    clouds, record = pcdd.score(clouds, name, config, data=data_folder or None, device=device or None)
+    clouds, record = pcdd.score(clouds, name, config, **options)
     score = record["scores"]["standard"]
-    print(f"{name}: {score['mean']:.1f} ± {score['standard_deviation']:.1f} % on {record['scored_on']}")
+    accuracy = f"{score['mean']:.1f} ± {score['standard_deviation']:.1f} %"
+    print(f"{name}: {accuracy} on {record['scored_on']}")
 
 # %% [markdown]
-# ## 6. ModelNet10, as far as a grid of 24 cells keeps it
+# ## 6. ModelNet10 at the resolution of 24 cells
 #
-# The records that come with pcdd are of ModelNet10's shapes after they were cut to grids of 24 by 24 by 24, `modelnet10-voxels24`:
-# thin parts are lost, so its numbers are not the literature's, and 71 of its 906 test shapes equal a training shape. Within
-# the table all rows are scored alike: 500 epochs, batches of 8, three PointNets for each seed (ten per class: one).
+# The committed records use `modelnet10-voxels24`: the shapes of ModelNet10 after a conversion to
+# grids of 24 by 24 by 24. Thin parts are lost, so the scores are not comparable with the
+# literature. 71 of the 906 test shapes equal a training shape. All rows have the same evaluation:
+# 500 epochs, batches of 8, three PointNets per seed (ten per class: one).
 #
-# - *from scatter*: whole clouds of 1,024 points, from noise. *From real ones*: the same, begun at random real shapes.
-# - *split*: as many points, but eight times as many clouds of 128 points. A PointNet does not need 1,024 points to know a
-#   chair; it needs to see more chairs (the idea of 3DDP, 2026). *Random real ones* are 128 points each of as many real shapes, and
-#   where *split, from real ones* begins.
-# - *256 points*: as many clouds as in the first row, each with a quarter of the points.
-# - *random*, *herding*, *k-center*: real shapes as many; the last two chosen by what a PointNet knows that was trained on all.
+# - *from scatter*: clouds of 1,024 points, from uniform scatter.
+# - *256 points, from scatter*: as many clouds, with a quarter of the points each.
+# - *from real ones*: clouds of 1,024 points that start as random real shapes.
+# - *split*: as many points in total, in eight times as many clouds of 128 points (the idea of 3DDP,
+#   2026). *split, random real ones* are 128 points each of as many real shapes, the start of
+#   *split, from real ones*.
+# - *random*, *herding*, *k-center*: as many real shapes. Herding and k-center choose them by the
+#   features of a PointNet that was trained on all training shapes.
+#
+# > **Predict, then run.** A class has 1,024 points. Which set is better for the classifiers: one
+# > cloud of 1,024 points, or eight clouds of 128 points?
+#
+# <details><summary>Answer</summary>
+#
+# Eight clouds. A PointNet needs less than 1,024 points to recognise a chair, and it learns more
+# from different chairs. The gain is largest for one cloud per class, and smaller for ten.
+#
+# </details>
 
-# %%
-KINDS = ["from scatter", "256 points, from scatter", "from real ones", "split, from scatter", "split, from real ones", "split, random real ones", "random", "herding", "k-center"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+KINDS = [
+    "from scatter",
+    "256 points, from scatter",
+    "from real ones",
+    "split, from scatter",
+    "split, from real ones",
+    "split, random real ones",
+    "random",
+    "herding",
+    "k-center",
+]
 
 
 def row_of(record):
-    """The name of its row, and how many clouds of 1,024 points per class it stands for."""
+    """Return the row of a record, and the number of clouds of 1,024 points per class."""
     kind, count = record["name"].split("-")[:2]
     if kind != "shapes":
         if record["name"].endswith("points"):
             return "split, random real ones", int(count) // 8
         return kind.replace("_", "-"), int(count)
-    begun = "from real ones" if record["config"]["clouds"]["name"] == "real" else "from scatter"
+    clouds = record["config"]["clouds"]
+    start = "from real ones" if clouds["name"] == "real" else "from scatter"
     if record["name"].endswith("split"):
-        return f"split, {begun}", int(count)
-    if record["config"]["clouds"]["points_per_cloud"] == 256:
-        return f"256 points, {begun}", int(count)
-    return begun, int(count)
-
-
-cells = pcdd.experiment("shapes", "paper", seeds=3)
+        return f"split, {start}", int(count)
+    if clouds["points_per_cloud"] == 256:
+        return f"256 points, {start}", int(count)
+    return start, int(count)
 
 
 def in_main_table(cell):
+    """Return whether a run belongs to this table."""
     if cell.config.evaluation.classifier.name != "pointnet":
         return False
     if cell.baseline:
         return cell.baseline.name != "whole" and cell.baseline.points is None
-    return cell.label.split()[1:] in ([], ['clouds.name="real"'], ["clouds.points_per_cloud=256"])
+    changes = ([], ['clouds.name="real"'], ["clouds.points_per_cloud=256"])
+    return cell.label.split()[1:] in changes
 
 
+cells = pcdd.experiment("shapes", "paper", seeds=3)
 records = pcdd.finished([cell for cell in cells if in_main_table(cell)])
-ceiling = pcdd.finished([cell for cell in cells if isinstance(cell.baseline, pcdd.Whole)])
-scores = pd.DataFrame(
-    [(*row_of(record), record["scores"]["standard"]["mean"], record["seconds"].get("distillation")) for record in records],
-    columns=["set", "per class", "accuracy", "seconds"],
-)
+rows = []
+for record in records:
+    accuracy, seconds = record["scores"]["standard"]["mean"], record["seconds"].get("distillation")
+    rows.append((*row_of(record), accuracy, seconds))
+scores = pd.DataFrame(rows, columns=["set", "per class", "accuracy", "seconds"])
+by_set = scores.groupby(["set", "per class"]).accuracy
+table = pd.DataFrame({"mean": by_set.mean(), "sd": by_set.std(ddof=0), "seeds": by_set.size()})
+table["text"] = [
+    f"{row.mean:.1f}" + (f" ± {row.sd:.1f}" if row.seeds > 1 else "")
+    for row in table.itertuples(name="Row")
+]
 print(f"{len(records)} records, scored on {records[0]['scored_on'] if records else '-'}")
-table = scores.groupby(["set", "per class"]).agg(accuracy=("accuracy", "mean"), sd=("accuracy", lambda values: values.std(ddof=0)), seeds=("accuracy", "size"))
-table["text"] = [f"{row.accuracy:.1f}" + (f" ± {row.sd:.1f}" if row.seeds > 1 else "") for row in table.itertuples()]
 table["text"].unstack().reindex([kind for kind in KINDS if kind in set(scores["set"])]).fillna("")
 
 # %% [markdown]
-# ± is the standard deviation over seeds (dividing by their number), each with another scatter, other networks and, for real
-# shapes, another choice; without one there is a single seed yet. Now the same as a picture, with what it costs to distil on
-# one core of a CPU (too much for ten *from scatter*: two of its three runs were not alone on theirs); the line is
-# what all real training shapes teach (one PointNet, 30 epochs).
+# ± is the standard deviation over seeds. Each seed has another scatter, other networks and, for
+# real shapes, another choice. An entry without ± has a single seed.
+#
+# The next figure shows the same accuracies, and the time of the distillation on one core of a CPU.
+# The time of ten *from scatter* is too long, because two of its three runs shared their core. The
+# grey line is a PointNet that trains on all real training shapes for 30 epochs.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+ceiling = pcdd.finished([cell for cell in cells if isinstance(cell.baseline, pcdd.Whole)])
+styles = {
+    "from scatter": "o-",
+    "256 points, from scatter": "^-",
+    "from real ones": "s-",
+    "split, from scatter": "D-",
+    "split, from real ones": "v-",
+}
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-styles = {"from scatter": "o-", "256 points, from scatter": "^-", "from real ones": "s-", "split, from scatter": "D-", "split, from real ones": "v-"}
 for kind, group in scores.groupby("set"):
+    style = {"color": f"C{KINDS.index(kind)}", "markersize": 4}
     means = group.groupby("per class").accuracy.mean()
-    look = {"color": f"C{KINDS.index(kind)}", "markersize": 4}
-    left.plot(means.index, means, styles.get(kind, "x:"), label=kind, **look)
-    spent = group.dropna(subset="seconds").groupby("per class").seconds.mean() / 60
-    if len(spent):
-        right.plot(spent.index, spent, styles.get(kind, "x:"), **look)
+    left.plot(means.index, means, styles.get(kind, "x:"), label=kind, **style)
+    minutes = group.dropna(subset="seconds").groupby("per class").seconds.mean() / 60
+    if len(minutes):
+        right.plot(minutes.index, minutes, styles.get(kind, "x:"), **style)
 for record in ceiling:
-    left.axhline(record["scores"]["standard"]["mean"], color="grey", linewidth=0.8, label="all real shapes")
-for panel, label in ((left, "accuracy on the test shapes, %"), (right, "minutes to distil")):
-    panel.set(xscale="log", xticks=[1, 3, 10], xticklabels=[1, 3, 10], xlabel="clouds of 1,024 points per class", ylabel=label)
+    whole = record["scores"]["standard"]["mean"]
+    left.axhline(whole, color="grey", linewidth=0.8, label="all real shapes")
+labels = {left: "accuracy on the test shapes, %", right: "minutes of distillation"}
+for panel, label in labels.items():
+    panel.set(xscale="log", xlabel="clouds of 1,024 points per class", ylabel=label)
+    panel.set(xticks=[1, 3, 10], xticklabels=[1, 3, 10])
     panel.minorticks_off()
 if len(scores):
-    figure.legend(fontsize=7, loc="outside right upper")
+    figure.legend(fontsize=8, loc="outside right upper")
 plt.show()
 
 # %% [markdown]
-# ## 7. Other objectives and other eyes, one cloud per class
+# ## 7. Other objectives and networks, one cloud per class
 #
-# From scatter, all else alike. *Sorted features* is SADM's (Yim et al. 2025): of every channel not only the largest value counts
-# but all of them in order, so every point is pulled; *gradient matching* is the paper's, with the distance of DC. *On a grid*
-# points are Gaussians in cells, and 384 of them are moved by the features of convolutional networks, sparse or dense; that PointNets
-# learn from them at all is transfer between kinds of networks. There the grid is closed: where mass beyond its edge is lost, points
-# that are not wanted hide in the corners, and PointNet looks at the outermost points.
+# All runs start from scatter and differ in the compared quantity or in the network:
+#
+# - *sorted features*: all values of each channel in order, not the maximum only (SADM).
+# - *gradients*: gradient matching, the paper's objective, with the distance of DC.
+# - *on a grid*: 384 points as Gaussians on a grid, with the features of a convolutional network.
+#   The classifiers are PointNets, so this measures the transfer between kinds of networks. The grid
+#   is closed: mass beyond the border counts in the outermost cells. Otherwise surplus points
+#   collect in the corners, and the maxima of a PointNet are often at the outermost points.
 
-# %%
-others = pcdd.finished([cell for cell in cells if cell.preset == "shapes-1" and not cell.baseline and cell.config.clouds.name == "scatter"
-                        and cell.config.clouds.points_per_cloud in (384, 1024)])  # fmt: skip
-NAMES = {"maximum_mean_discrepancy": "distribution of features", "distribution_matching": "mean of features",
-         "sorted_feature_matching": "sorted features (SADM)", "gradient_matching": "gradients (DC)"}  # fmt: skip
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+COMPARED = {
+    "maximum_mean_discrepancy": "distribution of features",
+    "distribution_matching": "mean of features",
+    "sorted_feature_matching": "sorted features (SADM)",
+    "gradient_matching": "gradients (DC)",
+}
 GRIDS = {"sparse": ", on a grid, sparse network", "torch": ", on a grid, dense network"}
+
+
+def from_scatter(cell):
+    """Return whether a run starts from scatter, with one cloud per class."""
+    clouds = cell.config.clouds
+    if cell.preset != "shapes-1" or cell.baseline or clouds.name != "scatter":
+        return False
+    return clouds.points_per_cloud in (384, 1024)
+
+
 rows = []
-for record in others:
-    turned = ", clouds turned" if record["config"]["optimiser"]["turn_step_size"] else ""
-    kind = NAMES[record["config"]["objective"]["name"]] + turned + GRIDS.get(record["config"]["network"]["name"], "")
-    rows.append({"compared": kind, "accuracy": record["scores"]["standard"]["mean"], "minutes": record["seconds"]["distillation"] / 60})
-pd.DataFrame(rows, columns=["compared", "accuracy", "minutes"]).groupby("compared", sort=False).mean().round(1)
+for record in pcdd.finished([cell for cell in cells if from_scatter(cell)]):
+    settings = record["config"]
+    kind = COMPARED[settings["objective"]["name"]] + GRIDS.get(settings["network"]["name"], "")
+    kind += ", clouds rotate" if settings["optimiser"]["turn_step_size"] else ""
+    minutes = record["seconds"]["distillation"] / 60
+    accuracy = record["scores"]["standard"]["mean"]
+    rows.append({"compared": kind, "accuracy": accuracy, "minutes": minutes})
+others = pd.DataFrame(rows, columns=["compared", "accuracy", "minutes"])
+others.groupby("compared", sort=False).mean().style.format("{:.1f}")
 
 # %% [markdown]
-# ## 8. Seen by other networks
+# ## 8. Other classifiers
 #
-# The clouds were moved by what PointNets see, each point by itself. DGCNN and PointNet++ look at neighbourhoods: do they learn from the
-# same 8 clouds of 128 points? (Test clouds are thinned for them to as many points.) One network, 100 epochs, so not to be held against
-# the table of PointNets above.
+# The features of a PointNet moved these points, and a PointNet converts each point separately.
+# DGCNN and PointNet++ use the neighbourhoods of points. They train on the same 8 clouds of 128
+# points per class. Their test clouds have 128 points, too. The scores rest on one network and 100
+# epochs, so they are not comparable with the table of PointNets above.
+#
+# > **Predict, then run.** Do DGCNN and PointNet++ learn more from the distilled clouds, or from
+# > random real clouds of as many points?
+#
+# <details><summary>Answer</summary>
+#
+# DGCNN learns about the same from both. PointNet++ learns much less from the distilled clouds. The
+# set is specific to networks like the one that moved its points.
+#
+# </details>
 
-# %%
-seen = pcdd.finished([cell for cell in cells if cell.config.evaluation.classifier.name != "pointnet"])
-rows = [(record["config"]["evaluation"]["classifier"]["name"], "random real ones" if record["name"].startswith("random") else "distilled",
-         record["scores"]["standard"]["mean"]) for record in seen]  # fmt: skip
-pd.DataFrame(rows, columns=["classifier", "clouds", "accuracy"]).pivot_table("accuracy", "classifier", "clouds").round(1)
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+other = [cell for cell in cells if cell.config.evaluation.classifier.name != "pointnet"]
+rows = []
+for record in pcdd.finished(other):
+    clouds = "random real" if record["name"].startswith("random") else "distilled"
+    classifier = record["config"]["evaluation"]["classifier"]["name"]
+    rows.append((classifier, clouds, record["scores"]["standard"]["mean"]))
+by_classifier = pd.DataFrame(rows, columns=["classifier", "clouds", "accuracy"])
+by_classifier.pivot_table("accuracy", "classifier", "clouds").round(1)
 
 # %% [markdown]
-# The sets themselves are not given away with pcdd: ModelNet's shapes are for academic research, and whether a set made of them
-# may be passed on its terms do not say. `pcdd distill --preset shapes-1-split` makes one from your copy, and takes minutes.
-# Solids are our own, so theirs does come with pcdd (`pcdd distill --preset solids` made it, from scatter):
+# ## 9. The set of solids
+#
+# pcdd does not contain sets of ModelNet. Its terms allow academic research, and do not say whether
+# distilled sets may be published. `pcdd distill --preset shapes-1-split` makes one from your copy
+# in minutes. The solids are our own data, so pcdd contains their set, which `pcdd distill --preset
+# solids` made from scatter.
 
 # %%
 record = pcdd.read_record(pcdd.released_path("solids").with_suffix(".json"))
-print(f"{record['scores']['standard']['mean']:.1f} % on {record['scored_on']}, distilled in {record['seconds']['distillation']:.0f} s")
+accuracy, seconds = record["scores"]["standard"]["mean"], record["seconds"]["distillation"]
+print(f"{accuracy:.1f} % on {record['scored_on']}, distilled in {seconds:.0f} s")
 pcdd.show(pcdd.still(pcdd.released("solids")))

@@ -18,11 +18,11 @@
 # %% [markdown]
 # # Your own objective, lift, network and data
 #
-# A run is made of pieces: data set, initial clouds, lift, network, objective, optimiser, schedule. Each piece is a small frozen
-# class that holds its own settings. You add a piece by writing a subclass with a name, here in a cell or in a module of
-# your own. Nothing in the package changes.
+# A run consists of pieces: data set, initial clouds, lift, network, objective, optimiser, schedule.
+# Each piece is a small frozen class that holds its own settings. To add a piece, write a subclass
+# with a name, in a cell or in your own module. The package does not change.
 #
-# Each section below adds one piece in about ten lines and uses it at once.
+# Each section below adds one piece and uses it at once.
 
 # %% tags=["parameters"]
 iterations = 40  # updates of the coordinates in each section
@@ -42,12 +42,13 @@ from torch.utils.data import TensorDataset
 import pcdd_core as pcdd
 
 # %matplotlib inline
+pcdd.check_parameters()
 
 # %% [markdown]
 # ## The loop
 #
-# `distill` takes training clouds and initial clouds, and yields one step per iteration. Pieces that you leave out have
-# defaults.
+# `distill` takes training clouds and initial clouds, and yields one step per iteration. Omitted
+# pieces have defaults.
 
 # %%
 real = pcdd.load_data("digits")
@@ -55,37 +56,48 @@ start = pcdd.scatter(real.train, clouds_per_class=1, points=100, seed=seed)
 schedule = pcdd.Schedule(iterations=iterations)
 
 
-def run(real, start, **pieces):
+def distil(real, start, **pieces):
     """Return the last step of a short run."""
-    *_, last = pcdd.distill(real.train, start, schedule=schedule, seed=seed, **pieces)
-    return last
+    *_, last_step = pcdd.distill(real.train, start, schedule=schedule, seed=seed, **pieces)
+    return last_step
 
 
 def draw(*steps, names):
     """Draw the first three classes of the clouds of each step."""
     _, axes = plt.subplots(len(steps), 3, figsize=(6, 2.1 * len(steps)), squeeze=False)
     for row, step, name in zip(axes, steps, names):
-        for cloud, place in zip(range(3), row):
+        _, height, width = step.clouds.grid
+        for cloud, panel in zip(range(3), row):
             points = step.clouds[cloud]
-            place.plot(points[:, 2], points[:, 1], ".", markersize=3)
-            place.set(xlim=(0, step.clouds.grid[2]), ylim=(step.clouds.grid[1], 0), aspect="equal")
-            place.set(xticks=[], yticks=[])
+            panel.plot(points[:, 2], points[:, 1], ".", markersize=3)
+            panel.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
         row[0].set_ylabel(name)
     plt.show()
 
 
-usual = run(real, start)
+default_step = distil(real, start)
 
 # %% [markdown]
 # ## An objective
 #
-# An objective defines `loss`. It gets the network and two batches, real and synthetic. `batch.inputs` are the lifted
-# clouds. `network.features(inputs)` is what the linear head sees. This objective compares means and standard deviations of features:
+# An objective defines `loss`. The arguments of `loss` are the network and two batches, real and
+# synthetic. `batch.inputs` are the lifted clouds. `network.features(inputs)` is the input of the
+# linear head. This objective compares means and standard deviations of features:
 #
 # $$L = \sum_k (\mu_k - \mu_k^*)^2 + \lambda\, (\sigma_k - \sigma_k^*)^2$$
 #
-# A single cloud per class has no deviation, so the second term needs several clouds. `strength` is a setting, $\lambda$
-# in the formula.
+# $\mu$ and $\sigma$ belong to the synthetic clouds, $\mu^*$ and $\sigma^*$ to the real ones. The
+# setting `strength` is $\lambda$ in the formula.
+#
+# > **Predict, then run.** The initial set has one cloud per class. How does the result depend on
+# > `strength`?
+#
+# <details><summary>Answer</summary>
+#
+# It does not. The standard deviation of a single cloud is undefined, so the class omits the second
+# term. To use it, pass `clouds_per_class=2` or more to `scatter`.
+#
+# </details>
 
 
 # %%
@@ -94,19 +106,23 @@ class MeanAndSpread(pcdd.Objective, name="mean_and_spread"):
 
     def loss(self, network, real, synthetic):
         target = network.features(real.inputs).detach()  # real clouds are constant
-        own = network.features(synthetic.inputs)
-        loss = (own.mean(0) - target.mean(0)).square().sum()
-        if len(own) > 1:
-            loss = loss + self.strength * (own.std(0) - target.std(0)).square().sum()
+        features = network.features(synthetic.inputs)
+        loss = (features.mean(0) - target.mean(0)).square().sum()
+        if len(features) > 1:
+            loss = loss + self.strength * (features.std(0) - target.std(0)).square().sum()
         return loss
 
 
-moved = run(real, start, objective=MeanAndSpread(strength=0.5))
-draw(usual, moved, names=["gradients", "means"])
+step = distil(real, start, objective=MeanAndSpread(strength=0.5))
+draw(default_step, step, names=["gradients", "means"])
 
 # %% [markdown]
-# The name now works everywhere: in settings, on the command line, in sweeps and in records. On the command line, put
-# the class in a module and name it: `pcdd distill --import my_module --preset gaussian objective.name=mean_and_spread`.
+# The name now works everywhere: in settings, on the command line, in sweeps and in records. For the
+# command line, put the class in a module and import it:
+#
+# ```
+# pcdd distill --import my_module --preset gaussian objective.name=mean_and_spread
+# ```
 
 # %%
 settings = {
@@ -122,13 +138,25 @@ settings = {
 config = pcdd.override(pcdd.preset("gaussian").config, settings)
 folder = pcdd.run(config, "gaussian", Path(tempfile.mkdtemp()) / "mine", device="cpu")
 record = pcdd.read_record(folder)
-print(f"record of objective {record['config']['objective']['name']}: {record['scores']['standard']['mean']:.1f} %")
+accuracy = record["scores"]["standard"]["mean"]
+print(f"record of objective {record['config']['objective']['name']}: {accuracy:.1f} %")
 
 # %% [markdown]
 # ## A lift
 #
-# A lift converts clouds to inputs of a network, differentiably in the coordinates. `progress` runs from 0 to 1 over the
-# run. This lift draws every point as a disc with a soft edge. `gives` says what it makes: a grid of cells.
+# A lift converts clouds to inputs of a network. The conversion is differentiable in the
+# coordinates. `progress` increases from 0 to 1 over the run. This lift converts every point to a
+# disc with a soft edge. Its output is a grid of cells.
+#
+# > **Predict, then run.** A point lies exactly in the centre of a cell. What happens without the
+# > term `1e-6`?
+#
+# <details><summary>Answer</summary>
+#
+# The distance is 0. There the slope of the square root is infinite, and the slope of the square is
+# 0. Their product is not a number, and the run stops with an error.
+#
+# </details>
 
 
 # %%
@@ -140,20 +168,22 @@ class Discs(pcdd.Lift, name="discs"):
         radius = self.radius_start + (self.radius_end - self.radius_start) * progress
         points, present = pcdd.lifts.padded_coordinates(clouds)
         rows, columns = (torch.arange(cells) + 0.5 for cells in clouds.grid[1:])
-        square = (rows[:, None] - points[..., 1, None, None]) ** 2 + (columns - points[..., 2, None, None]) ** 2
-        inside = torch.sigmoid(4 * (radius - (square + 1e-6).sqrt())) * present[..., None, None]
+        height, width = points[..., 1, None, None], points[..., 2, None, None]
+        distance = ((rows[:, None] - height) ** 2 + (columns - width) ** 2 + 1e-6).sqrt()
+        inside = torch.sigmoid(4 * (radius - distance)) * present[..., None, None]
         return (1 - (1 - 0.99 * inside).prod(1))[:, None, None]  # (clouds, 1, depth, height, width)
 
 
-small = pcdd.DistributionMatching(real_batch=8)
-discs = run(real, start, lift=Discs(), objective=small)
-draw(usual, discs, names=["Gaussians", "discs"])
+objective = pcdd.DistributionMatching(real_batch=8)
+step = distil(real, start, lift=Discs(), objective=objective)
+draw(default_step, step, names=["Gaussians", "discs"])
 
 # %% [markdown]
 # ## A network
 #
-# A network piece defines `build`, which returns a module with `features` and a head. torch initialises the layers from a
-# generator that depends on the seed of the run only. Your own random numbers are not disturbed.
+# A network piece defines `build`. `build` returns a module with a method `features` and a head.
+# torch initialises the layers from a generator that depends on the seed of the run only. The global
+# generator of torch keeps its state.
 
 
 # %%
@@ -161,7 +191,11 @@ class Strided(nn.Module):
     def __init__(self, channels, width, classes):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, width, 5, stride=2), nn.ReLU(), nn.Conv2d(width, width, 5, stride=2), nn.ReLU(), nn.Flatten()
+            nn.Conv2d(channels, width, 5, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 5, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
         )
         self.head = nn.LazyLinear(classes)
 
@@ -178,18 +212,18 @@ class StridedNetwork(pcdd.Network, name="strided"):
 
     def build(self, channels, grid, classes, generator):
         network = Strided(channels, self.width, classes)
-        network(torch.zeros(1, channels, *grid))  # sets the size of the head
+        network(torch.zeros(1, channels, *grid))  # initialise the lazy head
         return network
 
 
-strided = run(real, start, network=StridedNetwork(width=8))
-draw(usual, strided, names=["usual", "strided"])
+step = distil(real, start, network=StridedNetwork(width=8))
+draw(default_step, step, names=["default", "strided"])
 
 # %% [markdown]
 # ## Data: arrays
 #
-# A data set defines `load`, which returns three splits of clouds. Images become clouds with `from_occupancy`, from a
-# boolean array (clouds, depth, height, width).
+# A data set defines `load`. `load` returns three splits of clouds. `from_occupancy` converts images
+# to clouds, from a boolean array (clouds, depth, height, width).
 
 
 # %%
@@ -200,21 +234,24 @@ class SmallDigits(pcdd.DataSet, name="small_digits"):
         digits = load_digits()
         occupied = torch.from_numpy(digits.images > self.threshold_of_16)[:, None]
         clouds = pcdd.from_occupancy(occupied, torch.from_numpy(digits.target), "0123456789")
-        number = torch.arange(len(clouds))
-        train, test = (clouds.select(number[(number % 3 == 0) == last]) for last in (False, True))
+        index = torch.arange(len(clouds))
+        is_test = index % 3 == 0
+        train, test = clouds.select(index[~is_test]), clouds.select(index[is_test])
         return pcdd.Splits.held_out(train, test, self.validation_fraction)
 
 
-own = pcdd.load_data(SmallDigits(threshold_of_16=8.0))
-scattered = pcdd.scatter(own.train, points=16, seed=seed)
-eights = run(own, scattered, network=pcdd.GridNetwork(layers=2), objective=small)
-draw(eights, names=["8 x 8 cells"])
+small_digits = pcdd.load_data(SmallDigits(threshold_of_16=8.0))
+start = pcdd.scatter(small_digits.train, points=16, seed=seed)
+network = pcdd.GridNetwork(layers=2)
+step = distil(small_digits, start, network=network, objective=objective)
+draw(step, names=["8 x 8 cells"])
 
 # %% [markdown]
 # ## Data: a torch data set
 #
-# Any torch data set of (points, label) becomes clouds: `into_grid` fits each cloud into the grid, and `clouds_from_list`
-# puts them together. The clouds may have different numbers of points.
+# To convert any torch data set of (points, label), use two functions. `into_grid` shifts and scales
+# each cloud to fit the grid. `clouds_from_list` collects the clouds. The clouds may have different
+# numbers of points.
 
 
 # %%
@@ -222,44 +259,60 @@ class Rings(pcdd.DataSet, name="rings"):
     points: int = 60
 
     def load(self, folder=None):
-        draws = np.random.default_rng(0)
-        angle, label = draws.uniform(0, 2 * np.pi, (300, self.points)), np.arange(300) % 2
-        radius = 1 + 0.4 * label[:, None] * np.cos(3 * angle)  # circles, and shapes with three leaves
+        generator = np.random.default_rng(0)
+        angle, label = generator.uniform(0, 2 * np.pi, (300, self.points)), np.arange(300) % 2
+        # circles, and shapes with three leaves
+        radius = 1 + 0.4 * label[:, None] * np.cos(3 * angle)
         flat = np.stack([0 * angle, radius * np.sin(angle), radius * np.cos(angle)], -1)
         dataset = TensorDataset(torch.from_numpy(flat), torch.from_numpy(label))
         grid, names = (1, 16, 16), ("circle", "leaf")
-        clouds = pcdd.clouds_from_list(
-            [pcdd.into_grid(points, grid) for points, _ in dataset], [int(kind) for _, kind in dataset], grid, names
-        )
-        return pcdd.Splits.held_out(clouds.select(torch.arange(200)), clouds.select(torch.arange(200, 300)))
+        in_grid = [pcdd.into_grid(points, grid) for points, _ in dataset]
+        labels = [int(label) for _, label in dataset]
+        clouds = pcdd.clouds_from_list(in_grid, labels, grid, names)
+        train = clouds.select(torch.arange(200))
+        test = clouds.select(torch.arange(200, 300))
+        return pcdd.Splits.held_out(train, test, self.validation_fraction)
 
 
 rings = pcdd.load_data("rings")
-pair = pcdd.scatter(rings.train, clouds_per_class=2, points=40, seed=seed)
-leaves = run(rings, pair, network=pcdd.GridNetwork(layers=2), objective=small)
-draw(leaves, names=["rings"])
+start = pcdd.scatter(rings.train, clouds_per_class=2, points=40, seed=seed)
+step = distil(rings, start, network=network, objective=objective)
+draw(step, names=["rings"])
 
 # %% [markdown]
 # ## Data: a folder
 #
-# A folder with one folder per class needs no class of your own. Files are meshes or lists of points
-# (`.off .ply .xyz .txt .npy .npz`). Folders `train` and `test`, if there are any, are the splits.
+# `pcdd.Folder` reads a folder with one folder per class. Files are meshes or lists of points
+# (`.off .ply .xyz .txt .npy .npz`). Folders `train` and `test`, if present, are the splits.
 
 # %%
 root = Path(tempfile.mkdtemp())
-draws = np.random.default_rng(1)
-for kind, stretch in (("ball", 1.0), ("egg", 2.0)):
-    (root / kind).mkdir()
+generator = np.random.default_rng(1)
+for class_name, stretch in (("ball", 1.0), ("egg", 2.0)):
+    (root / class_name).mkdir()
     for number in range(12):
-        direction = draws.normal(size=(200, 3))
+        direction = generator.normal(size=(200, 3))
         surface = direction / np.linalg.norm(direction, axis=1, keepdims=True) * [1, 1, stretch]
-        np.savetxt(root / kind / f"{number}.xyz", surface)
+        np.savetxt(root / class_name / f"{number}.xyz", surface)
 shapes = pcdd.load_data(pcdd.Folder(points=64, cells=12, folder=str(root)))
-counts = {name: int((shapes.train.labels == label).sum()) for label, name in enumerate(shapes.train.class_names)}
+sizes = torch.bincount(shapes.train.labels).tolist()
+counts = dict(zip(shapes.train.class_names, sizes))
 print(f"training shapes: {counts}")
 
 # %% [markdown]
-# The same from the command line: `pcdd distill --preset shapes-1 data.name=folder data.folder=...`
+# The command line reads a folder too:
+# `pcdd distill --preset shapes-1 data.name=folder data.folder=...`
+
+# %% [markdown]
+# > **Exercise.** Change `Discs` so that the radius decreases geometrically, like the bandwidth of
+# > the Gaussian lift. Which settings does `pcdd distill --import my_module --help` list for it?
 #
-# > **Try it.** Change `Discs` so that the radius shrinks geometrically, as the bandwidth of the Gaussian lift does.
-# > Which settings does `pcdd distill --import my_module --help` list for it?
+# <details><summary>Answer</summary>
+#
+# ```python
+# radius = self.radius_start * (self.radius_end / self.radius_start) ** progress
+# ```
+#
+# The annotated attributes are the settings: `lift.radius_start` and `lift.radius_end`.
+#
+# </details>

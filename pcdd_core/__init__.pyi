@@ -113,6 +113,7 @@ from .view.lab import lab as lab
 from .view.live import show as show
 from .view.live import watch as watch
 from .view.page import save_player as save_player
+from .view.parameters import check_parameters as check_parameters
 from .view.recording import Recording as Recording
 from .view.recording import read_recording as read_recording
 from .view.recording import still as still

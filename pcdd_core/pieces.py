@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import sys
+from abc import ABC
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -33,6 +34,7 @@ Function = TypeVar("Function", bound=Callable)
 IMPORTED = "PCDD_IMPORT"  # environment variable with the names of imported modules
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Layers = Annotated[int, Field(ge=1, le=64)]
+Networks = Annotated[int, Field(ge=1, le=1000)]  # classifiers are trained side by side
 Channels = Annotated[int, Field(ge=1, le=2**14)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -45,7 +47,7 @@ def setting(*, default: Any, help: str, kw_only: bool = False) -> Any:
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(setting, dataclasses.field))
-class Piece:
+class Piece(ABC):
     """Base class of all pieces, see the module.
 
     name:    name of the choice, "" for a kind with one form
@@ -65,6 +67,11 @@ class Piece:
         cls.__init__ = _with_clear_errors(cls.__init__)  # type: ignore[method-assign]
         if name is None:
             return
+        if missing := _missing_methods(cls):
+            raise InputError(
+                f"class {cls.__qualname__}: {' and '.join(missing)} missing; "
+                f"a subclass of {cls.__mro__[1].__name__} with a name defines all its methods"
+            )
         earlier = cls.choices.get(name)
         if earlier and (earlier.__module__, earlier.__qualname__) != (
             cls.__module__,
@@ -200,6 +207,19 @@ def registered(
         return table[value]
 
     return table, add, pydantic.PlainValidator(check)
+
+
+def _missing_methods(cls: type) -> list[str]:
+    """Return the abstract methods that a class does not define.
+
+    ABC lists them after `__init_subclass__`, and refuses the first piece, not the class.
+    """
+    names = {name for base in cls.__mro__[1:] for name in getattr(base, "__abstractmethods__", ())}
+    return sorted(name for name in names if _is_abstract(getattr(cls, name)))
+
+
+def _is_abstract(method: Any) -> bool:
+    return getattr(method, "__isabstractmethod__", False)
 
 
 def _as_plain(value: Any) -> Any:

@@ -60,7 +60,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     private = folder / ".jupyter"
     for name, setting in PREFERENCES.items():
         path = private / "settings" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(setting))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

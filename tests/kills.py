@@ -1,12 +1,13 @@
 """Kill runs at random moments, resume them, and compare them with a run that was not killed.
 
-    python tests/kills.py --kills 100
+    PYTHONPATH=. python tests/kills.py --kills 100 --record benchmarks/records/kills-cpu.json
 
 Prints for each signal the kills, the runs and the runs whose result is equal to the last bit. The
 exit code is 1 if one differs. POSIX only.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -19,9 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import tiny
+import torch
 
 from pcdd_core.cli.main import main
+from pcdd_core.experiments import machine
 from pcdd_core.experiments.records import read_record, read_trajectory
+from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry.storage import load_clouds
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -134,14 +138,41 @@ def _table(counts: dict[str, Counter]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[dict]) -> str:
+    """Format a table with one line per signal, and their sum."""
+    fields = ("kills", "runs", "equal", "left over")
+    total = {"signal": "all", **{field: sum(row[field] for row in rows) for field in fields}}
+    lines = [["signal", "kills", "runs", "equal runs", "files left over"], ["---"] * 5]
+    lines += [[str(row[field]) for field in ("signal", *fields)] for row in [*rows, total]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _command() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="number of kills (100)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (0)")
+    parser.add_argument("--record", type=Path, help="also write the counts to this file (JSON)")
     options = parser.parse_args()
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         counts = kills(options.kills, Path(folder), options.seed)
     print(_table(counts))
+    if options.record:
+        fields = ("kills", "runs", "equal", "left over")
+        rows = [
+            {"signal": name, **{field: count[field] for field in fields}, **count}
+            for name, count in counts.items()
+        ]
+        record = {
+            "command": f"PYTHONPATH=. python tests/kills.py --kills {options.kills} "
+            f"--seed {options.seed} --record {options.record}",
+            "seed": options.seed,
+            "settings": SETTINGS,
+            "machine": machine.describe(torch.device("cpu")) | {"cores": os.cpu_count()},
+            "seconds": time.monotonic() - begun,
+            "rows": rows,
+        }
+        atomic_write_text(options.record, json.dumps(record, indent=1))
     return int(any(count["equal"] != count["runs"] for count in counts.values()))
 
 

@@ -6,6 +6,7 @@ packages only when they need them, so that help is instant.
 
 import argparse
 import json
+import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from ..experiments.config import Config
 
 MOST_SEEDS = 10_000
+# Titles of `pcdd presets` and the names in each group. A preset is in the first group that fits.
+PRESET_GROUPS = {
+    "Start here, without data files": "demo|quickstart|solids",
+    "Our best on MNIST": "mnist-.*",
+    "Shapes in three dimensions": "shapes-.*",
+    "Gradient matching, the base of our experiments": "gaussian.*|ingredients-.*",
+    "Table 1 of the paper": "paper-.*-sum-of-squares.*",
+    "Table 2 of the paper": "paper-.*-layerwise-cosine.*",
+    "Section 4.4 of the paper": "paper-.*-average-pooling.*",
+    "Others": ".*",
+}
 
 
 def distill(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,13 +83,19 @@ def baseline(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def presets(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd presets`: list the presets."""
+    """`pcdd presets`: list the presets in groups, the most useful group first."""
     from ..experiments.config import to_dict
     from ..experiments.presets import PRESETS
 
     lines = [f"{'preset':42} {'paper %':>7}  what"]
-    for name, entry in PRESETS.items():
-        lines.append(f"{name:42} {entry.paper_accuracy or '-':>7}  {entry.text}")
+    rest = list(PRESETS)
+    for title, pattern in PRESET_GROUPS.items():
+        members = [name for name in rest if re.fullmatch(pattern, name)]
+        rest = [name for name in rest if name not in members]
+        lines += ["", f"{title}:"] if members else []
+        for name in sorted(members, key=lambda name: name.endswith("-small")):
+            entry = PRESETS[name]
+            lines.append(f"{name:42} {entry.paper_accuracy or '-':>7}  {entry.text}")
     listed = [
         {
             "name": name,
@@ -114,9 +132,10 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
         "picture": str(picture),
         "record": record,
     }
+    points = f"{min(sizes)} to {max(sizes)}" if min(sizes) < max(sizes) else f"{sizes[0]}"
     lines = [
         f"{path}: {len(loaded)} clouds of {len(loaded.class_names)} classes "
-        f"on a grid of {loaded.grid} cells, {min(sizes)} to {max(sizes)} points each",
+        f"on a grid of {loaded.grid} cells, {points} points each",
         f"picture: {picture}",
     ]
     if record:
@@ -152,6 +171,7 @@ def import_(options: argparse.Namespace) -> dict[str, Any]:
     from ..geometry.export import clouds_from_export
     from ..geometry.storage import save_clouds
 
+    refuse_impossible_path(options.output)
     if Path(options.output).exists():
         raise InputError(f"{options.output}: is there already; choose another file for the set")
     clouds = clouds_from_export(options.folder, options.kind)
@@ -168,9 +188,13 @@ def animate(options: argparse.Namespace) -> dict[str, Any]:
     from ..view.recording import read_recording
 
     refuse_impossible_path(options.run)
+    pages = (".html", ".htm")
+    for path in options.files:
+        if Path(path).suffix.lower() not in (*pages, ".gif", ".mp4"):
+            raise InputError(f"{path}: this kind is not supported; expected .html, .gif or .mp4")
     recording = read_recording(options.run)
     for path in options.files:
-        save = save_player if Path(path).suffix.lower() in (".html", ".htm") else save_animation
+        save = save_player if Path(path).suffix.lower() in pages else save_animation
         save(recording, path)
     return {
         "text": "\n".join(options.files),
@@ -412,7 +436,7 @@ def _config_of_run(folder: Path) -> "Config":
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a run folder")
     try:
-        settings = unsealed(parsed(path.read_text(encoding="utf-8")))
+        settings = unsealed(parsed(path.read_text(encoding="utf-8")), required=True)
         settings.pop("name", None)
         return from_dict(settings)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:

@@ -7,7 +7,9 @@ import argparse
 import json
 import os
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from ..errors import InputError, RunFailed, WriteFailed
@@ -49,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.settings += late
     try:
         import_pieces(options.modules)
-        result = options.command(options)
+        with _plain_warnings():
+            result = options.command(options)
         if options.json:
             sys.stdout.write(json.dumps(result["json"], indent=2) + "\n")
         else:
@@ -80,6 +83,21 @@ def _failed(code: int, reason: str) -> int:
     return code
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings like errors: they contain names of files, and no place in the code helps."""
+
+    def plain(message: Warning | str, *_, **__) -> str:
+        return f"pcdd: {printable(message, keep=chr(10))}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def _drop_standard_output() -> None:
     """Discard what standard output still holds. Python would fail to write it at exit."""
     with suppress(OSError, ValueError):  # a stream without a descriptor, in a test
@@ -101,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
             epilog=None if callable(epilog) else epilog,
             formatter_class=layout,
             late_epilog=epilog if callable(epilog) else None,
+            add_help=False,
         )
+        sub.add_argument("-h", "--help", action=_Help, help="show this help message and exit")
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
         sub.add_argument(
@@ -114,6 +134,22 @@ def _parser() -> argparse.ArgumentParser:
         )
         return sub
 
+    def reading(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--data",
+            metavar="DIR",
+            help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
+        )
+
+    def stopping(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--checkpoint-every",
+            type=_positive,
+            default=25,
+            metavar="N",
+            help="iterations between checkpoints (25)",
+        )
+
     def working(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "settings",
@@ -122,11 +158,7 @@ def _parser() -> argparse.ArgumentParser:
             help="settings to change, see the list below",
         )
         sub.add_argument("--seed", type=int, help="seed of all randomness (the setting `seed`)")
-        sub.add_argument(
-            "--data",
-            metavar="DIR",
-            help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
-        )
+        reading(sub)
         sub.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
         sub.add_argument("--quiet", action="store_true", help="print no progress bars")
 
@@ -154,13 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     there.add_argument(
         "--overwrite", action="store_true", help="delete an existing run and start again"
     )
-    sub.add_argument(
-        "--checkpoint-every",
-        type=_positive,
-        default=25,
-        metavar="N",
-        help="iterations between checkpoints (25)",
-    )
+    stopping(sub)
 
     sub = command(
         commands.evaluate,
@@ -236,11 +262,7 @@ Ray, for instance with Slurm:
         commands.sweep, "make all runs of a table or of a preset, many at a time on Ray", epilog
     )
     choosing(sub)
-    sub.add_argument(
-        "--data",
-        metavar="DIR",
-        help="folder that holds MNIST/raw (default: PCDD_DATA, else ~/.cache/pcdd)",
-    )
+    reading(sub)
     sub.add_argument(
         "--address",
         metavar="HOST:PORT",
@@ -266,13 +288,7 @@ Ray, for instance with Slurm:
         metavar="N",
         help="how often to restart a run that was killed (3)",
     )
-    sub.add_argument(
-        "--checkpoint-every",
-        type=_positive,
-        default=25,
-        metavar="N",
-        help="iterations between checkpoints (25)",
-    )
+    stopping(sub)
     sub.add_argument(
         "--minutes",
         type=float,
@@ -388,6 +404,23 @@ class _Parser(argparse.ArgumentParser):
         if self.late_epilog:
             self.epilog = self.late_epilog()
         return super().format_help()
+
+
+class _Help(argparse.Action):
+    """Print the help of a command, with the pieces of the modules that --import names before it."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options
+        )
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            import_pieces(namespace.modules)
+        except InputError as error:
+            parser.exit(_failed(2, str(error)))
+        parser.print_help()
+        parser.exit()
 
 
 def _positive(text: str) -> int:

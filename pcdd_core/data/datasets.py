@@ -2,6 +2,7 @@
 
 import json
 import os
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -67,6 +68,7 @@ class DataSet(Piece):
     )
     passed_on: ClassVar[bool] = False
 
+    @abstractmethod
     def load(self, folder: Path | str | None = None) -> Splits:
         """Load the clouds.
 
@@ -74,7 +76,6 @@ class DataSet(Piece):
             shapes; None: the environment variable PCDD_DATA, or ~/.cache/pcdd if that is unset
         Raises InputError if the data is damaged or cannot be obtained.
         """
-        raise NotImplementedError
 
     def chosen(self, splits: Splits) -> Splits:
         """Return the splits with the clouds of `classes` only.
@@ -113,12 +114,12 @@ class Images(DataSet):
     )
     passed_on = True
 
+    @abstractmethod
     def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return brightness in [0, 1] and labels of the training images, then of the test images.
 
         Shapes: (images, height, width) and int64 (images,).
         """
-        raise NotImplementedError
 
     def load(self, folder: Path | str | None = None) -> Splits:
         """Load the images and turn them into clouds, see `DataSet.load`."""
@@ -171,9 +172,9 @@ class ShapeSet(DataSet):
         default=24, help="cells of the grid along each axis"
     )
 
+    @abstractmethod
     def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
         """Return training shapes, test shapes and class names."""
-        raise NotImplementedError
 
     def load(self, folder: Path | str | None = None) -> Splits:
         """Load shapes in the unit ball and put them on the grid, see `DataSet.load`."""

@@ -19,6 +19,7 @@ import numpy as np
 from ..arrays import array_names, read_array, read_arrays
 from ..errors import InputError
 from ..geometry.names import check_class_names
+from ..text import printable
 from .meshes import read_off, read_ply
 
 MESHES, LISTS, ARRAYS = (".off", ".ply"), (".xyz", ".txt"), (".npy", ".npz")
@@ -241,7 +242,7 @@ def usable(
     if not every:
         raise InputError(none)
     if refused:
-        listed = "\n  ".join(refused)
+        listed = "\n  ".join(map(printable, refused))  # a line each, whatever the files are called
         warnings.warn(
             f"{len(refused)} of {len(every)} {kind} are left out:\n  {listed}", stacklevel=3
         )
@@ -310,7 +311,9 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
                 )
             kept += [(path, label) for path in paths]
     if ignored:
-        counts = ", ".join(f"{ending} ({count})" for ending, count in sorted(ignored.items()))
+        counts = ", ".join(
+            f"{printable(ending)} ({count})" for ending, count in sorted(ignored.items())
+        )
         warnings.warn(f"{root}: files of other endings are not read: {counts}", stacklevel=2)
     train, test = (read_all(split, points, names, root, seed) for split in (train, test))
     return train, test, names

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ranks
-from ..errors import DistillationFailed
+from ..errors import DistillationFailed, InputError
 from ..geometry.clouds import PointClouds, members_per_class
-from ..geometry.grid import boundary_check, known_positions
 from ..geometry.moves import draw_moves, turned
 from ..nn.grid import Network
 from ..seeds import generator
@@ -87,11 +86,24 @@ def distill(
     state: from `Step.state()`, to resume a run of the same settings; the result equals that of an
         uninterrupted run
     Raises InputError at once if the pieces do not fit the data or each other. The iterator raises
-    DistillationFailed if a loss, a gradient or a displacement is NaN or infinite.
+    InputError before its first step if `state` does not fit them, and DistillationFailed if a loss,
+    a gradient or a displacement is NaN or infinite.
     """
     method = Method(lift, network, objective, optimiser, schedule, seed)
     method.check(real)
     return _steps(method, real, start, device, state)
+
+
+def _restore(part: str, load: Callable[[Any], object], state: dict[str, Any]) -> None:
+    """Load a part of a state. Raises InputError if it is not of the same settings."""
+    try:
+        load(deepcopy(state[part]))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"state to resume from: '{part}' does not fit these settings "
+            f"({type(error).__name__}: {reason:.100}); restart the run"
+        ) from None
 
 
 def _steps(
@@ -102,8 +114,7 @@ def _steps(
     state: dict[str, Any] | None,
 ) -> Generator[Step, None, None]:
     schedule, members = method.schedule, members_per_class(real)
-    real = (real if method.lift.at_corners else known_positions(real)).to(device)
-    synthetic = synthetic.to(device)
+    real, synthetic = real.to(device), synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
     label_logits = nn.Parameter(_initial_logits(synthetic)) if method.learns_labels else None
@@ -124,10 +135,10 @@ def _steps(
     first, pool = 0, None
     if state is not None:
         first = state["iteration"] + 1
-        coordinates.data.copy_(state["coordinates"])
+        _restore("coordinates", coordinates.data.copy_, state)
         if label_logits is not None:
-            label_logits.data.copy_(state["label_logits"])
-        optimiser.load_state_dict(deepcopy(state["optimiser"]))
+            _restore("label_logits", label_logits.data.copy_, state)
+        _restore("optimiser", optimiser.load_state_dict, state)
     per_network = schedule.iterations_per_network or schedule.iterations
 
     for iteration in range(first, schedule.iterations):
@@ -139,10 +150,10 @@ def _steps(
             if method.stored_gradients:
                 pool = GradientPool(method, network, iteration // per_network, real, members)
             if iteration % per_network and state is not None:
-                network.load_state_dict(state["network"])
-                network_optimiser.load_state_dict(deepcopy(state["network_optimiser"]))
+                _restore("network", network.load_state_dict, state)
+                _restore("network_optimiser", network_optimiser.load_state_dict, state)
 
-        coordinates.data = boundary_check(coordinates.data, real.grid)
+        coordinates.data = method.lift.bounded(coordinates.data, real.grid)
         optimiser.zero_grad()
         own = ranks.own_classes(len(members))
         batch = torch.empty(0, dtype=torch.int64)
@@ -191,7 +202,7 @@ def _steps(
                 turns.zero_()
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
-        moved = synthetic.with_coordinates(boundary_check(coordinates.detach(), real.grid))
+        moved = synthetic.with_coordinates(method.lift.bounded(coordinates.detach(), real.grid))
         if label_logits is not None:
             moved = replace(moved, label_probabilities=label_logits.detach().softmax(1))
         for number in range(schedule.training_steps):
@@ -324,7 +335,8 @@ class GradientPool:
             gradients = cast(GradientMatching, method.objective).target(self.network, clouds)
             kept.copy_(torch.cat([gradient.flatten() for gradient in gradients]))
             self._filled.add((label, batch))
-        parts = kept.split([shape.numel() for shape in self._shapes])
+        # A copy: another thread may fill the block while the graph of this class needs its part.
+        parts = kept.clone().split([shape.numel() for shape in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
 

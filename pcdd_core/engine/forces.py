@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.clouds import PointClouds, members_per_class
-from ..geometry.grid import boundary_check, known_positions
 from .distill import GradientPool, RealGradients, Step, matching_losses
 from .method import Method
 from .objectives import Batch, GradientMatching
@@ -81,7 +80,9 @@ class Energy:
         place: (3,), in cells; places outside of the grid are moved into it
         """
         coordinates = self.clouds.coordinates.detach().clone()
-        coordinates[point] = boundary_check(place[None].to(coordinates), self.clouds.grid)[0]
+        coordinates[point] = self.method.lift.bounded(
+            place[None].to(coordinates), self.clouds.grid
+        )[0]
         label = int(self.clouds.labels[self.clouds.cloud_index[point]])
         return self.of(coordinates, label)
 
@@ -116,12 +117,12 @@ def next_energy(
     """
     iteration = 0 if last is None else last.iteration + 1
     clouds = start if last is None else last.clouds
-    real = (real if method.lift.at_corners else known_positions(real)).to(clouds.device)
+    real = real.to(clouds.device)
     per_network = _iterations_per_network(method)
     network = method.draw_network(real, number=iteration // per_network)
     if last is not None and iteration % per_network:
         network.load_state_dict(last.state()["network"])
-    clouds = clouds.with_coordinates(boundary_check(clouds.coordinates, clouds.grid))
+    clouds = clouds.with_coordinates(method.lift.bounded(clouds.coordinates, clouds.grid))
     return Energy(method, network, real, clouds, iteration)
 
 

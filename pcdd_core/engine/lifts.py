@@ -4,6 +4,7 @@ Each lift is a function of clouds, and a piece that holds its settings. All but 
 gradient with respect to the coordinates.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..geometry.clouds import PointClouds
+from ..geometry.clouds import Grid, PointClouds
+from ..geometry.grid import boundary_check, within_box
 from ..nn import sparse
 from ..pieces import Piece, Positive, setting
 
@@ -24,21 +26,23 @@ class Lift(Piece):
                  network takes
     channels:    number of channels of its result
     beyond_grid: accepts points outside the grid, as augmentation makes them
-    at_corners:  takes real points at the integer corners of their cells, not at their centres
     """
 
     gives: ClassVar[str] = "grid"
     channels: ClassVar[int] = 1
     beyond_grid: ClassVar[bool] = True
-    at_corners: ClassVar[bool] = False
 
+    @abstractmethod
     def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Any:
         """Convert clouds to inputs of a network, differentiably in the coordinates.
 
         progress: finished fraction of the run, 0 to 1, for lifts that change over the run
         real: the clouds are real; they may be lifted with less blur than synthetic ones
         """
-        raise NotImplementedError
+
+    def bounded(self, coordinates: Tensor, grid: Grid) -> Tensor:
+        """Clamp synthetic points (points, 3) to where this lift keeps them: `within_box`."""
+        return within_box(coordinates, grid)
 
 
 class CoordinatesAsFeatures(Lift, name="coordinates"):
@@ -47,11 +51,14 @@ class CoordinatesAsFeatures(Lift, name="coordinates"):
     gives = "cells"
     channels = 3
     beyond_grid = False
-    at_corners = True
 
     def __call__(self, clouds: PointClouds, progress: float = 1.0, real: bool = False) -> Any:
-        """Return `coordinates_as_features` of the clouds."""
-        return coordinates_as_features(clouds)
+        """Return `coordinates_as_features` of the clouds; real ones are `at_lower_corners`."""
+        return coordinates_as_features(at_lower_corners(clouds) if real else clouds)
+
+    def bounded(self, coordinates: Tensor, grid: Grid) -> Tensor:
+        """Clamp synthetic points (points, 3) with the paper's `boundary_check`."""
+        return boundary_check(coordinates, grid)
 
 
 class GaussianOccupancy(Lift, name="gaussian"):
@@ -125,6 +132,14 @@ def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.
     )
 
 
+def at_lower_corners(clouds: PointClouds) -> PointClouds:
+    """Move points from the centres of their cells to the lower corners, exactly in float32.
+
+    The paper's data preparation (section 3.1.1) writes an occupied cell as its integer index.
+    """
+    return clouds.with_coordinates(clouds.coordinates - 0.5)
+
+
 def occupancy(clouds: PointClouds) -> Tensor:
     """Return 1 in each cell that holds a point, else 0, without a gradient.
 
@@ -133,7 +148,7 @@ def occupancy(clouds: PointClouds) -> Tensor:
     """
     cells = clouds.coordinates.detach().floor().long()
     if not _inside(cells, clouds).all():
-        raise ValueError(f"a point lies outside the grid {clouds.grid}; see clouds.boundary_check")
+        raise ValueError(f"a point lies outside the grid {clouds.grid}; see grid.within_box")
     return _filled(cells, clouds.cloud_index, clouds)
 
 
@@ -189,9 +204,7 @@ def centred_points(clouds: PointClouds) -> Tensor:
     coordinates 0. The unit is half the longest side of the grid, so coordinates are -1 to 1 along
     that side.
     """
-    middle = clouds.coordinates.new_tensor(
-        [cells / 2 if cells > 1 else 0.0 for cells in clouds.grid]
-    )
+    middle = clouds.coordinates.new_tensor(clouds.grid) / 2
     centred = clouds.with_coordinates((clouds.coordinates - middle) / (max(clouds.grid) / 2))
     if bool((clouds.sizes == clouds.sizes[0]).all()):
         return centred.coordinates.view(len(clouds), -1, 3)

@@ -3,6 +3,7 @@
 `losses.py` computes the losses.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,13 +85,13 @@ class Objective(Piece):
     per_class: ClassVar[bool] = True
     needs_point_features: ClassVar[bool] = False
 
+    @abstractmethod
     def loss(self, network: nn.Module, real: Batch, synthetic: Batch) -> Tensor:
         """Return the loss, with a graph to the coordinates of the synthetic clouds.
 
         network: maps `real.inputs` to logits; `network.features` gives the input of its head
         Returns a scalar. If `per_class` is false it may also be one loss for each real cloud.
         """
-        raise NotImplementedError
 
     def at(self, progress: float) -> "Objective":
         """Return the objective at this fraction of the run, 0 to 1."""

@@ -1,5 +1,6 @@
 """Optimisers of the coordinates, and the schedule of a run."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from math import cos, pi
 from typing import Annotated, Any, Literal
@@ -34,9 +35,9 @@ class Optimiser(Piece):
         "constant",
     )
 
+    @abstractmethod
     def make(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the optimiser of torch for these parameter groups."""
-        raise NotImplementedError
 
     def step_fraction(self, progress: float) -> float:
         """Return the step size as a fraction of its initial value.

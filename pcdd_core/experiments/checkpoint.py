@@ -209,7 +209,8 @@ def _checked(stored: Any, iterations: int) -> Checkpoint:
     need(
         finding is None
         or isinstance(finding, dict)
-        and {name: type(part) for name, part in finding.items()} == kinds,
+        and {name: type(part) for name, part in finding.items()} == kinds
+        and 0 <= finding["iteration"] <= last,
         "finding",
         "state, iteration and reason, or None",
     )

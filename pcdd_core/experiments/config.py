@@ -25,7 +25,7 @@ from ..geometry.clouds import PointClouds
 from ..geometry.start import Scatter, Start
 from ..nn.classifiers import Classifier, ConvNet
 from ..nn.grid import GridNetwork, Network
-from ..pieces import Count, NonNegative, Piece, setting
+from ..pieces import Count, Networks, NonNegative, Piece, setting
 from ..scoring.evaluate import PROTOCOLS, STANDARD, Hard, Projection, Protocol, Score, evaluate
 
 PROTOCOL_HELP = {name: help for name, (_, help) in Protocol.settings().items()}
@@ -57,7 +57,7 @@ class Evaluation(Piece):
         "smaller classifiers (5 of width 32, 300 epochs); the paper's code scores before 0, 250, "
         "625, 1250, 1875 and 2499",
     )
-    networks: Count | None = setting(
+    networks: Networks | None = setting(
         default=None, help="number of classifiers to train; null: the protocol's number"
     )
     epochs: Count = setting(default=STANDARD.epochs, help=PROTOCOL_HELP["epochs"])

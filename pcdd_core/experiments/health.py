@@ -7,7 +7,10 @@ if most coordinates lie on the border of the grid.
 
 from dataclasses import dataclass
 
+import torch
+
 from ..engine.distill import Step
+from ..geometry.grid import boundary_check, within_box
 
 WINDOW = 50  # iterations
 STUCK_BELOW = 1e-3  # cells per iteration; at this speed a point needs 1,000 iterations per cell
@@ -69,10 +72,15 @@ class Health:
 def _share_on_border(step: Step) -> float:
     """Return the share of the coordinates that lie on the border of the grid.
 
-    `clouds.boundary_check` defines the border. Axes of one cell do not count.
+    A point lies there if a lift's bounds stopped it, see `Lift.bounded`. Axes of one cell do not
+    count.
     """
     clouds = step.clouds
     free = [axis for axis, cells in enumerate(clouds.grid) if cells > 1]
-    upper = clouds.coordinates.new_tensor(clouds.grid)[free] - 1
     position = clouds.coordinates[:, free]
-    return ((position <= 0) | (position >= upper)).float().mean().item()
+    bounds = [
+        bounded(torch.full_like(clouds.coordinates[:1], far), clouds.grid)[:, free]
+        for bounded in (within_box, boundary_check)
+        for far in (-torch.inf, torch.inf)
+    ]
+    return torch.stack([position == bound for bound in bounds]).any(0).float().mean().item()

@@ -1,9 +1,10 @@
 """Read and write records of runs; read trajectories.
 
 A record is a dictionary: schema version, kind (distilled, baseline, released, scored), name, config
-(all settings), scores, and for runs health, curves, seconds, memory and the machine. A run folder
-holds one as record.json. Committed records are JSON Lines, one file per experiment. A record
-belongs to a table by its `identity`, which is made of its own settings only.
+(all settings), scores, and for runs health, curves, seconds, memory and the machine. A `note` says
+what else sets it apart from a run of today. A run folder holds one as record.json. Committed
+records are JSON Lines, one file per experiment. A record belongs to a table by its `identity`,
+which is made of its own settings only.
 """
 
 import hashlib
@@ -48,6 +49,7 @@ TYPES = {
     "seconds": dict,
     "health": dict,
     "scored_on": str,
+    "note": str,
     "peak_memory_bytes": int,
     "second_derivatives": dict,
     "mean_absolute_gradient": int | float,
@@ -260,6 +262,7 @@ def keep(
     records: from `read_record` or `find_records`
     with_clouds: copy the set of seed 0 to <folder>/sets/<experiment>, if its data may be passed on
     """
+    refuse_impossible_path(folder)
     place = Path(folder) / "records"
     files = {path: read_records(path) for path in sorted(place.glob("*.jsonl"))}
     own = place / f"{experiment}.jsonl"

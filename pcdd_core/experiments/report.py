@@ -56,7 +56,7 @@ def table(
 def _state(record: dict[str, Any]) -> str:
     """Return the health of a run. A set that no run made has none: say what it is instead."""
     if health := record.get("health"):
-        return health["state"]
+        return f"{health['state']} ({record['note']})" if "note" in record else health["state"]
     return "a released set" if record.get("kind") == "released" else "real clouds"
 
 

@@ -426,7 +426,7 @@ class Progress:
 
     Bars go to standard error. In a notebook they go to standard output, because notebooks mark
     standard error as an alarm. Without a terminal a line is printed every 10 seconds at most.
-    quiet: print nothing
+    quiet: show no bars; `write` still prints
     """
 
     def __init__(self, quiet: bool = False):
@@ -462,8 +462,7 @@ class Progress:
 
     def write(self, text: str) -> None:
         """Print a line above the bar."""
-        if not self.quiet:
-            tqdm.write(printable(text), file=self.stream)
+        tqdm.write(printable(text), file=self.stream)
 
 
 def _open_folder(

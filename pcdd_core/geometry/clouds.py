@@ -142,10 +142,11 @@ def from_occupancy(
 
     occupied: bool (clouds, depth, height, width)
     max_points: keep only the first points of each cloud, 250 in the paper's code; None: keep all
-    A point lies at the integer coordinates of its cell, by the paper's convention.
+    A point lies at the centre of its cell. The paper puts it at the cell's lower corner, which
+    `lifts.at_lower_corners` does.
     """
     cells = occupied.nonzero()
-    cloud, coordinates = cells[:, 0], cells[:, 1:].float()
+    cloud, coordinates = cells[:, 0], cells[:, 1:] + 0.5
     sizes = torch.bincount(cloud, minlength=len(occupied))
     if max_points is not None:
         rank = torch.arange(len(cloud), device=cloud.device) - offsets_of(sizes)[:-1][cloud]

@@ -42,7 +42,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..errors import InputError, nearest_names
-from ..files import atomic_write, atomic_write_text, refuse_file_in_the_way
+from ..files import (
+    atomic_write,
+    atomic_write_text,
+    refuse_file_in_the_way,
+    refuse_impossible_path,
+)
 from .clouds import Grid, PointClouds, from_occupancy, offsets_of
 from .storage import arrays_of, clouds_from_arrays
 
@@ -244,6 +249,7 @@ def _parsed(path: Path, parse: Callable[[bytes], Parsed]) -> Parsed:
 
     Raises InputError if the file is missing, or if `parse` raises any error.
     """
+    refuse_impossible_path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected an export of pcdd")
     try:
@@ -262,7 +268,9 @@ def _described(path: Path, data: bytes) -> tuple[list[str], PointClouds]:
         raise InputError(f"{path}: field 'set' is missing; expected the manifest of an export")
     kinds = manifest.get("kinds")
     if not isinstance(kinds, list) or not kinds or not all(kind in KINDS for kind in kinds):
-        raise InputError(f"{path}: field 'kinds' is {kinds}; expected some of {', '.join(KINDS)}")
+        raise InputError(
+            f"{path}: field 'kinds' is {kinds!r:.80}; expected some of {', '.join(KINDS)}"
+        )
     arrays = {name: np.array(value) for name, value in manifest["set"].items()}
     count = arrays["labels"].size if "labels" in arrays else 0
     points = {"coordinates": np.zeros((count, 3)), "offsets": np.arange(count + 1)}
@@ -309,7 +317,9 @@ def _from_csv(paths: list[Path], described: PointClouds) -> PointClouds:
         # spreadsheets write a byte order mark, which utf-8-sig skips
         rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         if (header := next(rows, [])) != list(COLUMNS):
-            raise InputError(f"{path}: columns {','.join(header)}; expected {','.join(COLUMNS)}")
+            raise InputError(
+                f"{path}: its columns are {','.join(header)!r:.80}; expected {','.join(COLUMNS)}"
+            )
         owners, points = [], []
         for row in rows:
             try:
@@ -321,8 +331,9 @@ def _from_csv(paths: list[Path], described: PointClouds) -> PointClouds:
                 fits = False
             if not fits:
                 raise InputError(
-                    f"{path}: line {rows.line_num} is {','.join(row)!r}; expected a cloud from 0 "
-                    f"to {len(labels) - 1}, its label as in {MANIFEST}, its class, 3 coordinates"
+                    f"{path}: line {rows.line_num} is {','.join(row)!r:.80}; "
+                    f"expected a cloud from 0 to {len(labels) - 1}, "
+                    f"its label as in {MANIFEST}, its class, 3 coordinates"
                 )
         return owners, points
 

@@ -22,40 +22,42 @@ def scattered(
     labels: class of each cloud
     """
     size = torch.tensor(grid, dtype=torch.float32)
-    coordinates = boundary_check(torch.rand(sum(sizes), 3, generator=generator) * size, grid)
+    coordinates = within_box(torch.rand(sum(sizes), 3, generator=generator) * size, grid)
     return clouds_from_list(coordinates.split(list(sizes)), labels, grid, class_names)
+
+
+def within_box(coordinates: Tensor, grid: Grid) -> Tensor:
+    """Clamp coordinates to the box of the grid, [0, cells) along each axis.
+
+    Along an axis of one cell, points lie in its middle, 0.5, because nothing determines a position
+    there. NaN stays NaN, because hiding it would hide a diverged run.
+    """
+    cells = coordinates.new_tensor(grid)
+    upper = torch.nextafter(cells, torch.zeros_like(cells))
+    middle, flat = torch.full_like(cells, 0.5), cells == 1
+    return coordinates.clamp(
+        min=torch.where(flat, middle, torch.zeros_like(cells)),
+        max=torch.where(flat, middle, upper),
+    )
 
 
 def boundary_check(coordinates: Tensor, grid: Grid) -> Tensor:
     """Clamp coordinates to [0, cells - 1] along each axis (paper, section 3.1.2).
 
-    In a flat grid the depth stays 0. NaN stays NaN, because hiding it would hide a diverged run.
+    So no point of the paper's lift goes beyond the lower corner of the last cell, where the paper
+    puts real points. In a flat grid the depth is 0. NaN stays NaN, as in `within_box`.
     """
     upper = torch.tensor(grid, dtype=coordinates.dtype, device=coordinates.device) - 1
     return coordinates.clamp(min=torch.zeros_like(upper), max=upper)
 
 
 def cell_centres(clouds: PointClouds) -> PointClouds:
-    """Move every point to the centre of its cell. Along an axis of one cell it stays at 0.
+    """Move every point to the centre of its cell.
 
     An occupancy grid determines the cell of a point, but not its position within the cell. The
     centre is a fair estimate of that position.
     """
-    half = torch.tensor([0.5 if cells > 1 else 0.0 for cells in clouds.grid], device=clouds.device)
-    return clouds.with_coordinates(clouds.coordinates.floor() + half)
-
-
-def known_positions(clouds: PointClouds) -> PointClouds:
-    """Return the clouds at the best positions that the data determines.
-
-    If all coordinates are integers, the data consists of occupied cells, and the points move to
-    their `cell_centres`. Other clouds stay unchanged.
-    """
-    return (
-        cell_centres(clouds)
-        if bool((clouds.coordinates == clouds.coordinates.floor()).all())
-        else clouds
-    )
+    return clouds.with_coordinates(clouds.coordinates.floor() + 0.5)
 
 
 def clouds_from_unit_ball(
@@ -82,18 +84,20 @@ def into_grid(points: Tensor, grid: Grid) -> Tensor:
 
     points: (points, 3) in any unit, in the order depth, height, width
     Returns coordinates in cells, of the same shape. All axes have the same scale, so proportions
-    stay. The scale is the largest that fits, and the result is centred. Raises InputError if the
-    shape is wrong, there is no point, or coordinates are not finite.
+    stay. The result is centred. The scale is the largest at which the outermost points lie at the
+    centres of the outermost cells. Raises InputError if the shape is wrong, there is no point, or
+    coordinates are not finite.
     """
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not points.isfinite().all():
         raise InputError(
             f"points of shape {tuple(points.shape)}: "
             "expected one or more rows of 3 finite coordinates"
         )
-    room = torch.tensor(grid, dtype=torch.float64) - 1  # see boundary_check
+    size = torch.tensor(grid, dtype=torch.float64)
     low, high = points.double().amin(0), points.double().amax(0)
     extent = high - low
     scale = min(
-        [float(room[axis] / extent[axis]) for axis in range(3) if extent[axis] > 0], default=1.0
+        [float((size[axis] - 1) / extent[axis]) for axis in range(3) if extent[axis] > 0],
+        default=1.0,
     )
-    return boundary_check(((points - (low + high) / 2) * scale + room / 2).float(), grid)
+    return within_box(((points - (low + high) / 2) * scale + size / 2).float(), grid)

@@ -1,12 +1,13 @@
 """Synthetic clouds before the first iteration."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from ..errors import InputError
 from ..pieces import Count, Piece, setting
 from ..seeds import generator
 from .clouds import PointClouds, members_per_class, resampled, sample
-from .grid import known_positions, scattered
+from .grid import scattered
 from .storage import LARGEST_SET, load_clouds
 
 BYTES_PER_POINT = 12
@@ -17,12 +18,12 @@ PER_CLOUD = "points per cloud: one number, or a list with one number per cloud"
 class Start(Piece):
     """A kind of initial synthetic clouds. A choice defines `clouds`."""
 
+    @abstractmethod
     def clouds(self, real: PointClouds, seed: int) -> PointClouds:
         """Return the initial clouds for these training clouds.
 
         Raises InputError if the settings do not fit `real`, or if a file is not usable.
         """
-        raise NotImplementedError
 
 
 class Scatter(Start, name="scatter"):
@@ -50,7 +51,7 @@ class RealClouds(Start, name="real"):
         counts = [labels.count(label) for label in range(len(real.class_names))]
         draws = generator(seed, "initial clouds")
         chosen = sample(members_per_class(real), counts, draws, real.class_names)
-        sampled = known_positions(real.select(chosen))
+        sampled = real.select(chosen)
         points = self.points_per_cloud or tuple(sampled.sizes.tolist())
         return resampled(sampled, _points(points, labels), draws)
 

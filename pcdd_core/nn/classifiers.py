@@ -7,6 +7,7 @@ compute the same function.
 
 import copy
 import math
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -36,13 +37,13 @@ class Classifier(Piece):
     one_by_one: ClassVar[bool] = False
     smallest: ClassVar[int] = 1
 
+    @abstractmethod
     def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
         """Build a classifier with freshly initialised weights.
 
         height, width: size of the images, pixels
         generator: source of the weights
         """
-        raise NotImplementedError
 
     def new(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
         """Call `build`, with torch's global generator in the state of `generator`.

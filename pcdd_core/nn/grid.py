@@ -1,6 +1,7 @@
 """Distillation networks on a grid: dense layers, and layers on occupied cells only."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
@@ -52,6 +53,7 @@ class Network(Piece):
     own_threads: ClassVar[bool] = False
     second_order: ClassVar[bool] = True
 
+    @abstractmethod
     def build(
         self, channels: int, grid: Grid, classes: int, generator: torch.Generator
     ) -> nn.Module:
@@ -62,7 +64,6 @@ class Network(Piece):
         generator: source of the weights
         Raises InputError if settings contradict each other or the grid.
         """
-        raise NotImplementedError
 
     def new(self, channels: int, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Call `build`, with torch's global generator in the state of `generator`.

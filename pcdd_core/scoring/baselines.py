@@ -21,7 +21,6 @@ from ..geometry.clouds import (
     resampled,
     sample,
 )
-from ..geometry.grid import known_positions
 from ..geometry.storage import released
 from ..nn.classifiers import ConvNet
 from ..nn.grid import features_of
@@ -309,7 +308,7 @@ def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
         height, width = inputs.shape[-2:]
         network = ConvNet(WIDTH).new(height, width, classes, draws)
     else:
-        inputs = centred_points(known_positions(real))
+        inputs = centred_points(real)
         network = PointNetwork().new(3, real.grid, classes, draws)
     return network, inputs
 

@@ -4,6 +4,7 @@ Images are augmented as in the published code of DC (Zhao et al. 2021), and clas
 with its step sizes.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +16,9 @@ from torch import Tensor
 from ..engine import lifts
 from ..errors import EvaluationFailed, InputError
 from ..geometry.clouds import Grid, PointClouds, resampled
-from ..geometry.grid import cell_centres, known_positions
+from ..geometry.grid import cell_centres
 from ..nn.classifiers import Classifier, ConvNet, Ensemble
-from ..pieces import Count, Piece, Positive, setting
+from ..pieces import Count, Networks, Piece, Positive, setting
 from ..seeds import generator
 from ..threads import side_by_side, threads_for
 from .augment import augment, augment_fast, augment_points
@@ -27,7 +28,7 @@ class Protocol(Piece):
     """A scoring protocol. Training inputs are augmented, and the last epoch is scored."""
 
     label: str = setting(default="standard", help="its name in scores and records")
-    networks: Count = setting(default=20, help="number of independent classifiers, averaged")
+    networks: Networks = setting(default=20, help="number of independent classifiers, averaged")
     epochs: Count = setting(
         default=1001,
         help="epochs per classifier, 1001 in DC's code; the step size falls to a tenth after "
@@ -54,15 +55,15 @@ CPU_CHUNK, GPU_CHUNK = 32, 128
 
 
 class Projection(Piece):
-    """A kind of training input. Test inputs are always hard images, or points as they are known."""
+    """A kind of training input. Test inputs are always hard images, or points as they are."""
 
+    @abstractmethod
     def image(self, clouds: PointClouds) -> Tensor:
         """Project clouds along the depth axis: float32 (clouds, 1, height, width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def points(self, clouds: PointClouds) -> PointClouds:
         """Return the clouds at the positions that classifiers of points are trained on."""
-        raise NotImplementedError
 
 
 class Hard(Projection, name="hard"):
@@ -90,8 +91,8 @@ class Soft(Projection, name="soft"):
         return soft_project(clouds, self.bandwidth, self.saturation)
 
     def points(self, clouds: PointClouds) -> PointClouds:
-        """Return the clouds at their known positions."""
-        return known_positions(clouds)
+        """Return the clouds as they are."""
+        return clouds
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _view(classifier: Classifier, projection: Projection, protocol: Protocol, gr
         # Half a cell of difference between training and test points would cost accuracy.
         return View(
             lambda clouds: lifts.centred_points(projection.points(clouds)),
-            lambda clouds: lifts.centred_points(known_positions(clouds)),
+            lifts.centred_points,
             lambda points, draws: augment_points(points, grid, draws),
         )
     chosen = {"published": augment, "fast": augment_fast}[protocol.augmentation]

@@ -9,6 +9,7 @@ Without a front end (papermill, nbconvert, scripts) `watch` runs to the end at o
 replaces the view.
 """
 
+import base64
 import io
 import time
 import weakref
@@ -31,7 +32,7 @@ from .session import Run, Session, sessions, stop_all
 try:
     import anywidget
     import traitlets
-    from IPython.display import DisplayHandle, Image, display
+    from IPython.display import HTML, DisplayHandle, Image, display
     from ipywidgets import DOMWidget, Widget
 except ImportError as missing:
     raise extra_missing(missing.name or "anywidget", "notebooks") from None
@@ -90,8 +91,12 @@ def replacing(make: Callable[[], Live]) -> Live:
 
 
 def show(recording: Recording) -> Any:
-    """Return a notebook display of a recording: the player, or a picture without front end."""
-    return PlayerWidget(recording=page.encode(recording)) if has_screen() else _png(recording)
+    """Return a notebook display of a recording: the player, or a picture without front end.
+
+    A saved notebook shows no widget unless JupyterLab saves its state. So the player is also below
+    the widget, folded, as HTML.
+    """
+    return _Shown(recording) if has_screen() else _png(recording)
 
 
 class PlayerWidget(anywidget.AnyWidget):
@@ -109,6 +114,20 @@ class PlayerWidget(anywidget.AnyWidget):
     status = traitlets.Unicode("").tag(sync=True)
     orders = traitlets.List().tag(sync=True)
     scores = traitlets.Dict().tag(sync=True)
+
+
+class _Shown(PlayerWidget):
+    """The player of a recording as a widget, and folded below it as HTML."""
+
+    def __init__(self, recording: Recording):
+        super().__init__(recording=page.encode(recording))
+        self._html = page.folded(recording)
+
+    def _ipython_display_(self) -> None:
+        bundle: Any = self._repr_mimebundle_()
+        bundle = bundle[0] if isinstance(bundle, tuple) else bundle or {}
+        display(bundle, raw=True)
+        display(HTML(self._html))
 
 
 class LiveDistillation:
@@ -189,7 +208,7 @@ class LiveDistillation:
 
 
 class SessionView:
-    """The widget of a session, and below it a picture for viewers without widgets.
+    """The widget of a session, and below it what viewers without widgets show: see `_kept`.
 
     names: what tells the tracks of the session apart
     """
@@ -270,7 +289,7 @@ class SessionView:
         self.output, self.picture = self.output or DisplayHandle(), self.picture or DisplayHandle()
         text = {"text/plain": "Live view: open it in JupyterLab."}
         self.output.display(bundle | text, raw=True)
-        self.picture.display(_png(self.session.recording()))
+        self.picture.display(_kept(self.session.recordings(), self.names), raw=True)
 
     def reset(self) -> None:
         """Show the recording of the session from its beginning."""
@@ -283,7 +302,7 @@ class SessionView:
         """
         if recording and self.output and self.picture:
             self.output.update({"text/plain": "Live view (closed)."}, raw=True)
-            self.picture.update(_png(recording))
+            self.picture.update(_kept([recording], ("",)), raw=True)
         close_all(self.widget)
 
     def say(self) -> None:
@@ -344,13 +363,14 @@ class SessionView:
             if not rests():
                 return
             recordings = self.session.recordings()
-        encoded, picture = page.encode(*recordings, names=self.names), _png(recordings[0])
+        encoded = page.encode(*recordings, names=self.names)
+        picture = _kept(recordings, self.names)
         with self.session.changed:
             if not rests():
                 return
             self.player.recording = encoded
             if self.picture:
-                self.picture.update(picture)
+                self.picture.update(picture, raw=True)
 
 
 def close_all(widget: Widget) -> None:
@@ -419,7 +439,21 @@ def _forget(session: Session) -> None:
         kernel.forget(live)
 
 
+def _kept(recordings: Sequence[Recording], names: Sequence[str]) -> dict[str, str]:
+    """Return an output that needs no kernel: a picture and, folded below it, the player."""
+    picture = base64.b64encode(_picture(recordings[0])).decode()
+    kept = {"image/png": picture, "text/plain": "Picture of a recording."}
+    if len(recordings[0]) > 1:
+        image = f'<img src="data:image/png;base64,{picture}" alt="the recording over time">'
+        kept["text/html"] = image + page.folded(*recordings, names=names)
+    return kept
+
+
 def _png(recording: Recording) -> Image:
+    return Image(_picture(recording))
+
+
+def _picture(recording: Recording) -> bytes:
     file = io.BytesIO()
     recording.picture().savefig(file, format="png", dpi=90)
-    return Image(file.getvalue())
+    return file.getvalue()

@@ -112,13 +112,28 @@ def save_player(
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path}: the player is an HTML page; expected a name that ends in .html")
+    atomic_write_text(path, page_of(recording, *others, names=names))
+
+
+def page_of(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:
+    """Return an HTML page that plays recordings. It needs no other file and no network."""
     title = html.escape("Moving points: " + ", ".join(dict.fromkeys(recording.names())))
     page = PAGE.replace("{script}", SCRIPT.read_text(encoding="utf-8"))
     page = page.replace(
         "{data}", base64.b64encode(encode(recording, *others, names=names)).decode()
     )
     # The title comes last, because a class name can contain "{script}" or "{data}".
-    atomic_write_text(path, page.replace("{title}", title))
+    return page.replace("{title}", title)
+
+
+def folded(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:
+    """Return HTML with the page of the recordings in a frame, which opens at a click."""
+    source = html.escape(page_of(recording, *others, names=names), quote=True)
+    return (
+        "<details><summary>Play the recording (needs no kernel)</summary>"
+        f'<iframe srcdoc="{source}" sandbox="allow-scripts" loading="lazy" width="100%" '
+        'height="660" style="border: 0"></iframe></details>'
+    )
 
 
 # The content security policy forbids all requests, so the page cannot load anything. Text from data

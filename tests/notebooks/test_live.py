@@ -762,6 +762,13 @@ def _steer(page, folder) -> None:
     )
     assert len(image["image/png"]) > 40_000 and stopped in _last_updates(state)
 
+    # The player below the view plays without a kernel, and without the state of widgets.
+    page.get_by_text("Play the recording (needs no kernel)").first.click()
+    kept = page.frame_locator("iframe[srcdoc]").first
+    kept.locator("canvas.clouds").wait_for()
+    kept.locator(f"[data-update='{stopped}']").wait_for()
+    assert 'srcdoc="' in image["text/html"]
+
     # Reopened without its kernel, the notebook shows the view, which can be scrubbed.
     page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
     page.click(".lm-Menu-itemLabel:text-is('Shut Down Kernel')")
@@ -1019,7 +1026,7 @@ def test_closed_view_leaves_its_last_picture(kernel):
     kernel("live.step(); live.wait(); time.sleep(3)", "b")
     kernel.updated.clear()
     kernel("live.close(); live.close()", "c")
-    assert kernel.updated == [["text/plain"], ["image/png", "text/plain"]]
+    assert kernel.updated == [["text/plain"], ["image/png", "text/html", "text/plain"]]
 
 
 @pytest.mark.slow

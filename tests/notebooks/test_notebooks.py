@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -16,7 +18,11 @@ from pcdd_core.experiments.records import read_record
 from pcdd_core.experiments.runs import RUN_FILES
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+sys.path.insert(0, str(FOLDER.parent / "tools"))
+import notebook_outputs  # noqa: E402
+
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+PROJECT = FOLDER.parent / "pyproject.toml"
 every_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 
@@ -38,18 +44,64 @@ def test_notebook_and_script_have_the_same_cells(script):
 
 
 @every_notebook
-def test_notebook_is_kept_without_outputs(script):
-    code = [
-        cell
-        for cell in nbformat.read(script.with_suffix(".ipynb"), as_version=4).cells
-        if cell.cell_type == "code"
-    ]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
+def test_kept_outputs_are_small_and_of_the_present_code(script):
+    path = script.with_suffix(".ipynb")
+    assert not notebook_outputs.problems(path), "make notebooks-outputs"
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.execution_count for cell in code)
+    assert not re.search(r"/(tmp|home|work|Users)/", "".join(str(cell.outputs) for cell in code))
 
 
 @every_notebook
 def test_exactly_one_cell_holds_the_parameters(script):
     assert sum("parameters" in tags for _, _, tags in cells(script)) == 1
+
+
+@every_notebook
+def test_no_line_is_longer_than_100_columns(script):
+    lines = script.read_text().splitlines()
+    long = [number for number, line in enumerate(lines, 1) if len(line) > 100]
+    assert not long, f"lines {long}"
+
+
+@every_notebook
+def test_notebook_asks_questions_with_folded_answers(script):
+    texts = [source for kind, source, _ in cells(script) if kind == "markdown"]
+    # HTML needs blank lines around the Markdown in it
+    folded = re.compile(r"<details><summary>Answer</summary>\n\n.+?\n\n</details>", re.DOTALL)
+    answers = sum(len(folded.findall(text)) for text in texts)
+    assert answers >= 2
+    assert answers == sum(text.count("<details>") for text in texts)
+    assert answers == sum(text.count("**Predict, then run.**") for text in texts) + sum(
+        text.count("**Exercise.**") for text in texts
+    )
+
+
+@every_notebook
+def test_long_cells_of_figures_and_tables_are_folded(script):
+    for cell in jupytext.read(script).cells:
+        of_results = "plt." in cell.source or "pd." in cell.source
+        long = cell.cell_type == "code" and len(cell.source.splitlines()) > 25
+        folded_in_jupyterlab = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        folded_on_the_site = "hide-input" in cell.metadata.get("tags", [])
+        assert folded_in_jupyterlab == folded_on_the_site
+        assert folded_on_the_site or not (long and of_results), cell.source[:100]
+
+
+def test_scripts_are_valid_in_the_oldest_python_and_their_names_are_defined():
+    (oldest,) = re.findall(r'requires-python = ">=([\d.]+)"', PROJECT.read_text())
+    version = "py" + oldest.replace(".", "")
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--target-version", version]
+    done = subprocess.run(
+        [*command, "--select", "F", *map(str, SCRIPTS)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@every_notebook
+def test_notebook_checks_its_parameters_before_anything_else(script):
+    code = [source for kind, source, _ in cells(script) if kind == "code"]
+    assert "pcdd.check_parameters()" in code[1]
 
 
 @every_notebook

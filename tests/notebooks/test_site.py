@@ -4,7 +4,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import headless
 import pytest
@@ -162,7 +162,10 @@ def test_search_finds_a_word(site):
     with headless.browser() as chromium:
         page = chromium.new_context(offline=True).new_page()
         page.goto((site / "search.html").as_uri() + "?q=bandwidth")
-        page.locator("#search-results li a").first.wait_for(timeout=headless.PATIENCE)
+        first = page.locator("#search-results li a").first
+        first.wait_for(timeout=headless.PATIENCE)
+        page.goto(urljoin(page.url, first.get_attribute("href")))
+        assert "bandwidth" in page.locator("article").inner_text().lower()
 
 
 def test_player_of_a_recording_moves(site):

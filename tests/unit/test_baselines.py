@@ -223,11 +223,11 @@ def test_class_mean_equals_a_loop_over_points(seed, grid):
         often = {cell: sum(cell in cloud for cloud in cells) for cell in set().union(*cells)}
         count = round(Fraction(sum(map(len, cells)), len(cells)))
         first = sorted(often, key=lambda cell: (-often[cell], cell))[:count]
-        assert means[label].tolist() == [list(cell) for cell in sorted(first)]
+        assert (means[label] - 0.5).tolist() == [list(cell) for cell in sorted(first)]
 
 
 def test_class_mean_of_equal_clouds_is_that_cloud():
-    cloud = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 2.0, 2.0]])
+    cloud = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 2.0, 2.0]]) + 0.5
     assert torch.equal(
         class_mean(clouds_from_list([cloud, cloud], [0, 0], (3, 4, 4), ["only"]), 1, 0)[0], cloud
     )
@@ -238,7 +238,7 @@ def test_class_mean_takes_the_first_of_cells_that_are_occupied_equally_often():
     even = torch.arange(1600).view(1, 40, 40) % 2 == 0
     mean = class_mean(from_occupancy(torch.stack([even, ~even]), torch.zeros(2), ["only"]), 1, 0)
     assert mean.coordinates.tolist() == [
-        [0, row, column] for row in range(20) for column in range(40)
+        [0.5, row + 0.5, column + 0.5] for row in range(20) for column in range(40)
     ]
 
 

@@ -89,8 +89,8 @@ def test_one_changed_byte_of_the_coordinates_is_found_and_the_previous_checkpoin
     place = content.index(kept.state["coordinates"].numpy().tobytes())
     content[place + 2] ^= 1
     path.write_bytes(content)
-    assert distill(stopped, "--resume") == 0
-    said = "".join(capsys.readouterr())
+    assert distill(stopped, "--resume", "--quiet") == 0
+    said = capsys.readouterr().err
     assert "differs from its checksum" in said
     assert "continues from checkpoint-previous.pt, after 2 iterations" in said
     assert_same_result(stopped, finished)
@@ -146,6 +146,11 @@ def in_state(**entries):
     return lambda kept: dataclasses.replace(kept, state={**kept.state, **entries})
 
 
+def found(**fields):
+    """Return a data class with these fields, which need not be those of a Finding."""
+    return dataclasses.make_dataclass("Finding", fields)(**fields)
+
+
 FORGED = {
     "negative iteration": (in_state(iteration=-1), "state.iteration"),
     "iteration beyond the run": (in_state(iteration=ITERATIONS), "state.iteration"),
@@ -174,10 +179,13 @@ FORGED = {
     "negative seconds": (change(seconds=-1.0), "seconds"),
     "seconds of text": (change(seconds="1"), "seconds"),
     "negative count": (change(still=-1), "still"),
-    "finding that is a number": (change(finding=3), "finding"),
-    "finding without a reason": (change(finding={"state": "diverged", "iteration": 1}), "finding"),
+    "finding without a reason": (change(finding=found(state="stuck", iteration=1)), "finding"),
+    "finding with a number as state": (
+        change(finding=found(state=3, iteration=1, reason="far")),
+        "finding",
+    ),
     "finding at a negative iteration": (
-        change(finding={"state": "diverged", "iteration": -1, "reason": "far"}),
+        change(finding=found(state="stuck", iteration=-1, reason="far")),
         "finding",
     ),
 }
@@ -358,7 +366,7 @@ IMPOSSIBLE = {
     "clouds.clouds_per_class": 2**63,
     "clouds.points_per_cloud": 2**62,
     "schedule.iterations": 2**63,
-    "evaluation.networks": 2**63,
+    "evaluation.networks": 2_000_000_000,
     "objective.real_batch": 2**63,
     "data.points": 2**62,
 }
@@ -383,7 +391,20 @@ def test_number_of_points_counts_over_all_classes():
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, "y/" * 3000], ids=["NUL", "name", "path"])
 @pytest.mark.parametrize(
     "command",
-    ["distill", "resume", "data", "evaluate", "score", "show", "table", "animate", "runs"],
+    [
+        "distill",
+        "resume",
+        "data",
+        "evaluate",
+        "score",
+        "show",
+        "table",
+        "animate",
+        "runs",
+        "keep",
+        "import",
+        "imported",
+    ],
 )
 def test_impossible_path_is_refused_in_one_line(path, command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -397,6 +418,9 @@ def test_impossible_path_is_refused_in_one_line(path, command, tmp_path, monkeyp
         "table": ["table", path],
         "animate": ["animate", path, "a.gif"],
         "runs": ["sweep", "quickstart", "--list", "--runs", path],
+        "keep": ["report", "table1", "--keep", path],
+        "import": ["import", path, "--output", "set.npz"],
+        "imported": ["import", "export", "--output", path],
     }
     assert main(words[command]) == 2
     said = capsys.readouterr().err

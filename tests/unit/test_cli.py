@@ -1,11 +1,13 @@
 """The command line: output and files of every command; wrong input ends in one message."""
 
 import csv
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 import torchvision
 from tiny import files, pcdd
 
+from pcdd_core.cli import commands
 from pcdd_core.cli.main import main
 from pcdd_core.experiments.config import described_settings
 from pcdd_core.experiments.presets import PRESETS
@@ -105,6 +108,28 @@ def test_help_of_scoring_lists_the_settings_it_uses(command, capsys):
     text = help_of(capsys, command)
     for name in described_settings():
         assert (f"  {name}=" in text) == name.startswith(("data.", "evaluation."))
+
+
+def test_help_lists_the_settings_of_an_imported_piece(tmp_path):
+    (tmp_path / "my_lifts.py").write_text(
+        "import pcdd_core as pcdd\n\n\n"
+        'class Rings(pcdd.Lift, name="rings"):\n'
+        '    """Rings around points."""\n\n    radius: float = 3.0\n'
+    )
+
+    def help_with(module):
+        command = [sys.executable, "-m", "pcdd_core", "distill", "--import", module, "--help"]
+        path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    assert "  lift.name=rings\n      Rings around points.\n  lift.radius=3.0" in (
+        help_with("my_lifts").stdout
+    )
+    missing = help_with("no_such_module")
+    assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -237,9 +262,24 @@ def test_baseline_scores_the_clouds_it_chooses(name, choose, here, json_of):
 
 def test_presets_lists_every_preset_with_the_paper_s_figure(capsys):
     assert main(["presets"]) == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    printed = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: line for line in printed if line}
+    assert sum(line.split()[0] in PRESETS for line in printed if line) == len(PRESETS)
     for name, entry in PRESETS.items():
         assert entry.text in lines[name] and str(entry.paper_accuracy or "-") in lines[name]
+
+
+def test_presets_come_in_groups_with_the_first_ones_to_try_at_the_top(capsys):
+    assert main(["presets"]) == 0
+    _, *groups = capsys.readouterr().out.rstrip().split("\n\n")
+    names = [[line.split()[0] for line in group.splitlines()[1:]] for group in groups]
+    assert set(names[0]) == {"demo", "quickstart", "solids"}
+    assert names[1][0] == "mnist-1-gradient"
+    places = [index for index, group in enumerate(names) if group[0].startswith("paper-")]
+    assert places == list(range(len(names)))[-len(places) :]  # the paper's many come last
+    for group in names:  # small variants follow the presets that they belong to
+        small = [name.endswith("-small") for name in group]
+        assert small == sorted(small)
 
 
 def test_presets_prints_configurations_as_json(json_of):
@@ -254,7 +294,7 @@ def test_show_draws_a_run_and_says_what_it_is(run, capsys):
     text = capsys.readouterr().out
     assert (
         "10 clouds of 10 classes" in text
-        and "(1, 28, 28)" in text
+        and "(1, 28, 28) cells, 20 points each" in text
         and "quickstart, seed 0: moving" in text
     )
     assert f"{read_record(run)['scores']['paper']['mean']:.2f}" in text
@@ -318,8 +358,9 @@ def test_animate_writes_a_page_a_gif_and_a_video(run, here, json_of):
 
 
 def test_animate_refuses_what_it_cannot_write_or_read(run, here, capsys):
-    assert main(["animate", "run", "run.avi"]) == 2
-    assert ".gif or .mp4" in capsys.readouterr().err
+    assert main(["animate", "run", "run.html", "run.mov"]) == 2
+    assert "run.mov: " in (said := capsys.readouterr().err) and ".html, .gif or .mp4" in said
+    assert not (here / "run.html").exists()  # nothing is written
     assert main(["animate", "nowhere", "run.gif"]) == 2
     assert "trajectory.npz: no such file" in capsys.readouterr().err
 
@@ -572,6 +613,20 @@ def test_split_without_clouds_is_refused(run, assert_refused):
     assert_refused(lambda: main(["evaluate", "run", *words]), "validation")
 
 
+def test_warning_is_a_plain_line_on_the_terminal(monkeypatch):
+    shown = []
+
+    @functools.wraps(commands.presets)
+    def warned(options):
+        shown.append(warnings.formatwarning(UserWarning("\x1b[31mred"), UserWarning, "a.py", 1))
+        return {"text": "", "json": {}}
+
+    monkeypatch.setattr(commands, "presets", warned)
+    before = warnings.formatwarning
+    assert main(["presets"]) == 0
+    assert shown == ["pcdd: \\x1b[31mred\n"] and warnings.formatwarning is before
+
+
 # runs and records
 
 
@@ -591,7 +646,7 @@ def test_damaged_checkpoint_is_refused(run, assert_refused):
     assert_refused(distill("--resume", "--output", "run"), "run/checkpoint.pt", "--overwrite")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"hello": 1}', '{"network": {"wdth": 4}}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"hello": 1}', '{"seed": 1}'])
 def test_run_with_a_damaged_configuration_is_not_evaluated(content, run, assert_refused):
     (run / "config.json").write_text(content)
     assert_refused(lambda: main(["evaluate", "run", *ON_CPU]), "run/config.json")

@@ -1,6 +1,7 @@
 """Point clouds: the container, its makers, the bounds of the grid, and sets on disk."""
 
 import itertools
+import math
 import os
 import zipfile
 from dataclasses import replace
@@ -26,8 +27,8 @@ from pcdd_core.geometry.grid import (
     cell_centres,
     clouds_from_unit_ball,
     into_grid,
-    known_positions,
     scattered,
+    within_box,
 )
 from pcdd_core.geometry.storage import load_clouds, packed_bytes, save_clouds
 
@@ -98,12 +99,12 @@ def test_from_occupancy_lists_cells_in_raster_order(seed, shape, max_points):
     occupied = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.4
     clouds = from_occupancy(occupied, torch.arange(shape[0]), ["class"] * shape[0], max_points)
     for cloud in range(shape[0]):
-        cells = [
-            list(cell)
+        centres = [
+            [index + 0.5 for index in cell]
             for cell in itertools.product(*map(range, shape[1:]))
             if occupied[(cloud, *cell)]
         ]
-        assert clouds[cloud].tolist() == cells[:max_points]
+        assert clouds[cloud].tolist() == centres[:max_points]
     assert clouds.grid == shape[1:]
     assert clouds.labels.tolist() == list(range(shape[0]))
 
@@ -115,19 +116,19 @@ def random_scatter(seed, grid=(4, 8, 6), sizes=(300, 200)):
     return scattered(sizes, [0, 1], grid, "ab", torch.Generator().manual_seed(seed))
 
 
-def test_scatter_is_uniform_up_to_the_clamp_of_the_last_cell():
+def test_scatter_is_uniform_in_the_box():
     clouds = random_scatter(0, sizes=(3000, 2000))
     assert clouds.sizes.tolist() == [3000, 2000]
     for axis, cells in enumerate(clouds.grid):
         along = clouds.coordinates[:, axis]
-        assert along.min() >= 0 and along.max() == cells - 1
+        assert 0 <= along.min() < 0.1 and cells - 0.1 < along.max() < cells
         share = torch.bincount(along.floor().long(), minlength=cells) / len(along)
         # at most 5 standard deviations of a share of 5,000 draws
         assert torch.allclose(share, torch.full((cells,), 1 / cells), atol=0.031)
 
 
-def test_scatter_on_a_flat_grid_has_depth_zero():
-    assert (random_scatter(0, grid=(1, 8, 8)).coordinates[:, 0] == 0).all()
+def test_scatter_on_a_flat_grid_lies_in_the_middle_of_its_depth():
+    assert (random_scatter(0, grid=(1, 8, 8)).coordinates[:, 0] == 0.5).all()
 
 
 def test_scatter_is_a_function_of_the_seed():
@@ -150,9 +151,20 @@ def test_boundary_check_is_the_nearest_point_inside(points, grid):
 
 
 @given(points=ANYWHERE, grid=GRIDS)
-def test_boundary_check_is_idempotent(points, grid):
-    once = boundary_check(torch.tensor(points), grid)
-    assert torch.equal(boundary_check(once, grid), once)
+def test_bounded_points_lie_in_the_cell_nearest_to_where_they_were(points, grid):
+    bounded = within_box(torch.tensor(points), grid)
+    for before, after in zip(points, bounded.tolist(), strict=True):
+        for c, position, cells in zip(before, after, grid, strict=True):
+            assert 0 <= position < cells
+            assert math.floor(position) == math.floor(min(max(c, 0.0), cells - 1))
+            assert position == (0.5 if cells == 1 else pytest.approx(min(max(c, 0.0), cells)))
+
+
+@pytest.mark.parametrize("check", [boundary_check, within_box])
+@given(points=ANYWHERE, grid=GRIDS)
+def test_bounds_are_idempotent(check, points, grid):
+    once = check(torch.tensor(points), grid)
+    assert torch.equal(check(once, grid), once)
 
 
 @given(seed=st.integers(0, 1000), grid=GRIDS)
@@ -163,10 +175,11 @@ def test_boundary_check_changes_nothing_inside(seed, grid):
     assert torch.equal(boundary_check(inside, grid), inside)
 
 
-def test_boundary_check_leaves_nan_and_bounds_its_neighbours():
-    checked = boundary_check(torch.tensor([[torch.nan, -1.0, 99.0]]), (4, 8, 8))
+@pytest.mark.parametrize(("check", "last"), [(boundary_check, 7), (within_box, 7.9999995)])
+def test_bounds_leave_nan_and_clamp_its_neighbours(check, last):
+    checked = check(torch.tensor([[torch.nan, -1.0, 99.0]]), (4, 8, 8))
     assert checked[0, 0].isnan()
-    assert checked[0, 1:].tolist() == [0, 7]
+    assert checked[0, 1:].tolist() == [0, pytest.approx(last)]
 
 
 @given(seed=st.integers(0, 1000), grid=GRIDS)
@@ -175,7 +188,7 @@ def test_cell_centres_are_the_middle_of_the_same_cell(random_clouds, seed, grid)
     centred = cell_centres(clouds).coordinates
     for axis, cells in enumerate(grid):
         cell = clouds.coordinates[:, axis].floor()
-        assert torch.equal(centred[:, axis], cell + 0.5 if cells > 1 else torch.zeros_like(cell))
+        assert torch.equal(centred[:, axis], cell + 0.5)
 
 
 # --- draws of clouds ------------------------------------------------------------------------------
@@ -494,15 +507,17 @@ def test_cloud_put_on_a_grid_keeps_its_shape_fills_the_box_and_is_in_the_middle(
     flat = torch.tensor(grid) == 1
     points[:, flat] = 0.25  # an axis of one cell has no extent
     placed = into_grid(points, grid)
-    room = torch.tensor(grid) - 1
-    assert placed.dtype == torch.float32 and (placed >= 0).all() and (placed <= room).all()
+    size = torch.tensor(grid)
+    room = size - 1
+    assert placed.dtype == torch.float32
+    assert (placed >= 0.4999).all() and (placed <= size - 0.4999).all()
     before, after = torch.pdist(points.double()), torch.pdist(placed.double())
     if count > 1 and before.max() > 1e-4 * points.abs().max():  # else only rounding differs
         scale = after.sum() / before.sum()
         torch.testing.assert_close(after, before * scale, rtol=1e-3, atol=1e-3)
         used = placed.amax(0) - placed.amin(0)
         assert ((room - used) < 1e-3)[~flat].any() and (used <= room + 1e-4).all()
-    torch.testing.assert_close((placed.amax(0) + placed.amin(0)) / 2, room / 2, atol=1e-3, rtol=0)
+    torch.testing.assert_close((placed.amax(0) + placed.amin(0)) / 2, size / 2, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -548,11 +563,3 @@ def test_resampled_clouds_repeat_no_point_before_all_of_them_are_used(random_clo
         own = {tuple(point) for point in clouds[cloud].tolist()}
         drawn = [tuple(point) for point in result[cloud].tolist()]
         assert set(drawn) <= own and len(set(drawn)) == min(size, len(own))
-
-
-def test_points_are_known_as_well_as_the_data_says():
-    cells = clouds_from_list([torch.tensor([[0.0, 3, 5]])], [0], (1, 8, 8), "a")
-    # occupied cells are known to the cell: their centre stands for them
-    assert known_positions(cells).coordinates.tolist() == [[0.0, 3.5, 5.5]]
-    exact = clouds_from_list([torch.tensor([[1.0, 3, 5.25]])], [0], (8, 8, 8), "a")
-    assert known_positions(exact) is exact

@@ -2,14 +2,16 @@
 
 import json
 import math
+import types
 
 import pytest
 import torch
 from tiny import needs_minkowski
 
+from pcdd_core.data.datasets import Images
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.lifts import Points
-from pcdd_core.engine.objectives import DistributionMatching, GradientMatching
+from pcdd_core.engine.objectives import DistributionMatching, GradientMatching, Objective
 from pcdd_core.errors import InputError
 from pcdd_core.experiments import runs
 from pcdd_core.experiments.config import (
@@ -22,6 +24,7 @@ from pcdd_core.experiments.config import (
     to_dict,
 )
 from pcdd_core.experiments.presets import PRESETS, preset
+from pcdd_core.scoring.evaluate import Projection
 
 # another valid value of every setting that is not a number
 OTHER = {
@@ -98,6 +101,26 @@ def test_every_setting_and_every_piece_is_explained():
     assert all(
         len(text) > 5 for choices in described_pieces().values() for text, _ in choices.values()
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "missing"),
+    [
+        (Objective, {}, "loss"),
+        (Images, {}, "read"),
+        (Projection, {"image": print}, "points"),
+        (Projection, {}, "image and points"),
+    ],
+)
+def test_a_piece_that_lacks_a_method_is_refused(kind, given, missing):
+    with pytest.raises(
+        InputError,
+        match=f"^class Mine: {missing} missing; a subclass of {kind.__name__} .* all its methods$",
+    ):
+        types.new_class("Mine", (kind,), {"name": "mine"}, lambda names: names.update(given))
+    assert "mine" not in kind.choices
+    with pytest.raises(TypeError, match="abstract"):
+        kind()
 
 
 @pytest.mark.parametrize(("place", "name"), [*CHOICES, ("schedule", ""), ("evaluation", "")])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shape_samples
 import tiny
 import torch
 import torchvision
@@ -40,12 +41,6 @@ def numbers(clouds) -> list[int]:
     )
 
 
-def idx(content: np.ndarray) -> bytes:
-    """Return an IDX file of bytes."""
-    header = np.array([2048 + content.ndim, *content.shape], dtype=">u4")
-    return header.tobytes() + content.tobytes()
-
-
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory) -> Path:
     """Make a folder with files of MNIST's exact sizes; the labels are 0, 1, ... 9, 0, 1 ..."""
@@ -57,7 +52,7 @@ def mnist(tmp_path_factory) -> Path:
             if len(shape) == 3
             else (np.arange(shape[0]) % 10).astype(np.uint8)
         )
-        (folder / "MNIST" / "raw" / name).write_bytes(idx(content))
+        (folder / "MNIST" / "raw" / name).write_bytes(shape_samples.idx(content))
     return folder
 
 
@@ -111,17 +106,17 @@ def test_folder_given_wins_over_the_environment(monkeypatch, tmp_path):
 
 def test_an_axis_of_one_cell_is_added(loaded):
     assert loaded.train.grid == loaded.test.grid == (1, 28, 28)
-    assert (loaded.train.coordinates[:, 0] == 0).all()
+    assert (loaded.train.coordinates[:, 0] == 0.5).all()
 
 
 def test_pixels_above_the_threshold_become_points_and_those_at_it_do_not(loaded):
     points = [tuple(point) for point in loaded.test[0].tolist()]  # image 0 has no bit set
-    assert points == [(0, 0, 0), (0, 27, 27)]
+    assert points == [(0.5, 0.5, 0.5), (0.5, 27.5, 27.5)]
 
 
 def test_threshold_is_a_setting(mnist):
     clouds = Mnist(threshold=80 / 255).load(mnist).test
-    assert [tuple(point) for point in clouds[0].tolist()] == [(0, 27, 27)]
+    assert [tuple(point) for point in clouds[0].tolist()] == [(0.5, 27.5, 27.5)]
 
 
 def test_clouds_keep_different_numbers_of_points(loaded):
@@ -225,7 +220,7 @@ def test_images_of_another_shape_are_refused(linked):
 
 def replace(raw, name, content):
     (raw / name).unlink(missing_ok=True)
-    (raw / name).write_bytes(idx(content))
+    (raw / name).write_bytes(shape_samples.idx(content))
 
 
 def test_another_set_of_the_same_format_is_read(linked):
@@ -298,7 +293,8 @@ def test_a_changed_byte_of_mnist_is_named_in_a_warning(tmp_path):
     (raw / name).unlink()
     (raw / name).write_bytes(content)
     with pytest.warns(UserWarning, match=f"raw: not the original MNIST, by .* of {name};"):
-        datasets.load_data(MNIST, tmp_path)
+        loaded = datasets.load_data(MNIST, tmp_path)
+    assert loaded.test.labels.tolist() == list(content[8:])
 
 
 @needs_real_mnist
@@ -334,8 +330,8 @@ def test_digits_are_split_three_ways():
 
 def test_digits_lie_within_the_frame_of_mnist_s():
     coordinates = tiny.digits().train.coordinates
-    assert (coordinates[:, 0] == 0).all()
-    assert coordinates[:, 1:].min() >= 4 and coordinates[:, 1:].max() <= 23
+    assert (coordinates[:, 0] == 0.5).all()
+    assert coordinates[:, 1:].min() >= 4.5 and coordinates[:, 1:].max() <= 23.5
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])

@@ -17,7 +17,6 @@ from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import override
 from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Finding, Health
 from pcdd_core.geometry.clouds import PointClouds
-from pcdd_core.geometry.grid import boundary_check, cell_centres
 from pcdd_core.geometry.storage import save_clouds
 from pcdd_core.seeds import generator
 
@@ -31,12 +30,12 @@ def last_coordinates(config, **more) -> torch.Tensor:
 
 
 def assert_well_formed(step, grid):
-    """Assert finite numbers, points inside the grid, and depth 0 in a flat grid."""
+    """Assert finite numbers, and points inside the grid."""
     numbers = [*step.matching_loss, step.mean_absolute_gradient, step.mean_absolute_displacement]
     assert torch.tensor(numbers).isfinite().all()
     coordinates = step.clouds.coordinates
     assert coordinates.isfinite().all()
-    assert (coordinates >= 0).all() and (coordinates <= torch.tensor(grid) - 1).all()
+    assert (coordinates >= 0).all() and (coordinates < torch.tensor(grid)).all()
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -65,7 +64,7 @@ def test_every_combination_moves_points_inside_the_flat_grid(backend, lift, dist
     assert [step.iteration for step in steps] == [0, 1, 2]
     for step in steps:
         assert_well_formed(step, (1, 28, 28))
-        assert (step.clouds.coordinates[:, 0] == 0).all()
+        assert (step.clouds.coordinates[:, 0] == (0 if lift == "coordinates" else 0.5)).all()
         assert len(step.matching_loss) == 3
     assert not torch.equal(steps[-1].clouds.coordinates, start.coordinates)
 
@@ -204,7 +203,7 @@ def test_every_objective_moves_points_and_gives_a_loss_per_class(objective, back
 def test_clouds_equal_to_the_real_ones_leave_little_to_match(objective, tmp_path):
     """Take all 24 real clouds as synthetic clouds and as batch, augmented by the same move."""
     real = tiny.three_digits()
-    save_clouds(cell_centres(real), tmp_path / "real.npz")
+    save_clouds(real, tmp_path / "real.npz")
     settings = {
         "objective__name": objective,
         "objective__real_batch": 8,
@@ -388,9 +387,7 @@ def test_training_on_real_clouds_teaches_the_network_the_real_classes():
     real = tiny.three_digits()
     network = config.network.new(1, real.grid, 3, generator(0))
     network.load_state_dict(run(config)[-1].state()["network"])
-    inputs = lifts.gaussian_occupancy(
-        cell_centres(real), config.lift.bandwidth_end, config.lift.saturation
-    )
+    inputs = lifts.gaussian_occupancy(real, config.lift.bandwidth_end, config.lift.saturation)
     assert (network(inputs).argmax(1) == real.labels).float().mean() > 0.9
 
 
@@ -406,7 +403,7 @@ def test_cells_are_shown_hard_from_the_moment_asked_for():
 
 def test_saturation_goes_from_its_start_to_its_end():
     config = tiny.config(lift__saturation_start=1.0, lift__saturation=4.0, schedule__iterations=5)
-    clouds = cell_centres(tiny.three_digits())
+    clouds = tiny.three_digits()
     bandwidths = config.lift.bandwidth_start, config.lift.bandwidth_end
     for iteration, progress, saturation in ((0, 0.0, 1.0), (2, 0.5, 2.0), (4, 1.0, 4.0)):
         expected = lifts.gaussian_occupancy(
@@ -417,7 +414,7 @@ def test_saturation_goes_from_its_start_to_its_end():
 
 def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
     config = tiny.config(lift__closed=True, lift__bandwidth_start=3.0)
-    clouds = cell_centres(tiny.three_digits())
+    clouds = tiny.three_digits()
     expected = lifts.gaussian_occupancy(clouds, 3.0, config.lift.saturation, closed=True)
     assert not torch.allclose(
         tiny.config(lift__bandwidth_start=3.0).method.lift_at(0)(clouds), expected
@@ -428,7 +425,7 @@ def test_real_and_synthetic_clouds_are_seen_on_a_closed_grid_if_asked_for():
 
 def test_real_clouds_may_end_sharper_than_synthetic_ones():
     config = tiny.config(lift__real_bandwidth_end=0.3, schedule__iterations=5)
-    clouds = cell_centres(tiny.three_digits())
+    clouds = tiny.three_digits()
     saturation, start, end = (
         config.lift.saturation,
         config.lift.bandwidth_start,
@@ -480,8 +477,8 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
         return lifts.gaussian_occupancy(clouds, config.lift.bandwidth_start, config.lift.saturation)
 
     start = config.start(real)
-    coordinates = start.coordinates.requires_grad_()
-    real_clouds = cell_centres(real) if lift == "gaussian" else real
+    coordinates = config.lift.bounded(start.coordinates, real.grid).requires_grad_()
+    real_clouds = lifts.at_lower_corners(real) if lift == "coordinates" else real
     losses = []
     for label in range(3):
         synthetic = start.with_coordinates(coordinates).select(torch.tensor([label]))
@@ -499,7 +496,8 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     assert step.mean_absolute_displacement == pytest.approx(
         1e-3 * gradient.abs().mean().item(), rel=1e-2
     )
-    expected = boundary_check(start.coordinates.detach() - 1e-3 * gradient, real.grid)
+    moved = coordinates.detach() - 1e-3 * gradient
+    expected = config.lift.bounded(moved, real.grid)
     torch.testing.assert_close(step.clouds.coordinates, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -606,7 +604,7 @@ def test_scatter_fills_the_whole_box():
 
 
 @pytest.mark.parametrize("grid", ["flat", "solid"])
-def test_real_initialisation_takes_clouds_of_the_right_class_at_cell_centres(grid):
+def test_real_initialisation_takes_clouds_of_the_right_class(grid):
     real = tiny.three_digits() if grid == "flat" else tiny.three_solids()
     config = tiny.config(
         clouds__name="real",
@@ -615,10 +613,9 @@ def test_real_initialisation_takes_clouds_of_the_right_class_at_cell_centres(gri
     )
     start = config.start(real)
     assert start.labels.tolist() == [0, 1, 1, 2, 2, 2]
-    half = torch.tensor([0.0 if cells == 1 else 0.5 for cells in real.grid])
     sources = []
     for cloud in range(len(start)):
-        matches = [n for n in range(len(real)) if torch.equal(real[n], start[cloud] - half)]
+        matches = [n for n in range(len(real)) if torch.equal(real[n], start[cloud])]
         assert len(matches) == 1 and real.labels[matches[0]] == start.labels[cloud]
         sources += matches
     assert len(set(sources)) == 6
@@ -806,3 +803,16 @@ def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(ch
         assert alone.matching_loss == together.matching_loss and torch.equal(
             alone.gradient, together.gradient
         )
+
+
+@pytest.mark.parametrize("part", ["coordinates", "optimiser", "network", "network_optimiser"])
+@pytest.mark.parametrize("wrong", [None, {"a": torch.zeros(3)}], ids=["missing", "other"])
+def test_a_state_of_other_settings_is_refused_before_the_first_step(part, wrong):
+    config = tiny.config(schedule__iterations_per_network=5, schedule__training_steps=1)
+    state = run(config)[1].state()
+    state = {name: value for name, value in state.items() if name != part}
+    if wrong is not None:
+        state[part] = wrong
+    with pytest.raises(InputError, match=f"^state to resume from: '{part}' does not fit") as error:
+        next(config.distill(tiny.three_digits(), state=state))
+    assert "\n" not in str(error.value)

@@ -15,7 +15,6 @@ from scipy import ndimage
 from pcdd_core.errors import EvaluationFailed, InputError
 from pcdd_core.experiments.config import Config, Evaluation
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
-from pcdd_core.geometry.grid import cell_centres
 from pcdd_core.nn.classifiers import Classifier, ConvNet
 from pcdd_core.scoring import augment as augmentation
 from pcdd_core.scoring import evaluate as evaluation
@@ -64,7 +63,7 @@ def test_projection_cuts_coordinates_to_integers_and_looks_along_the_depth():
 
 @pytest.mark.parametrize("real", [tiny.three_digits, tiny.three_solids])
 def test_soft_projection_becomes_the_hard_one_as_its_spots_shrink(real):
-    clouds = cell_centres(real())
+    clouds = real()
     narrow = soft_project(clouds, 0.05, 6.0)
     torch.testing.assert_close(narrow, project(clouds), atol=3e-3, rtol=0)  # exp(-6) is not 0
     wide = soft_project(clouds, 0.7, 6.0)
@@ -72,7 +71,7 @@ def test_soft_projection_becomes_the_hard_one_as_its_spots_shrink(real):
 
 
 def test_classifiers_learn_from_the_projection_asked_for(monkeypatch):
-    clouds, trained_on = cell_centres(tiny.three_digits()), []
+    clouds, trained_on = tiny.three_digits(), []
     monkeypatch.setattr(
         evaluation, "_train", lambda ensemble, images, *rest: trained_on.append(images)
     )

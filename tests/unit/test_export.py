@@ -198,7 +198,7 @@ def test_images_give_the_occupied_cells(clouds):
         cells = pcdd.clouds_from_export(folder)
     assert torch.equal(pcdd.project(cells), pcdd.project(clouds))
     assert torch.equal(cells.sizes, pcdd.project(clouds).sum((1, 2, 3)).long())
-    assert torch.equal(cells.coordinates, cells.coordinates.floor())
+    assert torch.equal(cells.coordinates, cells.coordinates.floor() + 0.5)
     assert torch.equal(cells.targets, clouds.targets) and cells.class_names == clouds.class_names
 
 
@@ -373,7 +373,7 @@ def assert_refused(here, capsys):
     changes no file.
     """
 
-    def call(words: list[str], *parts: str) -> None:
+    def call(words: list[str], *parts: str) -> str:
         before = tiny.files(here)
         assert main(words) == 2
         out, message = capsys.readouterr()
@@ -381,6 +381,7 @@ def assert_refused(here, capsys):
         for part in parts:
             assert part in message, message
         assert tiny.files(here) == before, "something was written"
+        return message
 
     return call
 
@@ -548,6 +549,8 @@ def test_table_without_points_of_a_cloud_or_with_other_columns_is_refused(export
     assert_refused(words, "out/clouds.csv", "cloud 7, which is empty")
     path.write_text("\n".join([header.replace("class", "name"), *rows]))
     assert_refused(words, "out/clouds.csv", "name", "cloud,label,class,depth,height,width")
+    path.write_text("\n".join([f'"{header}', *rows]))  # the quote makes one field of all rows
+    assert len(assert_refused(words, "out/clouds.csv", "its columns are '")) < 250
     path.write_text(header)
     assert_refused(words, "out/clouds.csv", "empty")
 

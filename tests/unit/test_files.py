@@ -129,6 +129,11 @@ def test_tables_with_hostile_names_keep_their_rows_and_columns():
     assert r"\ensuremath{<}img" in latex(rows) and "\x1b" not in latex(rows)
 
 
+def test_note_of_a_record_stands_beside_its_health():
+    (row,) = table([record("a", note="another box"), record("a")])
+    assert row["health"] == "moving; moving (another box)"
+
+
 def test_hostile_names_of_columns_are_neutralised_too():
     score = {"mean": 1.0, "standard_deviation": 0.0, "networks": 1}
     rows = table([record("a", scores={"=1+1|<b>\n": score})])

@@ -84,5 +84,5 @@ def test_energy_map_is_the_objective_with_the_point_moved(name):
 def test_places_outside_of_the_grid_are_moved_into_it():
     config, real = tiny.config(), tiny.three_digits()
     energy = next_energy(config.method, real, config.start(real))
-    far, edge = torch.tensor([0.0, -3.0, 99.0]), torch.tensor([0.0, 0.0, 27.0])
+    far, edge = torch.tensor([0.0, -3.0, 99.0]), torch.tensor([0.5, 0.0, 28.0])
     assert energy.with_point_at(3, far) == energy.with_point_at(3, edge)

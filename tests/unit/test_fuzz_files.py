@@ -1,13 +1,9 @@
-"""Damaged files of runs: each gives the content of the original, or a message.
+"""Damaged files of runs and exports: each gives the original, or a message in one line."""
 
-PCDD_FUZZ_EXAMPLES sets the number of damaged files of each kind.
-"""
-
-import os
-import random
 import zipfile
 from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 import tiny
@@ -16,35 +12,14 @@ import torch
 from pcdd_core.cli.commands import _config_of_run
 from pcdd_core.errors import InputError
 from pcdd_core.experiments import checkpoint as checkpoints
-from pcdd_core.experiments.records import read_record, read_trajectory
+from pcdd_core.experiments.records import read_record, read_records, read_trajectory, write_records
 from pcdd_core.experiments.runs import _finished_scores
 from pcdd_core.geometry import storage
+from pcdd_core.geometry.export import KINDS as KINDS_OF_EXPORT
+from pcdd_core.geometry.export import clouds_from_export, export_clouds
 from pcdd_core.geometry.storage import load_clouds, save_clouds
 
-EXAMPLES = int(os.environ.get("PCDD_FUZZ_EXAMPLES", "150"))
 ITERATIONS = 4
-
-
-def damaged(content: bytes, draws: random.Random) -> bytes:
-    """Return the content after one random change: bits, a cut, or a part of it somewhere else."""
-    data = bytearray(content)
-    kind = draws.choice(("bits", "cut", "drop", "copy", "insert", "bytes"))
-    start, length = draws.randrange(len(data)), draws.choice((1, 2, 8, 64, 1000))
-    other = draws.randrange(len(data))
-    if kind == "bits":
-        for _ in range(draws.choice((1, 1, 2, 8))):
-            data[draws.randrange(len(data))] ^= 1 << draws.randrange(8)
-    elif kind == "cut":
-        del data[start:]
-    elif kind == "drop":
-        del data[start : start + length]
-    elif kind == "copy":
-        data[start : start + length] = data[other : other + length]
-    elif kind == "insert":
-        data[start:start] = data[other : other + length]
-    else:
-        data[start : start + length] = draws.randbytes(length)
-    return bytes(data)
 
 
 class Said:
@@ -113,23 +88,83 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("name", KINDS)
-def test_damaged_file_gives_the_content_of_the_original_or_a_message(name, run, tmp_path):
-    read, draws = KINDS[name], random.Random(name)
+def test_damaged_file_gives_the_content_of_the_original_or_a_message(
+    name, run, tmp_path, record_property
+):
     content = (run / name).read_bytes()
     (tmp_path / name).write_bytes(content)
-    original, refused = read(tmp_path), 0
-    for _ in range(EXAMPLES):
-        spoiled = damaged(content, draws)
+    original = KINDS[name](tmp_path)
+
+    def read(spoiled) -> bool:
         (tmp_path / name).write_bytes(spoiled)
         try:
-            found = read(tmp_path)
+            found = KINDS[name](tmp_path)
         except InputError as error:
-            refused += 1
-            assert "\n" not in str(error) and name in str(error)
-        else:
-            assert equal(found, original), (name, spoiled)
-    assert refused > EXAMPLES / 2
+            fuzz.assert_clear(error, str(tmp_path / name))
+            return False
+        assert equal(found, original)
+        return True
+
+    counts = fuzz.attack(f"`{name}` of a run", fuzz.mutations([content]), read, record_property)
+    assert counts["refused"] > counts["tried"] / 2
+
+
+@pytest.mark.fuzz
+def test_damaged_file_of_records_gives_records_of_the_original_or_a_message(
+    run, tmp_path, record_property
+):
+    """A whole line can be lost or come twice, because each line has its own checksum."""
+    path, record = tmp_path / "records.jsonl", read_record(run / "record.json")
+    other = {**record, "config": {**record["config"], "seed": 1}}
+    write_records([record, other], path)
+    content, originals = path.read_bytes(), read_records(path)
+
+    def read(spoiled) -> bool:
+        path.write_bytes(spoiled)
+        try:
+            found = read_records(path)
+        except InputError as error:
+            fuzz.assert_clear(error, str(path))
+            return False
+        assert all(any(equal(one, original) for original in originals) for one in found)
+        return True
+
+    fuzz.attack("`.jsonl` of records", fuzz.mutations([content]), read, record_property)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> Path:
+    """Return an export of every kind. Its grid is flat, as images need."""
+    folder = tmp_path_factory.mktemp("fuzz") / "export"
+    return export_clouds(load_clouds(run / "clouds.npz"), folder, KINDS_OF_EXPORT)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("damaged", [*KINDS_OF_EXPORT, "manifest.json"])
+def test_damaged_export_is_read_or_refused(damaged, exported, record_property):
+    """A changed number is a valid export, because people edit these files."""
+    kind = damaged if damaged in KINDS_OF_EXPORT else "csv"
+    path = exported / damaged if "." in damaged else next(exported.rglob(f"*.{damaged}"))
+    content = path.read_bytes()
+
+    def read(spoiled) -> bool:
+        path.write_bytes(spoiled)
+        try:
+            clouds = clouds_from_export(exported, kind)
+        except InputError as error:
+            fuzz.assert_clear(error, str(exported))
+            return False
+        assert bool(clouds.coordinates.isfinite().all())
+        assert len(clouds.labels) == len(clouds.offsets) - 1
+        return True
+
+    try:
+        title = f"`{damaged if damaged == path.name else path.suffix}` of an export"
+        fuzz.attack(title, fuzz.mutations([content]), read, record_property)
+    finally:
+        path.write_bytes(content)
 
 
 # --- sets that somebody made on purpose -----------------------------------------------------------

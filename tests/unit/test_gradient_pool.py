@@ -55,10 +55,23 @@ def test_gradients_are_computed_once_and_classes_draw_apart(monkeypatch):
         config.method, config.method.draw_network(real, 0), 0, real, members_per_class(real)
     )
     numbers = [
-        tuple(pool.draw(label, iteration)[0].data_ptr() for label in range(3))
+        tuple(pool.draw(label, iteration)[0].sum().item() for label in range(3))
         for iteration in range(12)
     ]
     assert len(set(numbers)) > 2  # one draw for all classes would give two numbers
+
+
+def test_a_drawn_gradient_stays_as_it_is_while_the_pool_fills():
+    """Another thread may fill the pool between a class's forward and backward pass."""
+    config, real = pooled(objective__distance="layerwise_cosine"), tiny.three_digits()
+    network = config.method.draw_network(real, 0)
+    pool = GradientPool(config.method, network, 0, real, members_per_class(real))
+    target = pool.draw(0, 0)
+    synthetic = [(2 - part).requires_grad_() for part in target]
+    loss = config.objective.distance(target, synthetic)
+    pool.draw(1, 0)
+    loss.backward()
+    assert all(part.grad.isfinite().all() and part.grad.any() for part in synthetic)
 
 
 def test_a_pool_of_one_batch_equals_fresh_gradients_of_that_batch(

@@ -5,37 +5,19 @@ import warnings
 import zipfile
 
 import fuzz
-import h5py
 import numpy as np
 import pytest
+import shape_samples
 import trimesh
-from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core.data import layouts, mnist
 from pcdd_core.data import shape_files as shapes
 from pcdd_core.errors import InputError
 
+pytestmark = pytest.mark.fuzz
+
 POINTS = np.random.default_rng(0).normal(size=(12, 3))
-BOX = trimesh.creation.box((1, 2, 3))
-MIXED_OFF = b"OFF\n5 2 0\n0 0 0\n1 0 0\n1 1 0\n0 1 0\n0 0 1\n4 0 1 2 3\n3 0 1 4 255 0 0\n"
-MIXED_PLY = b"""ply
-format ascii 1.0
-element vertex 5
-property float x
-property float y
-property float z
-element face 2
-property list uchar int vertex_indices
-end_header
-0 0 0
-1 0 0
-1 1 0
-0 1 0
-0 0 1
-4 0 1 2 3
-3 0 1 4
-"""
 
 
 def written(write) -> bytes:
@@ -43,21 +25,6 @@ def written(write) -> bytes:
     file = io.BytesIO()
     write(file)
     return file.getvalue()
-
-
-def hdf5(**options) -> bytes:
-    def write(target):
-        with h5py.File(target, "w") as file:
-            shapes = np.stack([POINTS, POINTS + 1]).astype("f4")
-            file.create_dataset("data", data=shapes, **options)
-            file["label"] = np.array([[0], [1]], "u1")
-
-    return written(write)
-
-
-def idx(array: np.ndarray) -> bytes:
-    shape = np.array([2048 + array.ndim, *array.shape], ">u4")
-    return shape.tobytes() + array.astype(np.uint8).tobytes()
 
 
 NPY = [
@@ -70,12 +37,12 @@ TEXT = [
     written(lambda file: np.savetxt(file, POINTS, "%.2f", header="12", comments="")),
 ]
 VALID = {
-    ".off": [BOX.export(file_type="off").encode(), MIXED_OFF],
+    ".off": [shape_samples.BOX.export(file_type="off").encode(), shape_samples.OFF.encode()],
     ".ply": [
-        BOX.export(file_type="ply"),
-        BOX.export(file_type="ply", encoding="ascii"),
+        shape_samples.BOX.export(file_type="ply"),
+        shape_samples.BOX.export(file_type="ply", encoding="ascii"),
         trimesh.PointCloud(POINTS).export(file_type="ply"),
-        MIXED_PLY,
+        shape_samples.PLY.encode(),
     ],
     ".xyz": TEXT,
     ".txt": TEXT,
@@ -85,13 +52,22 @@ VALID = {
         written(lambda file: np.savez_compressed(file, points=POINTS, more=POINTS)),
         written(lambda file: np.savez(file, POINTS)),
     ],
-    ".h5": [hdf5(), hdf5(compression="gzip", chunks=(1, 12, 3))],
-    ".idx": [idx(np.arange(3 * 28 * 28).reshape(3, 28, 28)), idx(np.arange(3))],
+    ".h5": [
+        written(lambda file, options=options: shape_samples.hdf5(file, [0, 1], 12, options))
+        for options in ({}, {"compression": "gzip", "chunks": (1, 12, 3)})
+    ],
+    ".idx": [
+        shape_samples.idx(np.arange(3 * 28 * 28).reshape(3, 28, 28)),
+        shape_samples.idx(np.arange(3)),
+    ],
 }
 
 
-def check(path):
-    """Read a file as its suffix says. Fail unless the result is valid or an InputError is clear."""
+def check(path) -> bool:
+    """Read a file as its suffix says. Fail unless the result is valid or an InputError is clear.
+
+    True: the result is valid
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -101,56 +77,55 @@ def check(path):
             elif path.suffix == ".idx":
                 dimensions = 3 if path.read_bytes()[3:4] == b"\x03" else 1
                 assert mnist.read_idx(path, dimensions)[0].ndim == dimensions
-                return
+                return True
             else:
                 points = shapes.read_shape(path, 10, np.random.default_rng(0))[None]
     except InputError as error:
-        assert path.name in str(error) and "\n" not in str(error)
-        return
+        fuzz.assert_clear(error, str(path))
+        return False
     assert points.dtype == np.float32 and points.shape[1:] == (10, 3)
     assert np.abs(points.mean(1)).max() < 1e-5
     np.testing.assert_allclose(np.linalg.norm(points, axis=2).max(1), 1, rtol=1e-5)
+    return True
 
 
 @pytest.mark.parametrize("suffix", VALID)
-def test_a_damaged_file_is_read_or_refused(suffix, tmp_path):
+def test_a_damaged_file_is_read_or_refused(suffix, tmp_path, record_property):
     path = tmp_path / f"damaged{suffix}"
 
-    @fuzz.fuzzed
-    @given(fuzz.mutations(VALID[suffix]))
-    def damaged(content):
+    def read(content) -> bool:
         path.write_bytes(content)
-        check(path)
+        return check(path)
 
-    damaged()
+    fuzz.attack(f"`{suffix}` of a data set", fuzz.mutations(VALID[suffix]), read, record_property)
 
 
-def test_a_damaged_array_in_a_whole_archive_is_read_or_refused(tmp_path):
-    @fuzz.fuzzed
-    @given(fuzz.mutations(NPY), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
-    def damaged(content, compression):
+def test_a_damaged_array_in_a_whole_archive_is_read_or_refused(tmp_path, record_property):
+    def read(drawn) -> bool:
+        content, compression = drawn
         with zipfile.ZipFile(tmp_path / "damaged.npz", "w", compression) as archive:
             archive.writestr("points.npy", content)
-        check(tmp_path / "damaged.npz")
+        return check(tmp_path / "damaged.npz")
 
-    damaged()
+    compressions = st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+    fuzz.attack(
+        "array in a whole `.npz`",
+        st.tuples(fuzz.mutations(NPY), compressions),
+        read,
+        record_property,
+    )
 
 
-def test_a_folder_with_a_damaged_file_is_read_without_it(tmp_path):
+def test_a_folder_with_a_damaged_file_is_read_without_it(tmp_path, record_property):
     kinds = [suffix for suffix in VALID if suffix in shapes.MESHES + shapes.LISTS + shapes.ARRAYS]
     for split in ("train", "test"):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "whole.off").write_bytes(VALID[".off"][0])
 
-    @fuzz.fuzzed
-    @given(
-        st.sampled_from(kinds).flatmap(
-            lambda suffix: st.tuples(st.just(suffix), fuzz.mutations(VALID[suffix]))
-        )
-    )
-    def damaged(file):
-        path = tmp_path / "train" / "a" / f"damaged{file[0]}"
-        path.write_bytes(file[1])
+    def read(drawn) -> bool:
+        suffix, content = drawn
+        path = tmp_path / "train" / "a" / f"damaged{suffix}"
+        path.write_bytes(content)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             train, test, _ = shapes.read_folder(tmp_path, 10)
@@ -160,5 +135,9 @@ def test_a_folder_with_a_damaged_file_is_read_without_it(tmp_path):
         assert len(train.points) + len(left_out) == 2 and all(
             path.name in text for text in left_out
         )
+        return not left_out
 
-    damaged()
+    files = st.sampled_from(kinds).flatmap(
+        lambda suffix: st.tuples(st.just(suffix), fuzz.mutations(VALID[suffix]))
+    )
+    fuzz.attack("one file of a folder of shapes", files, read, record_property)

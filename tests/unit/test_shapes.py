@@ -8,6 +8,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+import shape_samples
 import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,6 @@ from pcdd_core.experiments.runs import score
 from pcdd_core.scoring.baselines import Random
 
 DRAWS = np.random.default_rng(0)
-BOX = trimesh.creation.box((1, 2, 3))
 
 
 def draws():
@@ -34,7 +34,7 @@ def assert_well_formed(points, count):
     np.testing.assert_allclose(np.linalg.norm(points, axis=-1).max(-1), 1, rtol=1e-5)
 
 
-def write(path, points=None, mesh=BOX):
+def write(path, points=None, mesh=shape_samples.BOX):
     """Write a file in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     points = DRAWS.normal(size=(30, 3)) if points is None else points
@@ -262,10 +262,8 @@ def test_byte_order_marks_comments_and_other_line_ends_do_no_harm(name, content,
 
 @pytest.mark.parametrize("read", [meshes.read_off, meshes.read_ply])
 def test_polygons_of_all_sizes_become_triangles(read, tmp_path):
-    content = OFF if read == meshes.read_off else PLY
-    content = content.replace("4 2 0", "5 3 0").replace("vertex 4", "vertex 5")
-    content = content.replace("face 2", "face 3").replace("0 1 0.5\n", "0 1 0\n-1 0.5 0\n")
-    (tmp_path / "mixed").write_text(content.replace("3 0 2 3\n", "4 0 1 2 3\n5 0 1 2 3 4\n"))
+    content = shape_samples.OFF if read == meshes.read_off else shape_samples.PLY
+    (tmp_path / "mixed").write_text(content)
     mesh = trimesh.Trimesh(*read(tmp_path / "mixed"), process=False)
     assert len(mesh.faces) == 1 + 2 + 3 and mesh.area == 0.5 + 1 + 1.5
 
@@ -409,12 +407,27 @@ def test_every_file_that_is_left_out_is_named(tmp_path):
     )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_of_files_are_printable_in_messages(tmp_path):
+    for number in range(6):
+        write(tmp_path / "a" / f"{number}.off")
+    for name in ("\x1b[31mred\nforged: line.off", "notes.\x1b[2J"):
+        (tmp_path / "a" / name).write_text("OFF")
+    with pytest.warns(UserWarning) as said:
+        shapes.read_folder(tmp_path, 8)
+    endings, left_out = (str(warning.message) for warning in said)
+    assert endings.endswith(": files of other endings are not read: .\\x1b[2J (1)")
+    assert "/a/\\x1b[31mred\\nforged: line.off: not a readable" in left_out
+    assert len(left_out.splitlines()) == 2
+
+
 def test_files_of_other_endings_are_counted(tmp_path):
     for number in range(3):
         write(tmp_path / "a" / f"{number}.off")
         (tmp_path / "a" / f"{number}.obj").write_text("v 0 0 0\n")
     with pytest.warns(UserWarning, match="files of other endings are not read: .obj .3."):
-        shapes.read_folder(tmp_path, 8)
+        train, test, _ = shapes.read_folder(tmp_path, 8)
+    assert (len(train.points), len(test.points)) == (2, 1)
 
 
 def test_a_class_that_only_the_test_split_has_is_an_error(tmp_path):
@@ -461,16 +474,21 @@ def test_a_folder_without_shapes_is_an_error(files, said, tmp_path):
 
 def hdf5(path, labels, points=20, **changed):
     path.parent.mkdir(parents=True, exist_ok=True)
-    fields = {
-        "data": DRAWS.normal(size=(len(labels), points, 3)).astype("f4"),
-        "label": np.array(labels, "u1")[:, None],
-        **changed,
+    return shape_samples.hdf5(path, labels, points, **changed)
+
+
+def voxels24(root, **changed):
+    """Write modelnet10_voxels24, with fields changed or left out (None)."""
+    arrays = {
+        "class_names": np.array(["bed", "chair"]),
+        "test_voxels_also_in_train": np.array([True, True, False]),
     }
-    with h5py.File(path, "w") as file:
-        for field, value in fields.items():
-            if value is not None:
-                file[field] = value
-    return fields["data"]
+    for split in ("train", "test"):
+        arrays[f"x_{split}"] = np.random.default_rng(1).normal(size=(3, 20, 3)).astype("f2")
+        arrays[f"y_{split}"] = np.array([0, 1, 1])
+    arrays = {name: value for name, value in (arrays | changed).items() if value is not None}
+    (root / "modelnet10_voxels24").mkdir(exist_ok=True)
+    np.savez(root / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
 
 
 def lines(path, *text):
@@ -562,17 +580,8 @@ def test_shapenet_part(tmp_path):
 
 
 def test_modelnet10_from_voxels(tmp_path):
-    arrays = {
-        "class_names": np.array(["bed", "chair"]),
-        "test_voxels_also_in_train": np.array([True]),
-    }
-    for split, labels in (("train", [0, 1, 1]), ("test", [1])):
-        arrays |= {
-            f"x_{split}": DRAWS.normal(size=(len(labels), 20, 3)).astype("f2"),
-            f"y_{split}": np.array(labels),
-        }
-    (tmp_path / "modelnet10_voxels24").mkdir()
-    np.savez(tmp_path / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
+    test = {"x_test": DRAWS.normal(size=(1, 20, 3)), "y_test": np.array([1])}
+    voxels24(tmp_path, **test, test_voxels_also_in_train=np.array([True]))
     train, test, names = layouts.read_published("modelnet10-voxels24", tmp_path, 20)
     assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
     assert (train.also_in_training, test.also_in_training) == (0, 1)
@@ -685,20 +694,6 @@ def test_a_class_of_which_no_shape_can_be_used_is_an_error(tmp_path):
     ):
         warnings.simplefilter("ignore")
         layouts.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
-
-
-def voxels24(root, **changed):
-    """Write modelnet10_voxels24, with fields changed or left out (None)."""
-    arrays = {
-        "class_names": np.array(["bed", "chair"]),
-        "test_voxels_also_in_train": np.array([True, True, False]),
-    }
-    for split in ("train", "test"):
-        arrays[f"x_{split}"] = np.random.default_rng(1).normal(size=(3, 20, 3)).astype("f2")
-        arrays[f"y_{split}"] = np.array([0, 1, 1])
-    arrays = {name: value for name, value in (arrays | changed).items() if value is not None}
-    (root / "modelnet10_voxels24").mkdir(exist_ok=True)
-    np.savez(root / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
 
 
 def test_a_bad_voxel_shape_is_left_out_and_not_counted_as_repeated(tmp_path):
