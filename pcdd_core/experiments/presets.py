@@ -71,8 +71,16 @@ def label(name: str, config: Config) -> str:
     """
     if name not in PRESETS:
         return name
-    changed = _differences(to_dict(config), to_dict(PRESETS[name].config), KINDS)
+    changed = differences(name, config)
     return " ".join([name, *(f"{key}={json.dumps(value)}" for key, value in changed.items())])
+
+
+def differences(name: str, config: Config) -> dict[str, Any]:
+    """Return the settings, by dotted name, in which `config` differs from a preset.
+
+    The seed does not count. Raises InputError if there is no such preset.
+    """
+    return _differences(to_dict(config), to_dict(preset(name).config), KINDS)
 
 
 def _differences(settings: dict, before: dict, kinds: dict, prefix: str = "") -> dict[str, Any]:
