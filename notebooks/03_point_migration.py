@@ -163,7 +163,21 @@ if len(recording) > 1:
     display(HTML(f'<iframe src="{address}" width="100%" height="660" style="border: 0"></iframe>'))
 
 # %% [markdown]
-# ## 5. The same in three dimensions
+# ## 5. The lab: change the settings while points move
+#
+# The same view, with a panel of settings around it. Step size and bandwidth change in a run. Any
+# other setting begins another run from the same scatter. *Second run* puts a second run beside the
+# first, one setting apart. Click a point for its way and its force. Notebook 13 has the lab on a
+# page of its own, and `docs/lesson.md` has a lesson with it.
+
+# %%
+small = {"clouds.points_per_cloud": 60, "schedule.iterations": 60, "network.width": 16}
+changes = {"data.name": dataset, "seed": seed, **small, **settings}
+lab = pcdd.lab(preset, changes, data_folder or None, device or None)
+lab
+
+# %% [markdown]
+# ## 6. The same in three dimensions
 #
 # The same code handles clouds with depth. Here the real clouds are pieces of terrain: elevations
 # around the Jacksboro fault, which are sample data of matplotlib. Each piece has 20 by 20 samples.

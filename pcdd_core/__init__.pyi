@@ -109,6 +109,7 @@ from .scoring.evaluate import Soft as Soft
 from .scoring.evaluate import evaluate as evaluate
 from .scoring.evaluate import project as project
 from .view.animation import save_animation as save_animation
+from .view.lab import lab as lab
 from .view.live import show as show
 from .view.live import watch as watch
 from .view.page import save_player as save_player

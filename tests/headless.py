@@ -42,9 +42,9 @@ def browser() -> Iterator:
         chromium.close()
 
 
-def notebook_with_parameters(folder: Path, parameters: dict) -> Path:
-    """Copy notebook 3 to `folder` with other parameters, and return its path."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def notebook_with_parameters(folder: Path, parameters: dict, source: Path = NOTEBOOK) -> Path:
+    """Copy a notebook to `folder` with other parameters, and return its path."""
+    notebook = nbformat.read(source, as_version=4)
     cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
     nbformat.write(notebook, folder / "notebook.ipynb")

@@ -1,5 +1,6 @@
 """Real labelled clouds with train, validation and test splits."""
 
+import json
 import os
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, nearest_names
 from ..geometry.clouds import PointClouds, from_occupancy
 from ..geometry.grid import clouds_from_unit_ball
 from ..pieces import Count, Fraction, Piece, setting
@@ -62,6 +63,9 @@ class DataSet(Piece):
         "split",
         kw_only=True,
     )
+    classes: tuple[str, ...] | None = setting(
+        default=None, help="names of the classes to keep; null: all", kw_only=True
+    )
     redistributable: ClassVar[bool] = False
 
     @abstractmethod
@@ -72,6 +76,31 @@ class DataSet(Piece):
             shapes; None: the environment variable PCDD_DATA, or ~/.cache/pcdd if that is unset
         Raises InputError if the data is damaged or cannot be obtained.
         """
+
+    def chosen(self, splits: Splits) -> Splits:
+        """Return the splits with the clouds of `classes` only.
+
+        Raises InputError if there is no such class, or only one is left.
+        """
+        if self.classes is None:
+            return splits
+        names = splits.train.class_names
+        if unknown := [name for name in self.classes if name not in names]:
+            raise InputError(
+                f"setting data.classes: no class of data.name={self.name} is called "
+                f"{unknown[0]!r}; {nearest_names(unknown[0], names)}"
+            )
+        kept = [label for label, name in enumerate(names) if name in self.classes]
+        if len(kept) < 2:
+            raise InputError(
+                f"setting data.classes = {json.dumps(self.classes)}: expected at least 2 classes"
+            )
+        return replace(
+            splits,
+            train=_of_classes(splits.train, kept),
+            validation=_of_classes(splits.validation, kept),
+            test=_of_classes(splits.test, kept),
+        )
 
 
 class Images(DataSet):
@@ -108,10 +137,12 @@ class Images(DataSet):
                 )
             return from_occupancy(occupied, labels, names, max_points)
 
-        return Splits(
-            clouds(images[train], labels[train], self.max_points),
-            clouds(images[validation], labels[validation]),
-            clouds(test_images, test_labels),
+        return self.chosen(
+            Splits(
+                clouds(images[train], labels[train], self.max_points),
+                clouds(images[validation], labels[validation]),
+                clouds(test_images, test_labels),
+            )
         )
 
 
@@ -154,7 +185,7 @@ class ShapeSet(DataSet):
             return clouds_from_unit_ball(points, labels, names, self.cells)
 
         splits = Splits.held_out(clouds(train), clouds(test), self.validation_fraction)
-        return replace(splits, also_in_training=test.also_in_training)
+        return self.chosen(replace(splits, also_in_training=test.also_in_training))
 
 
 class Solids(ShapeSet, name="solids"):
@@ -214,6 +245,15 @@ class ModelNet10Voxels24(PublishedShapes, name="modelnet10-voxels24"):
 def load_data(data: DataSet | str, folder: Path | str | None = None) -> Splits:
     """Load a data set, given as a piece or by name, see `DataSet.load`."""
     return DataSet.of(data, "data").load(folder)
+
+
+def _of_classes(clouds: PointClouds, kept: list[int]) -> PointClouds:
+    """Return the clouds with these labels, numbered anew in their order."""
+    number = torch.full((len(clouds.class_names),), -1)
+    number[kept] = torch.arange(len(kept))
+    few = clouds.select((number[clouds.labels] >= 0).nonzero().flatten())
+    names = tuple(clouds.class_names[label] for label in kept)
+    return replace(few, labels=number[few.labels], class_names=names)
 
 
 def _hold_out(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The method: lifts, objectives, distillation, evaluation, baselines."""
+"""The method: lifts, matching losses, distillation."""
 
 import lazy_loader
 

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -233,7 +233,7 @@ def matching_losses(
     synthetic: PointClouds,
     iteration: int,
     own_classes: Sequence[int] | None = None,
-    pool: "GradientPool | None" = None,
+    pool: "RealGradients | None" = None,
 ) -> list[Callable[[], Tensor]]:
     """Return functions that compute the parts of the matching loss, (classes,) in total.
 
@@ -279,6 +279,14 @@ def matching_losses(
         if own_classes is None or label in own_classes:
             parts.append(partial(of_class, label, *indices, move))
     return parts
+
+
+class RealGradients(Protocol):
+    """A source of real gradients."""
+
+    def draw(self, label: int, iteration: int) -> list[Tensor]:
+        """Return the real gradients of this class at this iteration, in shapes of `as_rows`."""
+        ...
 
 
 class GradientPool:

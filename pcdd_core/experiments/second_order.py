@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..engine.losses import gradients_without_graph, parameter_gradients
 from ..engine.method import Method
-from ..engine.objectives import GradientMatching, gradients_without_graph, parameter_gradients
+from ..engine.objectives import GradientMatching
 from ..errors import InputError
 from ..geometry.clouds import PointClouds, members_per_class
 from ..nn.grid import OnCells, SparseNetwork

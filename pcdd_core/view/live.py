@@ -1,49 +1,53 @@
 """Watch a distillation in JupyterLab: start, pause, step, stop and restart while points move.
 
-`watch` returns a `LiveDistillation`. It iterates over `distillation.distill` in a thread, so the
-kernel stays free. Buttons act at the end of the current iteration. The kernel sends frames to
-player.js in the browser, at most SENT_PER_SECOND times a second. The settings of the view (class,
-colours, trails, frame) are in the browser and need no kernel.
+`watch` returns a `LiveDistillation`. Its session iterates in a thread, so the kernel stays free.
+Buttons act at the end of the current iteration. The kernel sends frames to player.js in the
+browser, at most SENT_PER_SECOND times a second. The settings of the view (class, colours, trails,
+frame) are in the browser and need no kernel.
 
 Without a front end (papermill, nbconvert, scripts) `watch` runs to the end at once, and a picture
 replaces the view.
 """
 
-import atexit
 import base64
 import io
-import math
-import re
-import threading
 import time
 import weakref
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
-from ..engine.distill import Step
-from ..errors import InputError, extra_missing
-from ..experiments import machine
+from ..engine.lifts import occupancy
+from ..errors import extra_missing
 from ..experiments.config import Config
-from ..geometry.clouds import PointClouds
-from . import page
-from .recording import Recorder, Recording
+from ..geometry.clouds import PointClouds, members_per_class
+from . import kernel, page
+from .kernel import has_screen
+from .recording import Recording
+from .session import Run, Session, sessions, stop_all
 
 try:
     import anywidget
     import traitlets
-    from IPython import get_ipython
     from IPython.display import HTML, DisplayHandle, Image, display
+    from ipywidgets import DOMWidget, Widget
 except ImportError as missing:
     raise extra_missing(missing.name or "anywidget", "notebooks") from None
 
+# the buttons of a run, and the states in which they can be pressed
+ORDERS = {
+    "Start": ("ready", "paused", "pausing"),
+    "Pause": ("running",),
+    "Step": ("ready", "paused"),
+    "Stop": ("ready", "running", "paused", "pausing"),
+    "Restart": ("running", "pausing", "paused", "stopping", "stopped", "finished", "failed"),
+}
+# the energy map of a point: cells in each direction, samples along each axis
+MAP_REACH, MAP_SIDE = 4.0, 13
 SENT_PER_SECOND = 15  # largest number of frames per second to the browser
-# Seconds of rest before the saved view and the picture are updated. The update takes a second.
-REST = 0.7
-CLOSED = "this live view is closed; watch() makes another one"
-# All runs that exist. A run is kept by its LiveDistillation, its thread and its displayed view.
-_sessions: "weakref.WeakSet[_Session]" = weakref.WeakSet()
 
 
 def watch(
@@ -63,16 +67,24 @@ def watch(
     device: see `machine.choose_device`
     Raises InputError if the settings do not fit the data.
     """
-    cell, execution = _request()
+    return replacing(lambda: LiveDistillation(config, real, device))
+
+
+Live = TypeVar("Live", bound="LiveDistillation")
+
+
+def replacing(make: Callable[[], Live]) -> Live:
+    """Return the live distillation of `make`, in place of those that `watch` describes."""
+    cell, execution = kernel.request()
     if cell:
-        for session in list(_sessions):
+        for session in list(sessions):
             if session.cell == cell and session.execution != execution:
                 session.close(cleared=True)
                 _forget(session)
-    live = LiveDistillation(config, real, device)
+    live = make()
     live._session.cell, live._session.execution = cell, execution
     if has_screen():
-        _observe_cells()
+        kernel.after_each_cell(_after_cell)
     else:
         live.finish()
     return live
@@ -87,22 +99,13 @@ def show(recording: Recording) -> Any:
     return _Shown(recording) if has_screen() else _png(recording)
 
 
-def has_screen() -> bool:
-    """Return whether a front end displays widgets and sends their events.
-
-    Jupyter has no query for this. But an execution request states whether input can be requested
-    from a user. JupyterLab and similar front ends allow it. papermill and nbconvert, which both use
-    nbclient, do not.
-    """
-    return bool(getattr(_kernel(), "_allow_stdin", False))
-
-
 class PlayerWidget(anywidget.AnyWidget):
     """player.js as a widget. A notebook that is saved with widget state contains `recording`.
 
     recording: result of `page.encode`
     status:    state of the run in one line; empty for a recording
     orders:    buttons of the run, [name, tooltip, enabled] each. A press sends {"order": name}.
+    scores:    accuracies during the run, see `score` in player.js
     """
 
     # The text, not the path: for a path anywidget keeps every widget for ever, to update it.
@@ -110,6 +113,7 @@ class PlayerWidget(anywidget.AnyWidget):
     recording = traitlets.Bytes(b"").tag(sync=True)
     status = traitlets.Unicode("").tag(sync=True)
     orders = traitlets.List().tag(sync=True)
+    scores = traitlets.Dict().tag(sync=True)
 
 
 class _Shown(PlayerWidget):
@@ -120,7 +124,7 @@ class _Shown(PlayerWidget):
         self._html = page.folded(recording)
 
     def _ipython_display_(self) -> None:
-        bundle = self._repr_mimebundle_()
+        bundle: Any = self._repr_mimebundle_()
         bundle = bundle[0] if isinstance(bundle, tuple) else bundle or {}
         display(bundle, raw=True)
         display(HTML(self._html))
@@ -133,10 +137,13 @@ class LiveDistillation:
     last of them has taken effect.
     """
 
+    _make_view: Callable[[Session], "SessionView"]
+
     def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None = None):
+        self._make_view = SessionView
         # The thread and the view refer to the session only. So this object is referenced by the
         # user's variables, and dies with them.
-        self._session = _Session(config, real, device)
+        self._session = Session([config], real, device)
         self._session.handle = weakref.ref(self)
 
     def start(self) -> None:
@@ -192,255 +199,101 @@ class LiveDistillation:
         return self._session.status()
 
     def _ipython_display_(self) -> None:
-        self._session.display()
-
-
-class _Run:
-    """One run from its start: its steps, its recorder, and the number of iterations it may make."""
-
-    def __init__(
-        self, config: Config, real: PointClouds, device: torch.device, before: "_Run | None" = None
-    ):
-        # The first iteration of this run waits for the last iteration of the previous run.
-        self.before = before.thread if before else None
-        self.steps: Generator[Step, None, None] = config.distill(real, device)
-        self.recorder = Recorder(config.start(real), config.schedule.iterations)
-        self.allowed: float = 0  # number of iterations; infinite: run to the end
-        self.ended = ""  # "finished", "stopped" or "failed"
-        self.error: Exception | None = None
-        self.thread: threading.Thread | None = None
-        self.resting = True  # no iteration is in progress, and none will start
-        # number of updates whose curves the browser has, and earliest time of the next message
-        self.sent, self.due = 0, 0.0
-
-
-class _Session:
-    """The work behind a LiveDistillation: a run, its thread and its view."""
-
-    def __init__(self, config: Config, real: PointClouds, device: torch.device | str | None):
-        settings = config, real, machine.choose_device(str(device) if device else None)
-        # None after `close`
-        self._settings: tuple[Config, PointClouds, torch.device] | None = settings
-        machine.keep_freed_memory()
-        # guards the attributes below, which the thread and the callers of methods share
-        self._changed = threading.Condition()
-        self._run = _Run(*settings)
-        self._view: _View | None = None
-        self._closed = False
-        self._leaving = False  # Python exits: nothing is sent or drawn any more
-        self.handle: weakref.ref[LiveDistillation] | None = None
-        # the cell and the execution that called `watch`
-        self.cell: str | None = None
-        self.execution: str | None = None
-        _sessions.add(self)
-
-    def start(self) -> None:
-        self._allow(math.inf)
-
-    def pause(self) -> None:
-        with self._changed:
-            self._run.allowed = 0
-        self._say()
-
-    def step(self) -> None:
-        with self._changed:
-            allowed = self._run.allowed
-            self._allow(1 if allowed == math.inf else allowed + 1)
-
-    def stop(self) -> None:
-        with self._changed:
-            self._run.allowed = 0
-            self._run.ended = self._run.ended or "stopped"
-            self._changed.notify_all()
-        self._say()
-
-    def restart(self) -> None:
-        settings = self._settings
-        if settings is None:
-            raise InputError(CLOSED)
-        fresh = _Run(*settings, before=self._run)
-        with self._changed:
-            self._run = fresh  # the thread of the old run notices, and ends after its iteration
-            self._changed.notify_all()
-        if self._view:
-            self._view.player.recording = page.encode(self.recording())
-        self.start()
-
-    def wait(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._run.resting)
-            error = self._run.error
-        if error:
-            raise error
-
-    def close(self, cleared: bool = False) -> None:
-        """Stop the run and close the view. Drop what only a run needs.
-
-        cleared: the front end has removed the outputs, so the picture needs no update
-        """
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self.stop()
-            run, view, self._view = self._run, self._view, None
-            self._settings = None
-            if run.thread is None:  # else the thread drops them
-                run.steps.close()
-        if view:
-            view.close(None if cleared else run.recorder.recording())
-
-    def leave(self) -> None:
-        """Stop the run without a word to the front end, and wait for its thread."""
-        with self._changed:
-            self._leaving = True
-            self._view = None
-            self.stop()
-            thread = self._run.thread
-        if thread:
-            thread.join()
-
-    # State.
-
-    def recording(self) -> Recording:
-        with self._changed:
-            return self._run.recorder.recording()
-
-    def status(self) -> str:
-        with self._changed:
-            run = self._run
-            done, total = len(run.recorder.matching_loss), run.recorder.iterations
-            if run.error:
-                return f"failed: {run.error}"
-            if run.resting:
-                doing = run.ended or ("paused" if done else "ready")
-            elif run.allowed or run.ended == "finished":
-                doing = "running"
-            else:
-                doing = "stopping" if run.ended else "pausing"
-            return f"{doing}, update {done} of {total}"
-
-    def running(self) -> bool:
-        with self._changed:
-            return not self._run.resting
-
-    def display(self) -> None:
-        if self._closed or not has_screen():
-            display(_png(self.recording()))
+        session = self._session
+        if session.closed or not has_screen():
+            display(_png(self.recording))
             return
-        self._view = self._view or _View(self)
-        self._view.display()
-
-    # Thread.
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise InputError(CLOSED)
-
-    def _allow(self, iterations: float) -> None:
-        self._refuse_if_closed()
-        with self._changed:
-            run = self._run
-            if run.ended:
-                raise InputError(
-                    f"this run is {self.status()}; restart() starts again from the beginning"
-                )
-            run.allowed, run.resting = iterations, False
-            self._changed.notify_all()
-            if run.thread is None or not run.thread.is_alive():
-                run.thread = threading.Thread(
-                    target=self._work, args=(run,), name="distillation", daemon=True
-                )
-                run.thread.start()
-        _listen_for_interrupts()
-        self._say()
-
-    def _work(self, run: _Run) -> None:
-        """Make iterations while they are allowed. Returns at the end or after a rest."""
-        if run.before:
-            run.before.join()
-            run.before = None
-        while self._may_go_on(run):
-            try:
-                step = next(run.steps, None)
-            except Exception as error:  # `wait` raises it in the thread of the caller
-                step, run.error = None, error
-            with self._changed:
-                if step is None:
-                    run.ended = run.ended or ("failed" if run.error else "finished")
-                else:
-                    run.recorder.add(step)
-                    if step.iteration + 1 == run.recorder.iterations:
-                        run.ended = "finished"
-            view = self._view  # a caller can close it at any moment
-            if view and time.monotonic() >= run.due:
-                view.send(run)
-        if run.ended or run is not self._run:
-            run.steps.close()  # frees the networks and the real clouds
-
-    def _may_go_on(self, run: _Run) -> bool:
-        """Return whether to make another iteration.
-
-        If none is allowed, the run rests first. A new order during the rest continues the run.
-        """
-        with self._changed:
-            if run is not self._run:
-                return False
-            if run.allowed > 0 and not run.ended:
-                run.allowed -= 1
-                return True
-            run.resting = True
-            self._changed.notify_all()
-            view = self._view
-
-        def called() -> bool:
-            return not run.resting or run is not self._run
-
-        if view:
-            view.send(run)
-            with self._changed:
-                self._changed.wait_for(
-                    lambda: called() or self._closed or self._leaving, timeout=REST
-                )
-            view.keep(run)
-        with self._changed:
-            if not called() or run is not self._run:
-                run.thread = None
-                return False
-        return self._may_go_on(run)
-
-    def _say(self) -> None:
-        view = self._view
-        if view:
-            view.say()
+        session.view = session.view or self._make_view(session)
+        session.view.display()
 
 
-class _View:
-    """The widget of a session, and below it what viewers without widgets show: see `_kept`."""
+class SessionView:
+    """The widget of a session, and below it what viewers without widgets show: see `_kept`.
 
-    def __init__(self, session: _Session):
-        self.session = session
-        self.player = PlayerWidget(recording=page.encode(session.recording()))
+    names: what tells the tracks of the session apart
+    """
+
+    def __init__(self, session: Session, names: Sequence[str] = ("",)):
+        self.session, self.names = session, names
+        self.forces = False  # the front end draws forces
+        self.told: Any = None  # the run and the update whose forces were sent last
+        self.player = PlayerWidget(recording=self.encoded())
         self.player.on_msg(lambda _widget, message, _buffers: self.obey(message))
         # the outputs of the widget and of the picture; None before they are displayed
         self.output: DisplayHandle | None = None
         self.picture: DisplayHandle | None = None
         self.say()
 
+    @property
+    def widget(self) -> DOMWidget:
+        """What is displayed."""
+        return self.player
+
+    def encoded(self) -> bytes:
+        """Return the recordings up to the latest update, for the player."""
+        return page.encode(*self.session.recordings(), names=self.names)
+
     def obey(self, message: dict[str, Any]) -> None:
-        """Follow the order of a button. A press that comes too late has no effect."""
-        name = message.get("order", "")
+        """Follow the order of a button, or answer a question of the player.
+
+        A press that comes too late has no effect.
+        """
+        name, asked = message.get("order", ""), message.get("ask")
         if [name, True] in [[order, enabled] for order, _, enabled in self.player.orders]:
             getattr(self.session, name.lower())()
+        elif asked == "recording" and self.session.run.tracks[0].updates:
+            self.reset()
+        elif asked == "means":
+            self.player.send({"kind": "means"}, [class_means(self.session.run.tracks[0].real)])
+        elif asked == "forces":
+            self.forces, self.told = bool(message.get("on")), None
+            self.tell_forces(self.session.run)
+        elif asked == "map":
+            self.tell_map(self.session.run, int(message["point"]))
+
+    def tell_forces(self, run: Run) -> None:
+        """Send the forces of the next update, if they are wanted and the run rests."""
+        # Several questions about one moment have one answer.
+        now = weakref.ref(run), run.tracks[0].updates
+        if self.forces and run.resting and run.ended != "failed" and now != self.told:
+            self.told = now
+            self.session.help(lambda: self.answer(run, forces_of, "forces"))
+
+    def tell_map(self, run: Run, point: int) -> None:
+        """Send the energy around a point, if the run rests."""
+        if run.resting and 0 <= point < sum(
+            len(track.recorder.clouds.coordinates) for track in run.tracks
+        ):
+            self.session.help(lambda: self.answer(run, partial(map_of, point=point), "map"))
+
+    def answer(
+        self, run: Run, compute: Callable[..., tuple[dict, bytes] | None], kind: str
+    ) -> None:
+        """Send what `compute` returns, unless the run has gone on. Called in a thread."""
+        updates = run.tracks[0].updates
+
+        def stale() -> bool:
+            gone = run is not self.session.run or not run.resting or self.session.ending
+            return gone or run.tracks[0].updates != updates
+
+        result = compute(run, stale)
+        with self.session.changed:
+            if result and not stale() and self.player.comm is not None:
+                message, values = result
+                self.player.send({"kind": kind, "update": updates, **message}, [values])
 
     def display(self) -> None:
         """Display the widget, and the picture below it."""
-        bundle = self.player._repr_mimebundle_()
+        bundle: Any = self.widget._repr_mimebundle_()
         bundle = bundle[0] if isinstance(bundle, tuple) else bundle or {}
         self.output, self.picture = self.output or DisplayHandle(), self.picture or DisplayHandle()
         text = {"text/plain": "Live view: open it in JupyterLab."}
         self.output.display(bundle | text, raw=True)
-        self.picture.display(_kept(self.session.recording()), raw=True)
+        self.picture.display(_kept(self.session.recordings(), self.names), raw=True)
+
+    def reset(self) -> None:
+        """Show the recording of the session from its beginning."""
+        self.player.recording = self.encoded()
 
     def close(self, recording: Recording | None) -> None:
         """Close the widget.
@@ -449,67 +302,70 @@ class _View:
         """
         if recording and self.output and self.picture:
             self.output.update({"text/plain": "Live view (closed)."}, raw=True)
-            self.picture.update(_kept(recording), raw=True)
-        layout = self.player.layout
-        self.player.close()
-        layout.close()
+            self.picture.update(_kept([recording], ("",)), raw=True)
+        close_all(self.widget)
 
     def say(self) -> None:
         """Update the status and the buttons."""
-        with self.session._changed:  # two threads update one after the other; the later one wins
+        with self.session.changed:  # two threads update one after the other; the later one wins
             if self.player.comm is None:  # closed
                 return
-            status = self.session.status()
-            doing = status.split(",")[0].split(":")[0]
-            enabled = {
-                "Start": doing in ("ready", "paused", "pausing"),
-                "Pause": doing == "running",
-                "Step": doing in ("ready", "paused"),
-                "Stop": doing in ("ready", "running", "paused", "pausing"),
-                "Restart": doing != "ready",
-            }
-            self.player.status = status
+            state = self.session.state()
+            self.player.status = self.session.status()
             # the docstrings of the methods are the tooltips
             self.player.orders = [
-                [name, getattr(LiveDistillation, name.lower()).__doc__, enabled[name]]
-                for name in enabled
+                [name, getattr(LiveDistillation, name.lower()).__doc__, state in states]
+                for name, states in ORDERS.items()
             ]
 
-    def send(self, run: _Run) -> None:
+    def send(self, run: Run) -> None:
         """Send the latest frame and new values of the curves, unless another run has started."""
-        with self.session._changed:
-            if run is not self.session._run or self.player.comm is None:
+        with self.session.changed:
+            if run is not self.session.run or self.player.comm is None:
                 return
-            recorder, first = run.recorder, run.sent
-            update, coordinates, gradients = recorder.frames[-1]
+            recorders, first = [track.recorder for track in run.tracks], run.sent
+            update = recorders[0].frames[-1][0]
             message = {
+                "kind": "add",
                 "update": update,
-                "stride": recorder.stride,
+                "stride": recorders[0].stride,
                 "first": first,
-                "loss": recorder.matching_loss[first:],
-                "mean_gradient": recorder.mean_absolute_gradient[first:],
+                "loss": [recorder.matching_loss[first:] for recorder in recorders],
+                "mean_gradient": [
+                    recorder.mean_absolute_gradient[first:] for recorder in recorders
+                ],
                 "final": run.resting,
             }
-            places = page.quantised(coordinates, recorder.clouds.grid)
-            self.player.send(message, [places.tobytes(), page.gradient_levels(gradients).tobytes()])
+            coordinates, gradients = (
+                np.concatenate([recorder.frames[-1][part] for recorder in recorders])
+                for part in (1, 2)
+            )
+            places = page.quantised(coordinates, recorders[0].clouds.grid)
+            buffers = [places.tobytes(), page.gradient_levels(gradients).tobytes()]
+            steps = [track.last for track in run.tracks]
+            if self.forces and not run.resting and None not in steps:
+                buffers.append(_columns([-step.gradient for step in steps if step]))
+            self.player.send(message, buffers)
             pause = 1 / SENT_PER_SECOND
             # after a late frame the next one may follow sooner
             run.due = max(run.due, time.monotonic() - pause) + pause
-            run.sent = len(recorder.matching_loss)
+            run.sent = update
         self.say()
+        self.tell_forces(run)
 
-    def keep(self, run: _Run) -> None:
+    def keep(self, run: Run) -> None:
         """Update the widget state and the picture for a saved notebook, if the run still rests."""
 
         def rests() -> bool:
-            return run.resting and run is self.session._run and self.session._view is self
+            return run.resting and run is self.session.run and self.session.view is self
 
-        with self.session._changed:
+        with self.session.changed:
             if not rests():
                 return
-            recording = run.recorder.recording()
-        encoded, picture = page.encode(recording), _kept(recording)
-        with self.session._changed:
+            recordings = self.session.recordings()
+        encoded = page.encode(*recordings, names=self.names)
+        picture = _kept(recordings, self.names)
+        with self.session.changed:
             if not rests():
                 return
             self.player.recording = encoded
@@ -517,99 +373,79 @@ class _View:
                 self.picture.update(picture, raw=True)
 
 
-# --- the kernel -----------------------------------------------------------------------------------
+def close_all(widget: Widget) -> None:
+    """Close a widget with its children, layout and style, which the kernel would keep for ever."""
+    for name in ("layout", "style"):
+        if part := getattr(widget, name, None):
+            part.close()
+    for child in getattr(widget, "children", ()):
+        close_all(child)
+    widget.close()
 
 
-def _shell() -> Any:
-    """Return IPython's shell, or None."""
-    return get_ipython()
+def class_means(real: PointClouds) -> bytes:
+    """Return the share of each class's clouds that occupy each cell, as bytes 0 to 255."""
+    means = [occupancy(real.select(chosen)).mean(0) for chosen in members_per_class(real)]
+    return (torch.stack(means) * 255).round().byte().cpu().numpy().tobytes()
 
 
-def _kernel() -> Any:
-    """Return the Jupyter kernel of this process, or None."""
-    return getattr(_shell(), "kernel", None)
+def forces_of(run: Run, stale: Callable[[], bool]) -> tuple[dict, bytes] | None:
+    """Return the forces of the next update on the points of all tracks: ({}, (3, points))."""
+    return {}, _columns([track.energy().forces() for track in run.tracks])
 
 
-def _request() -> tuple[str | None, str | None]:
-    """Return the ids of the cell and of the execution in progress. None: the front end sends none.
+def map_of(run: Run, stale: Callable[[], bool], point: int) -> tuple[dict, bytes] | None:
+    """Return the energy with one point moved along height and width: (message, (side, side)).
 
-    A cell that calls `watch` twice has one id. The id of the execution tells that from a second
-    execution.
+    None: no longer wanted.
     """
-    if _kernel() is None:
-        return None, None
-    request = _shell().get_parent()
-    cell = request.get("metadata", {}).get("cellId")
-    return cell, request.get("header", {}).get("msg_id")
+    sizes = [len(track.recorder.clouds.coordinates) for track in run.tracks]
+    track, of_track = divmod(point, sizes[0])
+    energy = run.tracks[track].energy()
+    place = energy.clouds.coordinates[of_track]
+    offsets = torch.linspace(-MAP_REACH, MAP_REACH, MAP_SIDE)
+    values = []
+    for height in offsets:
+        for width in offsets:
+            if stale():
+                return None
+            moved = place + torch.stack([torch.zeros(()), height, width]).to(place)
+            values.append(energy.with_point_at(of_track, moved))
+    about = {"point": point, "place": place.tolist(), "reach": MAP_REACH, "side": MAP_SIDE}
+    return about, np.array(values, np.float32).tobytes()
 
 
-def _observe_cells() -> None:
-    events = _shell().events
-    if _after_cell not in events.callbacks["post_run_cell"]:
-        events.register("post_run_cell", _after_cell)
+def _columns(vectors: Sequence[torch.Tensor]) -> bytes:
+    """Return the vectors of all points, (points, 3), as float32 (3, points)."""
+    return torch.cat(list(vectors)).T.float().cpu().contiguous().numpy().tobytes()
 
 
 def _after_cell(result: Any) -> None:
     """Stop all runs if the cell was interrupted. End views that a view of the cell replaces."""
     if isinstance(result.error_in_exec, KeyboardInterrupt):
-        _stop_all()
-    _, execution = _request()
-    if any(session.execution == execution and session.cell is None for session in list(_sessions)):
-        for session in [session for session in _sessions if session.execution != execution]:
+        stop_all()
+    _, execution = kernel.request()
+    if any(session.execution == execution and session.cell is None for session in list(sessions)):
+        for session in [session for session in sessions if session.execution != execution]:
             _forget(session)
             if session.handle is None or session.handle() is None:
                 session.close()
 
 
-def _forget(session: _Session) -> None:
-    """Remove a LiveDistillation from IPython's history of results: Out, _, __, ___ and _12."""
+def _forget(session: Session) -> None:
+    """Remove the LiveDistillation of a session from IPython's history of results."""
     live = session.handle and session.handle()
-    if live is None:
-        return
-    shell = _shell()
-    for number in [number for number, value in shell.user_ns["_oh"].items() if value is live]:
-        del shell.user_ns["_oh"][number]
-    for names in (shell.user_ns, shell.user_ns_hidden):
-        for name in [name for name, value in names.items() if value is live]:
-            if re.fullmatch(r"_\d+|_{1,3}", name):
-                del names[name]
-    for name in ("_", "__", "___"):
-        if getattr(shell.displayhook, name) is live:
-            setattr(shell.displayhook, name, None)
+    if live is not None:
+        kernel.forget(live)
 
 
-def _listen_for_interrupts() -> None:
-    """Make an interrupt of the idle kernel stop all runs. ipykernel ignores it otherwise.
-
-    ipykernel sets this handler when a request has been handled. During a cell an interrupt is a
-    KeyboardInterrupt; see `_after_cell`.
-    """
-    kernel = _kernel()
-    if kernel is not None:
-        # not in the handler itself, which interrupts the main thread at any line
-        kernel.saved_sigint_handler = lambda *_: kernel.io_loop.add_callback(_stop_all)
-
-
-def _stop_all() -> None:
-    for session in list(_sessions):
-        if session.running():
-            session.stop()
-
-
-@atexit.register
-def _leave_all() -> None:
-    """End the threads before Python ends. A thread that is in torch then would abort Python."""
-    for session in list(_sessions):
-        session.leave()
-
-
-def _kept(recording: Recording) -> dict[str, str]:
+def _kept(recordings: Sequence[Recording], names: Sequence[str]) -> dict[str, str]:
     """Return an output that needs no kernel: a picture and, folded below it, the player."""
-    picture = base64.b64encode(_picture(recording)).decode()
+    picture = base64.b64encode(_picture(recordings[0])).decode()
     kept = {"image/png": picture, "text/plain": "Picture of a recording."}
-    if len(recording) > 1:
+    if len(recordings[0]) > 1:
         image = f'<img src="data:image/png;base64,{picture}" alt="the recording over time">'
-        kept["text/html"] = image + page.folded(recording)
+        kept["text/html"] = image + page.folded(*recordings, names=names)
     return kept
 
 

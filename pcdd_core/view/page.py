@@ -8,9 +8,11 @@ import gzip
 import html
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..errors import InputError
 from ..files import atomic_write_text
@@ -50,37 +52,45 @@ def gradient_levels(gradients: np.ndarray) -> np.ndarray:
     return (decades * LEVELS_PER_DECADE).round().clip(0, 255).astype(np.uint8)
 
 
-def encode(recording: Recording) -> bytes:
-    """Encode a recording for `decode` in player.js.
+def encode(*recordings: Recording, names: Sequence[str] = ("",)) -> bytes:
+    """Encode a recording, or several that are shown side by side, for `decode` in player.js.
+
+    recordings: of equal updates, numbers of points and classes
+    names: what tells the recordings apart
 
     The result is gzipped: length of the header, header in JSON, arrays. Coordinates and gradients
     are stored as differences between frames, modulo their range. Low and high bytes of coordinates
     are separate arrays, because points move little between frames and most high bytes are 0.
     """
-    clouds = recording.clouds
+    first, clouds = recordings[0], recordings[0].clouds
+    gradients = [part.gradients for part in recordings if part.gradients is not None]
+    has_gradients = len(gradients) == len(recordings)
+    offsets = [
+        part.clouds.offsets[1:] + i * len(clouds.coordinates) for i, part in enumerate(recordings)
+    ]
     header = {
+        "runs": names,
         "grid": clouds.grid,
-        "labels": clouds.labels.tolist(),
-        "offsets": clouds.offsets.tolist(),
+        "labels": torch.cat([recording.clouds.labels for recording in recordings]).tolist(),
+        "offsets": [0, *torch.cat(offsets).tolist()],
         "class_names": clouds.class_names,
-        "updates": recording.updates.tolist(),
-        "iterations": recording.iterations,
-        "curve_length": len(recording.matching_loss),
-        "has_gradients": recording.gradients is not None,
+        "updates": first.updates.tolist(),
+        "iterations": first.iterations,
+        "curve_length": len(first.matching_loss),
+        "has_gradients": has_gradients,
         "steps": steps_per_cell(clouds.grid),
         "lowest_decade": LOWEST_DECADE,
         "levels_per_decade": LEVELS_PER_DECADE,
     }
     text = json.dumps(header).encode()
-    places = _differences(quantised(recording.coordinates, clouds.grid))
+    coordinates = np.concatenate([recording.coordinates for recording in recordings], axis=1)
+    places = _differences(quantised(coordinates, clouds.grid))
     low, high = places.astype(np.uint8), (places >> 8).astype(np.uint8)
     parts = [struct.pack("<I", len(text)), text, low.tobytes(), high.tobytes()]
-    if recording.gradients is not None:
-        parts.append(_differences(gradient_levels(recording.gradients)).tobytes())
-    parts += [
-        curve.astype("<f4").tobytes()
-        for curve in (recording.matching_loss, recording.mean_absolute_gradient)
-    ]
+    if has_gradients:
+        parts.append(_differences(gradient_levels(np.concatenate(gradients, axis=1))).tobytes())
+    for curve in ("matching_loss", "mean_absolute_gradient"):
+        parts += [getattr(recording, curve).astype("<f4").tobytes() for recording in recordings]
     return gzip.compress(b"".join(parts), 6, mtime=0)
 
 
@@ -89,30 +99,36 @@ def _differences(frames: np.ndarray) -> np.ndarray:
     return np.concatenate([frames[:1], frames[1:] - frames[:-1]])
 
 
-def save_player(recording: Recording, path: Path | str) -> None:
+def save_player(
+    recording: Recording, path: Path | str, *others: Recording, names: Sequence[str] = ("",)
+) -> None:
     """Write an HTML page that plays the recording, atomically.
 
-    The page is one file and needs no network. Raises InputError if `path` has another suffix than
+    The page is one file and needs no network.
+    others, names: recordings to show beside it, and the names of all, see `encode`
+    Raises InputError if `path` has another suffix than
     .html or .htm, or if the folder is not writable.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path}: the player is an HTML page; expected a name that ends in .html")
-    atomic_write_text(path, page_of(recording))
+    atomic_write_text(path, page_of(recording, *others, names=names))
 
 
-def page_of(recording: Recording) -> str:
-    """Return an HTML page that plays the recording. It needs no other file and no network."""
+def page_of(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:
+    """Return an HTML page that plays recordings. It needs no other file and no network."""
     title = html.escape("Moving points: " + ", ".join(dict.fromkeys(recording.names())))
     page = PAGE.replace("{script}", SCRIPT.read_text(encoding="utf-8"))
-    page = page.replace("{data}", base64.b64encode(encode(recording)).decode())
+    page = page.replace(
+        "{data}", base64.b64encode(encode(recording, *others, names=names)).decode()
+    )
     # The title comes last, because a class name can contain "{script}" or "{data}".
     return page.replace("{title}", title)
 
 
-def folded(recording: Recording) -> str:
-    """Return HTML with the page of the recording in a frame, which opens at a click."""
-    source = html.escape(page_of(recording), quote=True)
+def folded(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:
+    """Return HTML with the page of the recordings in a frame, which opens at a click."""
+    source = html.escape(page_of(recording, *others, names=names), quote=True)
     return (
         "<details><summary>Play the recording (needs no kernel)</summary>"
         f'<iframe srcdoc="{source}" sandbox="allow-scripts" loading="lazy" width="100%" '

@@ -399,6 +399,230 @@ def test_frames_can_be_stepped_and_speed_chosen(opened, page):
     assert ends["1"] >= 3900 and ends["4"] >= 900
 
 
+def points_of(view) -> tuple[int, ...]:
+    """Return what the line about the selected point says: its number in the cloud, and no more."""
+    return tuple(
+        int(number)
+        for number in re.findall(r"Point (\d+) of", view.locator(".picked").inner_text())
+    )
+
+
+@needs_browser
+def test_points_can_be_selected_by_click_and_by_key(opened, page):
+    given = recording(frames=9, points=12)
+    view = opened(given)
+    clouds = view.locator("canvas.clouds")
+    plain = picture(clouds)
+    clouds.focus()
+    for key, expected in (("n", 1), ("n", 2), ("p", 1), ("p", 12)):
+        page.keyboard.press(key)
+        drawn(page)
+        assert points_of(view) == (expected,)
+    assert "of two" in view.locator(".picked").inner_text()  # the last point of all
+    assert picture(clouds) != plain
+    place = given.coordinates[-1, -1]
+    text = view.locator(".picked").inner_text()
+    steps = [f"{np.floor(place[axis] * STEPS) / STEPS + 0.5 / STEPS:.1f}" for axis in (1, 2)]
+    assert f"at {steps[0]}, {steps[1]}" in text
+    page.wait_for_function(
+        "text => document.querySelector('[aria-live]').textContent === text", arg=text
+    )
+    page.keyboard.press("Escape")
+    drawn(page)
+    assert points_of(view) == () and picture(clouds) == plain
+
+    # The first tile: its left and top as the page lays them out, then a click on each point.
+    box = clouds.bounding_box()
+    found = set()
+    tile = 300
+    left = (box["width"] - 3 * (tile + 8)) / 2 + 4
+    for height, width in given.coordinates[-1, :12, 1:]:
+        clouds.click(
+            position={
+                "x": left + float(width) / 28 * tile,
+                "y": 18 + float(height) / 28 * tile,
+            }
+        )
+        drawn(page)
+        found.update(points_of(view))
+        assert "of zero" in view.locator(".picked").inner_text()
+    assert len(found) >= 10  # points that lie together share a click
+    clouds.click(position={"x": 3, "y": 3})
+    drawn(page)
+    assert points_of(view) == ()
+
+
+@pytest.fixture
+def told(page, tmp_path):
+    """Return told(*recordings, names), which opens their page, with a `player` to send to."""
+
+    def open_page(*given, names=("",)):
+        save_player(given[0], tmp_path / "page.html", *given[1:], names=names)
+        path = tmp_path / "page.html"
+        text = path.read_text().replace(
+            'mount(document.getElementById("player")).show(await decode(bytes));',
+            "window.sent = [];"
+            'window.player = mount(document.getElementById("player"), (m) => sent.push(m));'
+            "window.player.show(await decode(bytes));"
+            'window.player.run("paused, update 8 of 8", [["Step", "", true]]);',
+        )
+        path.write_text(text)
+        page.goto(path.as_uri())
+        page.wait_for_selector(".pcdd-player[data-update]")
+        return page.locator(".pcdd-player")
+
+    return open_page
+
+
+FLOATS = (
+    "values => ({buffer: new Float32Array(values).buffer, byteOffset: 0,"
+    " byteLength: 4 * values.length})"
+)
+
+
+def tell(page, kind: str, message: dict, values) -> None:
+    """Call a method of the player with a message and a buffer, and wait for the drawing."""
+    values = [float(value) for value in np.ravel(values)]
+    page.evaluate(
+        f"([kind, message, values]) => player[kind](message, [({FLOATS})(values)])",
+        [kind, message, values],
+    )
+    drawn(page)
+
+
+@needs_browser
+def test_forces_maps_and_means_of_the_kernel_are_drawn(told, page):
+    given = recording(frames=9, points=12)
+    view = told(given)
+    clouds, energy = view.locator("canvas.clouds"), view.get_by_role("button", name="Energy map")
+    pictures = [picture(clouds)]
+
+    def changed() -> None:
+        drawn(page)
+        pictures.append(picture(clouds))
+        assert pictures[-1] not in pictures[:-1]
+
+    assert energy.is_disabled()
+    view.get_by_label("Forces").check()
+    drawn(page)
+    assert page.evaluate("sent") == [{"ask": "forces", "on": True}]
+    forces = np.zeros((3, 36))
+    forces[2, 5] = 0.25
+    tell(page, "forces", {"update": 8}, forces)
+    changed()
+    clouds.focus()
+    for _ in range(6):
+        page.keyboard.press("n")
+    changed()
+    assert "force of the next update 0.25 per cell" in view.locator(".picked").inner_text()
+    energy.click()
+    assert page.evaluate("sent.at(-1)") == {"ask": "map", "point": 5}
+    values = np.arange(9.0)[::-1].reshape(3, 3)  # lowest at the lower right
+    place = [0, *given.coordinates[-1, 5, 1:].tolist()]
+    about = {"update": 8, "point": 5, "place": place, "reach": 4, "side": 3}
+    tell(page, "map", about, values)
+    changed()
+    assert "lowest energy 4.0 cells down, 4.0 right" in view.locator(".picked").inner_text()
+    # the map belongs to its moment and to its point
+    view.get_by_label("moment of the recording").fill("2")
+    drawn(page)
+    assert "energy" not in view.locator(".picked").inner_text() and energy.is_disabled()
+    assert "force" not in view.locator(".picked").inner_text()
+    view.get_by_label("moment of the recording").fill("8")
+    view.get_by_label("Real mean").check()
+    assert page.evaluate("sent.at(-1)") == {"ask": "means"}
+    page.evaluate(
+        "() => player.means({}, [{buffer: new Uint8Array(3 * 28 * 28).fill(200).buffer,"
+        " byteOffset: 0, byteLength: 3 * 28 * 28}])"
+    )
+    changed()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_points_have_contrast_over_the_real_mean(told, page, scheme):
+    """Where all real clouds occupy each cell, the ground of the points is as grey as it gets."""
+    page.emulate_media(color_scheme=scheme)
+    page.add_init_script(RECORD_COLOURS)
+    view = told(recording(frames=2, names=("zero",), points=400))
+    view.get_by_label("Real mean").check()
+    cells = 28 * 28
+    page.evaluate(
+        f"() => player.means({{}}, [{{buffer: new Uint8Array({cells}).fill(255).buffer,"
+        f" byteOffset: 0, byteLength: {cells}}}])"
+    )
+    seen = set()
+    for colour in ("displacement", "gradient", "identity"):
+        page.evaluate("window.drawn = []")
+        page.get_by_role("combobox", name="Colour").select_option(colour)
+        drawn(page)
+        plain = np.array(rgb(view.evaluate("view => getComputedStyle(view).backgroundColor")))
+        marks = set(page.evaluate("drawn"))
+        (shade,) = [mark for mark in marks if not mark.endswith(" 1")]
+        text, opacity = shade.split()
+        grey = plain + float(opacity) * (np.array(rgb(text)) - plain)
+        for mark in marks - {shade}:
+            seen.add(mark)
+            for ground in (plain, grey):
+                assert contrast(rgb(mark.split()[0]), ground) >= 2.98, (mark, colour, ground)
+    assert len(seen) > 20
+
+
+@needs_browser
+def test_two_runs_are_side_by_side_and_their_difference_is_drawn(told, page):
+    first = recording(frames=9)
+    second = replace(
+        first, coordinates=first.coordinates * np.linspace(1, 0.8, 9)[:, None, None].astype("f4")
+    )
+    view = told(first, second, names=("cosine", "squares"))
+    clouds = view.locator("canvas.clouds")
+    label = clouds.get_attribute("aria-label")
+    assert "Two runs side by side, cosine and squares" in label and "6 clouds" in label
+    assert view.get_by_label("Class").locator("option").count() == 4
+    before = picture(clouds)
+    view.get_by_label("Difference").check()
+    drawn(page)
+    assert picture(clouds) != before
+    curves = view.locator("canvas.loss").get_attribute("aria-label")
+    assert "cosine" in curves and "squares" in curves
+    wide = clouds.bounding_box()["height"]
+    page.set_viewport_size({"width": 390, "height": 844})
+    drawn(page)
+    narrow = clouds.bounding_box()
+    assert narrow["width"] <= 390 and narrow["height"] < 2 * wide + 200
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    # scores arrive while the runs go on
+    page.evaluate(
+        "() => player.score({runs: [[[0, 10], [4, 55]], [[0, 10]]],"
+        " baselines: {random: 40}, note: 'cheap'})"
+    )
+    drawn(page)
+    said = view.locator("canvas.score").get_attribute("aria-label")
+    assert "cosine 55 %" in said and "squares 10 %" in said and "random 40 %" in said
+
+
+@needs_browser
+def test_view_follows_the_theme_of_the_page(told, page):
+    view = told(recording(frames=3))
+    clouds = view.locator("canvas.clouds")
+    light = picture(clouds)
+    page.emulate_media(color_scheme="dark")
+    drawn(page)
+    dark = picture(clouds)
+    assert dark != light
+    page.emulate_media(color_scheme="light")
+    drawn(page)
+    assert picture(clouds) == light
+    # JupyterLab changes its variables, then an attribute of the body
+    page.evaluate(
+        "document.body.style.setProperty('--jp-layout-color0', '#111111');"
+        "document.body.style.setProperty('--jp-ui-font-color1', '#eeeeee');"
+        "document.body.dataset.jpThemeName = 'JupyterLab Dark'"
+    )
+    drawn(page)
+    assert picture(clouds) not in (light,)
+
+
 @needs_browser
 def test_full_screen_uses_the_width(opened, page):
     view = opened(recording(frames=3))
@@ -616,7 +840,7 @@ def test_keys_in_the_player_do_not_reach_the_notebook(page, tmp_path):
         # Tab visits the controls in the order of the page.
         view.get_by_role("combobox", name="Class").focus()
         visited = []
-        for _ in range(5):
+        for _ in range(6):
             page.keyboard.press("Tab")
             visited.append(
                 page.evaluate(
@@ -624,10 +848,12 @@ def test_keys_in_the_player_do_not_reach_the_notebook(page, tmp_path):
                     " || document.activeElement.className || document.activeElement.title"
                 )
             )
-        assert [name.split(" ")[0] for name in visited[:4]] == [
+        assert [name.split(" ")[0] for name in visited] == [
             "Colour",
             "Trails",
             "Projection",
+            "Real",
+            "Forces",
             "clouds",
         ]
         slider = view.get_by_label("moment of the recording")
@@ -703,7 +929,7 @@ def kernel(shared_kernel):
 
 
 CLEAN = """
-for session in list(live_view._sessions):
+for session in list(sessions):
     session.close()
 until(lambda: runs() == 0)
 """
@@ -711,6 +937,7 @@ KERNEL = """
 import gc, threading, time, weakref, tiny, pcdd_core as pcdd
 from ipywidgets.widgets import widget
 import pcdd_core.view.live as live_view
+from pcdd_core.view.session import sessions
 config = tiny.config(schedule__iterations=100_000)
 real = tiny.three_digits()
 
@@ -739,6 +966,28 @@ def test_a_cell_that_runs_again_ends_its_former_view(kernel, cell):
     execute("until(lambda: runs() == 1)\ngc.collect()", "x")
     assert execute("print(former(), len(widget._instances), live.status.split(',')[0])", "x") == (
         f"None {before} running\n"
+    )
+
+
+@pytest.mark.slow
+def test_labs_of_one_cell_leave_nothing(kernel):
+    """Former runs and their scores stop, and the widgets of all controls are closed."""
+    execute = kernel
+    settings = {**SETTINGS, "data.classes": ["2", "3"]}
+    make = f"lab = pcdd.lab(settings={settings!r}, device='cpu')\nlab\n"
+    execute(make + "lab.start()", "lab")
+    before = int(execute("gc.collect(); print(len(widget._instances))", "x"))
+    for _ in range(3):
+        execute(make + "lab._session.view.compare.value = 'lift.name'; lab.start()", "lab")
+    execute(make + "lab.start()", "lab")
+    execute("until(lambda: runs() == 1)\ngc.collect()", "x")
+    assert int(execute("print(len(widget._instances))", "x")) == before
+    execute("lab.close()", "x")
+    assert (
+        execute(
+            "until(lambda: not [t for t in threading.enumerate() if 'distillation' in t.name])", "x"
+        )
+        == ""
     )
 
 

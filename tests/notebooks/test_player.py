@@ -1,6 +1,7 @@
 """Recordings, their page and animations, and live distillation controlled from code."""
 
 import base64
+import gc
 import gzip
 import json
 import re
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import threading
 import time
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -29,6 +31,7 @@ from pcdd_core.view import recording as recordings
 from pcdd_core.view.animation import save_animation
 from pcdd_core.view.page import encode, save_player
 from pcdd_core.view.recording import Recorder, Recording, read_recording, still
+from pcdd_core.view.session import Session
 
 
 def recording(
@@ -66,7 +69,7 @@ def decoded(encoded: bytes) -> dict:
     gradients = (
         take("u1", frames, points).cumsum(0, dtype=np.uint8) if header["has_gradients"] else None
     )
-    curves = take("<f4", 2, header["curve_length"])
+    curves = take("<f4", 2 * len(header["runs"]), header["curve_length"])
     assert at == len(data)
     return header | {"places": places, "gradients": gradients, "curves": curves}
 
@@ -198,6 +201,21 @@ def test_encoding_keeps_everything_else():
     assert np.array_equal(encoded["curves"], [given.matching_loss, given.mean_absolute_gradient])
     lengths = 10 ** (encoded["gradients"] / page.LEVELS_PER_DECADE + page.LOWEST_DECADE)
     assert np.abs(np.log10(lengths / given.gradients)).max() <= 0.51 / page.LEVELS_PER_DECADE
+
+
+def test_two_recordings_are_encoded_one_after_the_other():
+    first, second = recording(frames=4), replace(recording(frames=4), iterations=9)
+    second = replace(
+        second, coordinates=second.coordinates[:, ::-1], matching_loss=first.matching_loss + 1
+    )
+    got = decoded(encode(first, second, names=["a", "b"]))
+    alone = [decoded(encode(given)) for given in (first, second)]
+    assert got["runs"] == ["a", "b"] and got["labels"] == [0, 1, 2, 0, 1, 2]
+    assert got["offsets"] == [0, 20, 40, 60, 80, 100, 120]
+    for name in ("places", "gradients"):
+        assert np.array_equal(got[name], np.concatenate([each[name] for each in alone], axis=-1))
+    assert np.array_equal(got["curves"][[0, 2]], alone[0]["curves"])
+    assert np.array_equal(got["curves"][[1, 3]], alone[1]["curves"])
 
 
 def test_gradients_of_nothing_and_of_too_much_are_the_ends_of_the_scale():
@@ -460,6 +478,88 @@ def test_3d_clouds_can_be_watched(tmp_path):
     watched = live_view.watch(config, solid, "cpu")
     save_player(watched.recording, tmp_path / "solid.html")
     assert decoded(data_of((tmp_path / "solid.html").read_text()))["grid"] == [6, 6, 6]
+
+
+def tracks(iterations: int = ENDLESS, *changes: dict) -> Session:
+    """Return a session with one track for each of `changes`, on three digits."""
+    configs = [tiny.config(schedule__iterations=iterations, **change) for change in changes]
+    return Session(configs, tiny.three_digits(), "cpu")
+
+
+def done(session: Session) -> list[int]:
+    return [track.updates for track in session.run.tracks]
+
+
+def test_two_tracks_go_in_step_and_each_as_it_would_alone():
+    changes = {}, {"lift__name": "coordinates"}
+    session = tracks(6, *changes)
+    for expected in (1, 2):
+        session.step()
+        session.wait()
+        assert done(session) == [expected, expected]
+    session.start()
+    session.wait()
+    assert session.state() == "finished" and done(session) == [6, 6]
+    first, second = (track.recorder for track in session.run.tracks)
+    assert np.array_equal(first.frames[0][1], second.frames[0][1])  # the same scatter
+    for change, recorder in zip(changes, (first, second)):
+        *_, last = tiny.config(schedule__iterations=6, **change).distill(tiny.three_digits())
+        assert torch.equal(recorder.clouds.coordinates, last.clouds.coordinates)
+
+
+def test_changed_settings_hold_from_the_next_iteration_and_nothing_else_changes():
+    changed = tiny.config(schedule__iterations=6, optimiser__step_size=0.05)
+    session = tracks(6, {})
+    for _ in range(2):
+        session.step()
+    session.wait()
+    session.change([changed])
+    session.step()
+    session.wait()
+    two = list(islice(tiny.config(schedule__iterations=6).distill(tiny.three_digits()), 2))
+    resumed = next(changed.distill(tiny.three_digits(), state=two[-1].state()))
+    assert torch.equal(session.run.recorder.clouds.coordinates, resumed.clouds.coordinates)
+    moved = np.abs(session.run.recorder.frames[3][1] - session.run.recorder.frames[2][1]).max()
+    before = np.abs(session.run.recorder.frames[2][1] - session.run.recorder.frames[1][1]).max()
+    assert 0 < moved < before / 2
+
+
+def test_changed_settings_that_do_not_fit_leave_the_run_as_it_is():
+    session = tracks(6, {})
+    with pytest.raises(InputError, match="real_batch"):
+        session.change([tiny.config(schedule__iterations=6, objective__real_batch=1000)])
+    with pytest.raises(InputError, match="real_batch"):
+        session.replace([tiny.config(objective__real_batch=1000)], tiny.three_digits())
+    session.start()
+    session.wait()
+    assert session.state() == "finished" and done(session) == [6]
+
+
+def test_a_pause_between_iterations_does_not_delay_orders():
+    session = tracks(ENDLESS, {})
+    session.delay = HUNG
+    session.start()
+    until(lambda: done(session) == [1])
+    session.pause()
+    session.wait()
+    session.start()
+    until(lambda: done(session) == [2])
+    session.stop()
+    session.wait()
+    assert session.state() == "stopped" and done(session) == [2]
+
+
+def test_hundred_restarts_leave_nothing():
+    session = tracks(ENDLESS, {})
+    runs = []
+    for _ in range(100):
+        session.restart()
+        runs.append(weakref.ref(session.run))
+    until(lambda: session.run.tracks[0].updates >= 1)
+    session.close()
+    until(lambda: not [t for t in threading.enumerate() if t.name == "distillation"])
+    gc.collect()
+    assert [run() for run in runs[:-1]] == [None] * 99
 
 
 def test_ffmpeg_is_there():

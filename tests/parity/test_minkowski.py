@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiny import distill, needs_minkowski
 
 from pcdd_core.engine.lifts import coordinates_as_features
-from pcdd_core.engine.objectives import gradients_without_graph, parameter_gradients
+from pcdd_core.engine.losses import gradients_without_graph, parameter_gradients
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.clouds import clouds_from_list
 from pcdd_core.nn import minkowski, sparse

@@ -13,8 +13,8 @@ from pcdd_core.data import datasets
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.distill import distill
 from pcdd_core.engine.lifts import at_lower_corners, coordinates_as_features
+from pcdd_core.engine.losses import gradient_matching
 from pcdd_core.engine.method import Method
-from pcdd_core.engine.objectives import gradient_matching
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.presets import preset

@@ -31,6 +31,7 @@ OTHER = {
     "saturation_start": 1.0,
     "real_bandwidth_end": 0.3,
     "max_points": 7,
+    "classes": ["3", "8"],
     "file": "set.npz",
     "closed": True,
     "hard_from": 0.5,

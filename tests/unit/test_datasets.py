@@ -413,3 +413,22 @@ def test_published_shapes_are_read_from_the_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PCDD_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match="elsewhere: no such folder"):
         datasets.load_data(config)
+
+
+def test_chosen_classes_are_kept_in_every_split():
+    whole, few = Digits().load(), Digits(classes=("7", "2")).load()
+    for name in ("train", "validation", "test"):
+        every, kept = getattr(whole, name), getattr(few, name)
+        assert kept.class_names == ("2", "7")
+        for label, digit in enumerate((2, 7)):
+            expected = every.select((every.labels == digit).nonzero().flatten())
+            got = kept.select((kept.labels == label).nonzero().flatten())
+            assert torch.equal(got.coordinates, expected.coordinates)
+            assert torch.equal(got.offsets, expected.offsets)
+        assert len(kept) == sum(int((every.labels == digit).sum()) for digit in (2, 7))
+
+
+@pytest.mark.parametrize("classes, words", [(("2", "x"), "'x'"), (("2",), "at least 2")])
+def test_classes_that_do_not_exist_or_are_too_few_are_refused(classes, words):
+    with pytest.raises(InputError, match=words):
+        Digits(classes=classes).load()

@@ -12,7 +12,7 @@ from tiny import distill
 from pcdd_core.engine import distill as distillation
 from pcdd_core.engine import lifts, objectives
 from pcdd_core.engine.distances import DISTANCES
-from pcdd_core.engine.objectives import gradient_matching
+from pcdd_core.engine.losses import gradient_matching
 from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import override
 from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Finding, Health

@@ -13,7 +13,7 @@ from tiny import needs_minkowski
 from torch import nn
 
 from pcdd_core.engine.lifts import coordinates_as_features
-from pcdd_core.engine.objectives import gradients_without_graph
+from pcdd_core.engine.losses import gradients_without_graph
 from pcdd_core.errors import InputError
 from pcdd_core.nn.grid import average_pool
 from pcdd_core.nn.minkowski import from_points as minkowski_points

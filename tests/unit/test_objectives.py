@@ -15,7 +15,7 @@ from torch import nn
 
 from pcdd_core.engine.distances import DISTANCES, as_rows, layerwise_cosine_of_weights
 from pcdd_core.engine.lifts import coordinates_as_features, gaussian_occupancy, occupancy
-from pcdd_core.engine.objectives import (
+from pcdd_core.engine.losses import (
     KERNEL_WIDTHS,
     distribution_matching,
     feature_regression,

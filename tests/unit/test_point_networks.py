@@ -8,13 +8,13 @@ from torch.testing import assert_close
 
 from pcdd_core.engine.distances import layerwise_cosine_of_weights
 from pcdd_core.engine.lifts import Lift, centred_points
-from pcdd_core.engine.objectives import (
-    Objective,
+from pcdd_core.engine.losses import (
     gradient_matching,
     gradients_without_graph,
     maximum_mean_discrepancy,
     sorted_feature_matching,
 )
+from pcdd_core.engine.objectives import Objective
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import override
 from pcdd_core.nn import points as point_networks
@@ -165,13 +165,13 @@ def test_sorted_features_move_every_point_where_their_maximum_moves_few():
 
 @pytest.mark.parametrize("count", [1, 4, 6, 9])
 def test_clouds_of_other_sizes_are_compared_at_quantiles(count, monkeypatch):
-    from pcdd_core.engine import objectives
+    from pcdd_core.engine import losses
 
     features = torch.rand(2, 6, 3, dtype=torch.float64, generator=generator(3))
     expected = np.quantile(
         features.numpy(), np.linspace(0, 1, count) if count > 1 else [0.0], axis=1
     ).swapaxes(0, 1)
-    assert_close(objectives._sorted(features, count), torch.from_numpy(expected).transpose(1, 2))
+    assert_close(losses._sorted(features, count), torch.from_numpy(expected).transpose(1, 2))
 
 
 def test_gradient_of_sorted_features_against_finite_differences():

@@ -8,12 +8,12 @@ import torch
 from tiny import needs_minkowski
 
 from pcdd_core.engine.distances import DISTANCES
-from pcdd_core.engine.method import Method
-from pcdd_core.engine.objectives import (
+from pcdd_core.engine.losses import (
     gradient_matching,
     gradients_without_graph,
     parameter_gradients,
 )
+from pcdd_core.engine.method import Method
 from pcdd_core.experiments.second_order import (
     coordinate_gradients,
     layer_of,
