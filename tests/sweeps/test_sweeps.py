@@ -37,8 +37,12 @@ SLOW = {**TINY, "schedule.iterations": 400, "network.width": 16, "objective.real
 HUNG = 30 * 60  # seconds: far above the time on a busy machine
 
 
+# two iterations, and all classes at once in each
+SHORT = {"schedule.iterations": 2, "objective.name": "feature_regression"}
+
+
 def cells(seeds=2, **more):
-    return experiment("quickstart", seeds=seeds, settings={**TINY, **more})
+    return experiment("quickstart", seeds=seeds, settings={**TINY, **SHORT, **more})
 
 
 # --- which cells ----------------------------------------------------------------------------------
@@ -197,6 +201,7 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split
     assert seeds[Herding()] == seeds[Random()] == {0, 1, 2} and seeds[Whole()] == {0}
 
 
+@pytest.mark.slow
 def test_a_baseline_may_be_of_fewer_points(tmp_path):
     config = override(
         preset("solids").config,
@@ -654,7 +659,7 @@ def test_no_cluster_at_the_address_is_an_input_error(tmp_path, address):
 
 def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY)]
+    chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY | SHORT)]
     assert tiny.main(["report", *chosen]) == 2
     assert "none of its 2 runs is finished" in capsys.readouterr().err
     assert tiny.main(["sweep", *chosen, "--cell", "0"]) == 0

@@ -286,8 +286,7 @@ def flat(parts):
     return torch.cat([part.flatten() for part in parts])
 
 
-@pytest.mark.parametrize("pooling", ["max", "average"])
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(("norm", "pooling"), [("none", "max"), ("batch", "average")])
 def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
     settings, iteration = config("minkowski", network__norm=norm, network__pooling=pooling), 1
     measured = missed_gradient(settings.method, real, synthetic, iteration=iteration)
