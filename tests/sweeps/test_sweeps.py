@@ -279,7 +279,7 @@ def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
         assert len({scores.scored_iteration(cell.config) for cell in seed_cells}) == 1
 
 
-def test_paper_tables_have_the_paper_s_scale_unless_another_is_asked_for():
+def test_paper_tables_have_the_paper_s_scale_by_default():
     for name in ("table1", "table2", "ablation", "why"):
         paper, small = (experiment(name, scale, seeds=1)[0].config for scale in (None, "small"))
         assert (paper.network.width, scores.scored_iteration(paper)) == (128, 1250)
@@ -346,7 +346,7 @@ def test_every_committed_set_belongs_to_a_record():
     assert sets == {one["clouds_file"] for lines in named for one in lines if one["clouds_file"]}
 
 
-def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
+def test_finished_reads_records_and_makes_no_run(tmp_path):
     both = cells(seeds=2)
     assert sweeps.finished(both, tmp_path / "runs") == [] and not (tmp_path / "runs").exists()
     obtain(both[1:], tmp_path / "runs")
@@ -392,9 +392,7 @@ def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, ca
     assert "left out: MinkowskiEngine is not installed" in capsys.readouterr().out
 
 
-def test_failed_scoring_is_told_and_leaves_a_record_of_a_run_none_of_a_baseline(
-    tmp_path, capsys, monkeypatch
-):
+def test_failed_scoring_is_printed_and_only_a_run_leaves_a_record(tmp_path, capsys, monkeypatch):
     def diverging(*_):
         raise EvaluationFailed("scoring: no numbers")
 
@@ -679,7 +677,7 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_sweep_on_the_command_line_varies_a_setting_and_says_what_happens(
+def test_sweep_on_the_command_line_varies_a_setting_and_prints_its_progress(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -274,7 +274,7 @@ def test_every_name_can_be_drawn(name):
     figures.migration(moves, clouds).savefig(io.BytesIO(), format="png")
 
 
-def test_picture_that_fails_costs_no_run(tmp_path, monkeypatch, capsys):
+def test_run_is_complete_if_its_picture_fails(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
 
     def failing(figure, path):
@@ -297,7 +297,7 @@ def test_picture_that_fails_costs_no_run(tmp_path, monkeypatch, capsys):
         pytest.param(getattr(errno, "EDQUOT", errno.ENOSPC), marks=pytest.mark.slow),
     ],
 )
-def test_disk_that_is_full_later_costs_nothing_but_time(code, finished, tmp_path, monkeypatch):
+def test_run_resumes_exactly_after_a_full_disk(code, finished, tmp_path, monkeypatch):
     folder, fsync, calls = tmp_path / "new" / "run", os.fsync, []
 
     def full(descriptor):

@@ -60,7 +60,7 @@ def assert_close(actual, expected):
 
 
 @ALL
-def test_a_classifier_maps_what_it_is_shown_to_logits(name):
+def test_classifier_maps_its_inputs_to_logits(name):
     assert built(name)(input_of(name, tiny.three_digits())).shape == (24, 10)
 
 
@@ -77,7 +77,7 @@ def test_a_classifier_takes_other_grids(random_clouds, name, grid):
 @pytest.mark.parametrize(
     "name", [name for name, choice in CLASSIFIERS.items() if choice.smallest > 1]
 )
-def test_the_smallest_images_are_told_apart_and_smaller_ones_refused(name):
+def test_smallest_images_are_accepted_and_smaller_ones_refused(name):
     side = CLASSIFIERS[name].smallest
     # a pattern with zeros: the input of the sparse network are the pixels that are not 0
     images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
@@ -146,7 +146,7 @@ def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4()
     assert sizes == {"layer1": (64, 28, 28), "layer4": (512, 4, 4)}
 
 
-def test_no_image_or_cloud_changes_what_is_said_of_another():
+def test_logits_of_an_input_do_not_depend_on_the_rest_of_the_batch():
     clouds = tiny.three_digits()
     for name in CLASSIFIERS:
         network, inputs = built(name).double(), input_of(name, clouds)[::6].double()
@@ -393,7 +393,7 @@ def test_every_classifier_is_trained_and_scored(name):
         pytest.param("dgcnn", 20, marks=pytest.mark.slow),
     ],
 )
-def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
+def test_classifier_learns_its_training_set(name, epochs):
     real = tiny.three_digits()
     clouds = clouds_from_list(
         [cloud[::5] for cloud in real] if name in OF_POINTS else list(real),

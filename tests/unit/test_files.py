@@ -302,7 +302,7 @@ def test_seed_of_a_sweep_is_refused_where_it_would_be_ignored(command, words, tm
     assert said.count("\n") == 1 and "--seeds" in said
 
 
-def test_cell_of_a_sweep_prints_nothing_but_json(tmp_path, monkeypatch, capsys):
+def test_cell_of_a_sweep_prints_only_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, "schedule.iterations": 1})
     words = ["sweep", "quickstart", *settings, "--seeds", "1", "--runs", str(tmp_path)]

@@ -38,7 +38,7 @@ def points(random_clouds):
 # --- PointNet -------------------------------------------------------------------------------------
 
 
-def test_the_order_of_points_and_what_stands_in_for_missing_ones_do_not_matter(points):
+def test_order_of_points_and_padding_have_no_effect(points):
     net, order = network(), torch.randperm(7, generator=generator(1))
     assert_close(net(points[:, order]), net(points))
     filled = points.clone()
@@ -84,7 +84,7 @@ def test_the_largest_value_is_looked_for_in_less_precision_and_computed_in_full(
     assert (values - features[:, None]).abs().amin(1).max() < 1e-5
 
 
-def test_norms_are_instance_norm_of_the_points_there_are(points):
+def test_norms_are_instance_norms_without_the_padding(points):
     features, norm = (
         torch.randn(3, 4, 7, dtype=torch.float64, generator=generator(8)),
         PointNorm(4).double(),
@@ -135,7 +135,7 @@ def centred_points_of(seed: int) -> torch.Tensor:
 # --- sorted features ------------------------------------------------------------------------------
 
 
-def test_sorted_features_are_alike_only_where_clouds_are(points):
+def test_sorted_features_are_equal_only_for_equal_clouds(points):
     net, order = network(), torch.randperm(6, generator=generator(2))
     clouds, others = centred_points_of(1), centred_points_of(2)
     assert abs(sorted_feature_matching(net, clouds, clouds[:, order]).item()) < 1e-12

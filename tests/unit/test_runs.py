@@ -160,7 +160,7 @@ def test_more_snapshots_than_iterations_keep_every_iteration(tmp_path):
     assert read_trajectory(tmp_path / "run")["updates"].tolist() == [0, 1, 2, 3]
 
 
-def test_distilled_set_has_the_clouds_asked_for(finished):
+def test_distilled_set_has_the_configured_clouds(finished):
     distilled = load_clouds(finished / "clouds.npz")
     assert distilled.labels.tolist() == list(range(10)) and distilled.sizes.tolist() == [20] * 10
     assert distilled.grid == (1, 28, 28) and distilled.class_names == tuple("0123456789")
@@ -170,7 +170,7 @@ def test_picture_is_a_png(finished):
     assert (finished / "migration.png").read_bytes().startswith(PNG)
 
 
-def test_record_says_what_was_run_where_and_at_what_cost(finished):
+def test_record_has_settings_machine_seconds_and_memory(finished):
     record = read_record(finished)
     assert record["name"] == "quickstart" and record["config"] == to_dict(tiny.config(**SCHEDULE))
     assert record["config"]["seed"] == 0
@@ -197,7 +197,7 @@ def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missi
 
 
 @tiny.needs_minkowski
-def test_missing_second_derivatives_of_minkowski_are_in_the_record_and_said_once(tmp_path, capsys):
+def test_missing_second_derivatives_of_minkowski_are_recorded_and_printed_once(tmp_path, capsys):
     options = ("--preset", "quickstart", "--output", str(tmp_path / "run"))
     assert (
         pcdd(
@@ -235,7 +235,7 @@ def test_record_s_scores_are_consistent_with_their_accuracies(finished):
     assert record["scored_on"] == f"digits, test split, {len(tiny.digits().test)} clouds"
 
 
-def test_run_is_scored_on_the_split_asked_for(tmp_path):
+def test_run_is_scored_on_the_configured_split(tmp_path):
     runs.run(tiny.config(evaluation__split="validation"), "tiny", tmp_path / "run", device="cpu")
     scored = read_record(tmp_path / "run")["scored_on"]
     assert scored == f"digits, validation split, {len(tiny.digits().validation)} clouds"
@@ -349,7 +349,7 @@ def test_overwrite_with_wrong_input_removes_nothing(copy, options, changes):
     assert files(copy) == before
 
 
-def test_unfinished_run_is_not_started_over_unasked(interrupted, capsys):
+def test_unfinished_run_is_not_restarted_without_an_option(interrupted, capsys):
     before = files(interrupted)
     assert distill(interrupted) == 2
     assert "--resume" in capsys.readouterr().err
@@ -436,7 +436,7 @@ def along(tmp_path_factory) -> Path:
     return folder
 
 
-def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
+def test_result_is_the_set_before_the_configured_iteration(along, finished):
     steps = read_trajectory(along)
     place = {update: number for number, update in enumerate(steps["updates"])}
     assert {0, 3, 5, 7, 8} <= set(place)
@@ -642,7 +642,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
     assert files(interrupted) == before and not (tmp_path / "harm").exists()
 
 
-def test_nothing_to_resume_is_said(tmp_path, capsys):
+def test_resume_without_a_run_is_refused(tmp_path, capsys):
     assert distill(tmp_path / "nothing", "--resume") == 2
     assert "nothing to resume" in capsys.readouterr().err
     assert files(tmp_path) == {}

@@ -144,7 +144,7 @@ def engine(request, losing):
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
+def test_coordinate_gradients_sum_to_the_gradient_of_the_points(
     real, synthetic, distance, backend, lift
 ):
     settings = config(
@@ -240,7 +240,7 @@ def test_sparse_misses_nothing(real, synthetic, lift, norm):
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
-def test_where_nothing_is_missed_the_record_says_just_that(real, synthetic, backend):
+def test_record_of_a_complete_gradient_lists_no_parameter(real, synthetic, backend):
     measured = second_derivatives(config(backend).method, real, synthetic)
     assert measured == {"gradients_without_graph": []}
     assert sentence(measured) == ""
@@ -287,7 +287,7 @@ def flat(parts):
 
 
 @pytest.mark.parametrize(("norm", "pooling"), [("none", "max"), ("batch", "average")])
-def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
+def test_missed_gradient_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
     settings, iteration = config("minkowski", network__norm=norm, network__pooling=pooling), 1
     measured = missed_gradient(settings.method, real, synthetic, iteration=iteration)
 
@@ -344,9 +344,7 @@ def test_convolutions_lose_all_of_their_part_and_the_head_nothing(engine, real, 
     assert sum(shares) >= 1
 
 
-def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_much(
-    engine, real, synthetic
-):
+def test_record_and_sentence_of_a_missed_gradient_agree(engine, real, synthetic):
     settings = config("minkowski")
     measured = second_derivatives(settings.method, real, synthetic)
     assert measured == missed_gradient(settings.method, real, synthetic)
