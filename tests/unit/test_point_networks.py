@@ -303,6 +303,12 @@ def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solid
         shapes_config(**changes).distill(solids)
 
 
+def test_one_real_cloud_is_refused_where_distances_between_real_clouds_are_needed(solids):
+    changes = {"objective__name": "sorted_feature_matching", "objective__real_batch": 1}
+    with pytest.raises(InputError, match="objective.real_batch = 1: .* needs 2 or more"):
+        shapes_config(**changes).distill(solids)
+
+
 def test_clouds_on_a_flat_grid_are_not_turned():
     with pytest.raises(
         InputError, match="turn_step_size = 0.1: clouds would turn out of the flat grid"
