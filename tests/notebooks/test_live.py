@@ -2,6 +2,8 @@
 
 import base64
 import gzip
+import html
+import io
 import json
 import os
 import re
@@ -18,7 +20,8 @@ import papermill
 import pytest
 from headless import NOTEBOOK, PATIENCE
 from jupyter_client.manager import KernelManager
-from test_player import recording
+from PIL import Image
+from test_player import data_of, decoded, recording
 
 from pcdd_core.view.page import STEPS, save_player
 from pcdd_core.view.recording import still
@@ -908,13 +911,13 @@ def shared_kernel(tmp_path_factory):
                 continue
             content = message["content"]
             if message["msg_type"] == "update_display_data":
-                execute.updated.append(sorted(content["data"]))
+                execute.updated.append(content["data"])
             printed += content.get("text", "") + content.get("ename", "")
             if content.get("execution_state") == "idle":
                 return printed
 
     execute.manager, execute.until_idle, execute.folder = manager, until_idle, folder
-    execute.updated = []  # kinds of data of outputs that a later cell changed
+    execute.updated = []  # outputs that a later cell changed, by kind of data
     execute(KERNEL)
     yield execute
     client.stop_channels()
@@ -1026,7 +1029,29 @@ def test_closed_view_leaves_its_last_picture(kernel):
     kernel("live.step(); live.wait(); time.sleep(3)", "b")
     kernel.updated.clear()
     kernel("live.close(); live.close()", "c")
-    assert kernel.updated == [["text/plain"], ["image/png", "text/html", "text/plain"]]
+    kinds = [sorted(output) for output in kernel.updated]
+    assert kinds == [["text/plain"], ["image/png", "text/html", "text/plain"]]
+
+
+@pytest.mark.slow
+def test_closed_lab_of_two_runs_leaves_both(kernel):
+    settings = {**SETTINGS, "data.classes": ["2", "3"]}
+    kernel(f"lab = pcdd.lab(settings={settings!r}, device='cpu')\nlab", "a")
+    kernel("lab._session.view.compare.value = 'lift.name'; lab.step(); lab.wait()", "b")
+    one = kernel("print(len(lab.recording.picture().axes), lab.status)", "x")
+    assert one == "4 paused, update 1 of 5000\n"
+    kernel.updated.clear()
+    kernel("lab.close()", "c")
+    shown = kernel.updated[-1]
+    assert decoded(data_of(html.unescape(shown["text/html"])))["runs"] == [
+        "Lift: gaussian",
+        "Lift: coordinates",
+    ]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))))
+    upper, lower = np.split(picture, 2)
+    assert not np.array_equal(upper, lower)
+    # the halves show the same scatter, in the row of the start
+    assert (upper < 128).any() and (lower < 128).any()
 
 
 @pytest.mark.slow
