@@ -27,7 +27,8 @@ import headless  # noqa: E402
 
 SETTINGS = {"clouds.points_per_cloud": 100, "schedule.iterations": 80}
 SELECTED = 12  # the point of the first cloud whose force and energy are shown
-GIF_WIDTH, GIF_MOMENTS, GIF_COLOURS = 800, 26, 64
+GIF_WIDTH, GIF_MOMENTS, GIF_COLOURS = 800, 26, 128
+COVER = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}  # keeps rare colours
 
 
 class Screen:
@@ -140,7 +141,7 @@ def main() -> None:
     atomic_write_text(HERE / "lab.html", page)
     for name, picture in screen.pictures.items():
         path = HERE / f"lab-{name}.png"
-        small = picture.quantize(256, dither=Image.Dither.NONE)
+        small = picture.quantize(256, **COVER)
         atomic_write(path, lambda file, small=small: small.save(file, "png", optimize=True))
     height = round(GIF_WIDTH * moments[0].height / moments[0].width)
     frames = [moment.resize((GIF_WIDTH, height), Image.Resampling.LANCZOS) for moment in moments]
@@ -148,7 +149,7 @@ def main() -> None:
     whole = Image.new("RGB", (GIF_WIDTH, height * len(frames)))
     for index, frame in enumerate(frames):
         whole.paste(frame, (0, index * height))
-    palette = whole.quantize(GIF_COLOURS, dither=Image.Dither.NONE)
+    palette = whole.quantize(GIF_COLOURS, **COVER)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     options = {"save_all": True, "append_images": frames[1:], "duration": 250, "loop": 0}
     atomic_write(HERE / "lab.gif", lambda file: frames[0].save(file, "gif", **options))

@@ -684,9 +684,12 @@ function aboutPoint(recording, shown, now) {
     text += `; force of ${now.forces.of} ${readable(size)} per cell`;
   }
   if (now.map) {
-    const lowest = now.map.values.indexOf(Math.min(...now.map.values));
-    const [row, column] = [Math.floor(lowest / now.map.side), lowest % now.map.side];
-    const off = [row, column].map((i) => now.map.reach * ((2 * i) / (now.map.side - 1) - 1));
+    const { side, reach, place } = now.map;
+    const offset = (i) => [Math.floor(i / side), i % side].map((at) => reach * ((2 * at) / (side - 1) - 1));
+    // A point stays in the grid, so energies outside of it do not count.
+    const holds = (i) => offset(i).every((by, axis) => place[axis + 1] + by >= 0 && place[axis + 1] + by < recording.grid[axis + 1]);
+    const values = Array.from(now.map.values, (value, i) => (holds(i) ? value : Infinity));
+    const off = offset(values.indexOf(Math.min(...values)));
     const words = [off[0] < 0 ? "up" : "down", off[1] < 0 ? "left" : "right"];
     text += `; lowest energy ${Math.abs(off[0]).toFixed(1)} cells ${words[0]}, ${Math.abs(off[1]).toFixed(1)} ${words[1]}`;
   }

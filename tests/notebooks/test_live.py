@@ -38,7 +38,7 @@ def needs_browser(test):
     return pytest.mark.browser(skip(test))
 
 
-LONG = 5000  # iterations: more than any test waits for
+LONG = 1_000_000  # iterations: more than any test waits for
 SETTINGS = {
     "schedule.iterations": LONG,
     "network.width": 4,
@@ -521,11 +521,13 @@ def test_forces_maps_and_means_of_the_kernel_are_drawn(told, page):
     energy.click()
     assert page.evaluate("sent.at(-1)") == {"ask": "map", "point": 5}
     values = np.arange(9.0)[::-1].reshape(3, 3)  # lowest at the lower right
-    place = [0, *given.coordinates[-1, 5, 1:].tolist()]
-    about = {"update": 8, "point": 5, "place": place, "reach": 4, "side": 3}
+    about = {"update": 8, "point": 5, "place": [0, 14.0, 14.0], "reach": 4, "side": 3}
     tell(page, "map", about, values)
     changed()
     assert "lowest energy 4.0 cells down, 4.0 right" in view.locator(".picked").inner_text()
+    # one row lies above the grid: points cannot go there
+    tell(page, "map", {**about, "place": [0, 1.0, 14.0]}, values[::-1])
+    assert "lowest energy 0.0 cells down, 4.0 right" in view.locator(".picked").inner_text()
     # the map belongs to its moment and to its point
     view.get_by_label("moment of the recording").fill("2")
     drawn(page)
@@ -1039,7 +1041,7 @@ def test_closed_lab_of_two_runs_leaves_both(kernel):
     kernel(f"lab = pcdd.lab(settings={settings!r}, device='cpu')\nlab", "a")
     kernel("lab._session.view.compare.value = 'lift.name'; lab.step(); lab.wait()", "b")
     one = kernel("print(len(lab.recording.picture().axes), lab.status)", "x")
-    assert one == "4 paused, update 1 of 5000\n"
+    assert one == f"4 paused, update 1 of {LONG}\n"
     kernel.updated.clear()
     kernel("lab.close()", "c")
     shown = kernel.updated[-1]
