@@ -110,7 +110,7 @@ pcdd.figures.gallery(pcdd.Random().choose(real.train, seed=0))
 # The paper's loss compares gradients of a network. This loss compares its features.
 
 # %% [markdown]
-# > **Predict, then run.** With one synthetic cloud per class instead of four, what does the first
+# > **Predict, then run.** With one synthetic cloud per class instead of two, what does the first
 # > term of the loss do?
 #
 # <details><summary>Answer</summary>
@@ -146,9 +146,9 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # The score of a set is the test accuracy of classifiers that are trained on this set only. All sets
 # train the same classifiers in the same way.
 #
-# The choice of the settings of `demo` rests on **one seed of the validation split**. Their lead
-# over other settings there was small, within the noise. The test images played no part in the
-# choice, and each run scores them once, at its end.
+# The settings of `demo` were chosen on **validation images**, by a first look at two to five seeds
+# of a few settings. The lead over other settings was small, within the noise. The test images
+# played no part in the choice, and each run scores them once, at its end.
 
 # %% [markdown]
 # Real clouds are the baseline. They get two budgets. `packed_bytes` counts the bytes of a cloud as
@@ -163,14 +163,13 @@ right.set(xlabel="iteration", ylabel="mean displacement in cells");
 # (their mean is close to the class mean), and the class mean itself (the cells that a class
 # occupies most often). A class has only one class mean, so equal bytes use it once, whole.
 #
-# > **Predict, then run.** The distilled set has 4 clouds of 39 points per class. How many whole
+# > **Predict, then run.** The distilled set has 2 clouds of 150 points per class. How many whole
 # > real clouds per class have as many bytes?
 #
 # <details><summary>Answer</summary>
 #
-# Two. A list of 39 cells needs 390 bits, which are 49 bytes. Four such lists need 196 bytes, the
-# bytes of two bitmaps. Most whole real digits occupy more than 78 cells, so a bitmap is their
-# smaller form.
+# Two. A list of 150 cells would need 1,500 bits, a bitmap 784 bits, which are 98 bytes. Most whole
+# real digits occupy more than 78 cells too, so a bitmap is the smaller form for both.
 #
 # </details>
 
@@ -304,10 +303,5 @@ print(
 # To distil one cloud per class, change one line of the parameters cell:
 #
 # ```python
-# settings = {
-#     "clouds.clouds_per_class": 1,
-#     "clouds.points_per_cloud": 164,
-#     "lift.saturation": 3.0,
-#     "schedule.iterations": 240,
-# }
+# settings = {"clouds.clouds_per_class": 1}
 # ```

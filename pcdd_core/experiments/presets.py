@@ -331,13 +331,18 @@ QUICKSTART = _merged(
     },
 )
 
-# 156 points per class: no more than one real cloud of `digits` has on average. A cloud of 39 cells
-# takes 49 bytes, so the set has the bytes of 2 whole images per class (`packed_bytes`).
+# About the number of points of a real cloud of `digits`. Such a cloud takes the 98 bytes of a bitmap
+# (`packed_bytes`), so two whole real clouds per class have the same number of clouds and bytes.
 DEMO = _merged(
     GAUSSIAN,
     {
-        "clouds": {"clouds_per_class": 4, "points_per_cloud": 39},
-        "lift": {"bandwidth_end": 0.25, "saturation_start": 1.0, "closed": True},
+        "clouds": {"clouds_per_class": 2, "points_per_cloud": 150},
+        "lift": {
+            "bandwidth_end": 0.25,
+            "saturation": 3.0,
+            "saturation_start": 1.0,
+            "closed": True,
+        },
         "objective": {
             "name": "maximum_mean_discrepancy",
             "real_batch": 24,
@@ -423,7 +428,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "demo": Preset(
         from_dict(DEMO),
-        "for `make demo`: 4 clouds of 39 points per class by maximum mean discrepancy",
+        "for `make demo`: 2 clouds of 150 points per class by maximum mean discrepancy",
     ),
     "quickstart": Preset(
         from_dict(QUICKSTART),
