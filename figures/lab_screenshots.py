@@ -27,7 +27,8 @@ import headless  # noqa: E402
 
 SETTINGS = {"clouds.points_per_cloud": 100, "schedule.iterations": 80}
 SELECTED = 12  # the point of the first cloud whose force and energy are shown
-GIF_WIDTH, GIF_MOMENTS = 800, 26
+GIF_WIDTH, GIF_MOMENTS, GIF_COLOURS = 800, 26, 128
+COVER = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}  # keeps rare colours
 
 
 class Screen:
@@ -45,17 +46,17 @@ class Screen:
         """Wait for a status that contains these words."""
         self.view.locator(".status", has_text=status).wait_for()
 
-    def shown(self) -> Image.Image:
-        """Return a screenshot with the lab at the top."""
-        self.lab.evaluate("lab => lab.scrollIntoView()")
+    def shown(self, top=None) -> Image.Image:
+        """Return a screenshot with the lab, or the part of it that is given, at the top."""
+        (top or self.lab).evaluate("part => part.scrollIntoView()")
         self.page.wait_for_timeout(700)
         return Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
 
-    def keep(self, name: str, width: int, height: int) -> None:
-        """Take a screenshot at a size of the window."""
+    def keep(self, name: str, width: int, height: int, top=None) -> None:
+        """Take a screenshot at a size of the window, with this part of the lab at the top."""
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.wait_for_timeout(500)
-        self.pictures[name] = self.shown()
+        self.pictures[name] = self.shown(top)
 
 
 def screencast(screen: Screen) -> list[Image.Image]:
@@ -111,7 +112,7 @@ def looks(screen: Screen) -> None:
     screen.pictures["full-screen"] = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     page.evaluate("document.exitFullscreen()")
     page.locator(".jp-SideBar.jp-mod-left .lm-TabBar-tab[data-id=filebrowser]").click()
-    screen.keep("phone", 390, 844)
+    screen.keep("phone", 390, 844, screen.view)
 
 
 def main() -> None:
@@ -140,10 +141,16 @@ def main() -> None:
     atomic_write_text(HERE / "lab.html", page)
     for name, picture in screen.pictures.items():
         path = HERE / f"lab-{name}.png"
-        atomic_write(path, lambda file, picture=picture: picture.save(file, "png", optimize=True))
+        small = picture.quantize(256, **COVER)
+        atomic_write(path, lambda file, small=small: small.save(file, "png", optimize=True))
     height = round(GIF_WIDTH * moments[0].height / moments[0].width)
     frames = [moment.resize((GIF_WIDTH, height), Image.Resampling.LANCZOS) for moment in moments]
-    frames = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    # One palette for all frames: what stands still is the same in each, and takes no room.
+    whole = Image.new("RGB", (GIF_WIDTH, height * len(frames)))
+    for index, frame in enumerate(frames):
+        whole.paste(frame, (0, index * height))
+    palette = whole.quantize(GIF_COLOURS, **COVER)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     options = {"save_all": True, "append_images": frames[1:], "duration": 250, "loop": 0}
     atomic_write(HERE / "lab.gif", lambda file: frames[0].save(file, "gif", **options))
     record = {

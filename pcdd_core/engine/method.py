@@ -128,6 +128,11 @@ class Method:
                 objective.needs_point_features and "points" not in network.takes,
                 "it compares features of points; it needs network.name=pointnet",
             ),
+            "objective.real_batch": (
+                objective.real_batch < objective.least_real_batch,
+                f"objective.name={objective.name} measures distances between real clouds of a "
+                f"class; it needs {objective.least_real_batch} or more",
+            ),
             "objective.real_precision": (
                 reduced and not network.mixed_precision,
                 f"network.name={network.name} computes in float32; it needs network.name=torch or "

@@ -70,6 +70,7 @@ class Objective(Piece):
     per_class:             compares one class at a time, so classes can be shared among threads and
                            processes
     needs_point_features:  the network must have a method `point_features`
+    least_real_batch:      smallest `real_batch`
     """
 
     real_batch: Count = setting(
@@ -84,6 +85,7 @@ class Objective(Piece):
     )
     per_class: ClassVar[bool] = True
     needs_point_features: ClassVar[bool] = False
+    least_real_batch: ClassVar[int] = 1
 
     @abstractmethod
     def loss(self, network: nn.Module, real: Batch, synthetic: Batch) -> Tensor:
@@ -153,6 +155,8 @@ class DistributionMatching(Matching, name="distribution_matching"):
 class MaximumMeanDiscrepancy(Matching, name="maximum_mean_discrepancy"):
     """Distance between the distributions of features, for several clouds per class."""
 
+    least_real_batch = 2  # distances between real clouds are the unit of its kernels
+
     def loss(self, network: nn.Module, real: Batch, synthetic: Batch) -> Tensor:
         """Return `maximum_mean_discrepancy` of the batches."""
         return maximum_mean_discrepancy(network, real.inputs, synthetic.inputs, self.precision)
@@ -162,6 +166,7 @@ class SortedFeatureMatching(Matching, name="sorted_feature_matching"):
     """Distance between the distributions of sorted point features (SADM)."""
 
     needs_point_features = True
+    least_real_batch = 2  # as of `MaximumMeanDiscrepancy`
 
     def loss(self, network: nn.Module, real: Batch, synthetic: Batch) -> Tensor:
         """Return `sorted_feature_matching` of the batches."""

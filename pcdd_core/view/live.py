@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image as pillow
 
 from ..engine.lifts import occupancy
 from ..errors import extra_missing
@@ -295,14 +296,14 @@ class SessionView:
         """Show the recording of the session from its beginning."""
         self.player.recording = self.encoded()
 
-    def close(self, recording: Recording | None) -> None:
+    def close(self, recordings: Sequence[Recording]) -> None:
         """Close the widget.
 
-        recording: if not None, the picture shows its last frames, and a line replaces the widget
+        recordings: if any, the picture shows them, and a line replaces the widget
         """
-        if recording and self.output and self.picture:
+        if recordings and self.output and self.picture:
             self.output.update({"text/plain": "Live view (closed)."}, raw=True)
-            self.picture.update(_kept([recording], ("",)), raw=True)
+            self.picture.update(_kept(recordings, self.names), raw=True)
         close_all(self.widget)
 
     def say(self) -> None:
@@ -441,7 +442,7 @@ def _forget(session: Session) -> None:
 
 def _kept(recordings: Sequence[Recording], names: Sequence[str]) -> dict[str, str]:
     """Return an output that needs no kernel: a picture and, folded below it, the player."""
-    picture = base64.b64encode(_picture(recordings[0])).decode()
+    picture = base64.b64encode(_picture(recordings, names)).decode()
     kept = {"image/png": picture, "text/plain": "Picture of a recording."}
     if len(recordings[0]) > 1:
         image = f'<img src="data:image/png;base64,{picture}" alt="the recording over time">'
@@ -450,10 +451,22 @@ def _kept(recordings: Sequence[Recording], names: Sequence[str]) -> dict[str, st
 
 
 def _png(recording: Recording) -> Image:
-    return Image(_picture(recording))
+    return Image(_picture([recording], [""]))
 
 
-def _picture(recording: Recording) -> bytes:
+def _picture(recordings: Sequence[Recording], names: Sequence[str]) -> bytes:
+    """Return a PNG of the recordings, one below the other, each below its name."""
+    parts = []
+    for recording, name in zip(recordings, names, strict=True):
+        figure, file = recording.picture(), io.BytesIO()
+        figure.suptitle(name, fontsize=9)
+        figure.savefig(file, format="png", dpi=90)
+        parts.append(pillow.open(file))
+    whole = pillow.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
     file = io.BytesIO()
-    recording.picture().savefig(file, format="png", dpi=90)
+    whole.save(file, "PNG")
     return file.getvalue()

@@ -7,6 +7,7 @@ import base64
 import gzip
 import html
 import json
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,12 +119,13 @@ def save_player(
 def page_of(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:
     """Return an HTML page that plays recordings. It needs no other file and no network."""
     title = html.escape("Moving points: " + ", ".join(dict.fromkeys(recording.names())))
-    page = PAGE.replace("{script}", SCRIPT.read_text(encoding="utf-8"))
-    page = page.replace(
-        "{data}", base64.b64encode(encode(recording, *others, names=names)).decode()
-    )
-    # The title comes last, because a class name can contain "{script}" or "{data}".
-    return page.replace("{title}", title)
+    parts = {
+        "title": title,
+        "script": SCRIPT.read_text(encoding="utf-8"),
+        "data": base64.b64encode(encode(recording, *others, names=names)).decode(),
+    }
+    # In one pass: the parts themselves can contain "{title}", "{script}" or "{data}".
+    return re.sub("{(title|script|data)}", lambda match: parts[match[1]], PAGE)
 
 
 def folded(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:

@@ -684,9 +684,12 @@ function aboutPoint(recording, shown, now) {
     text += `; force of ${now.forces.of} ${readable(size)} per cell`;
   }
   if (now.map) {
-    const lowest = now.map.values.indexOf(Math.min(...now.map.values));
-    const [row, column] = [Math.floor(lowest / now.map.side), lowest % now.map.side];
-    const off = [row, column].map((i) => now.map.reach * ((2 * i) / (now.map.side - 1) - 1));
+    const { side, reach, place } = now.map;
+    const offset = (i) => [Math.floor(i / side), i % side].map((at) => reach * ((2 * at) / (side - 1) - 1));
+    // A point stays in the grid, so energies outside of it do not count.
+    const holds = (i) => offset(i).every((by, axis) => place[axis + 1] + by >= 0 && place[axis + 1] + by < recording.grid[axis + 1]);
+    const values = Array.from(now.map.values, (value, i) => (holds(i) ? value : Infinity));
+    const off = offset(values.indexOf(Math.min(...values)));
     const words = [off[0] < 0 ? "up" : "down", off[1] < 0 ? "left" : "right"];
     text += `; lowest energy ${Math.abs(off[0]).toFixed(1)} cells ${words[0]}, ${Math.abs(off[1]).toFixed(1)} ${words[1]}`;
   }
@@ -789,7 +792,11 @@ function drawClouds(ui, recording, position, look, background, trails, now) {
   context.fillStyle = style.color;
   context.textAlign = "center";
   context.textBaseline = "alphabetic";
-  headings.forEach(([name, x, y]) => context.fillText(shorten(context, name, room / 2 - 8), x, y));
+  const inks = RUNS[luminance(background) < 0.18 ? "dark" : "light"];
+  headings.forEach(([name, x, y], run) => {
+    context.fillStyle = legible(inks[run], background);
+    context.fillText(shorten(context, name, room / 2 - 8), x, y);
+  });
   for (const box of boxes) {
     const { label, cloud, left, top } = box;
     context.fillStyle = style.color;
@@ -1171,11 +1178,15 @@ function legible(colour, background) {
   return `rgb(${result.join(", ")})`;
 }
 
-/** The frame of a chart over the updates; returns its context, its edges and the x of an update from 0. */
-function drawFrame(canvas, title, iterations) {
+/**
+ * The frame of a chart over the updates; returns its context, its edges and the x of an update from 0.
+ * beside: texts that need room right of it
+ */
+function drawFrame(canvas, title, iterations, beside = []) {
   const height = 120;
   const [context, width] = prepare(canvas, height);
-  const [left, right, top, bottom] = [52, width - 10, 22, height - 20];
+  const room = Math.max(0, ...beside.map((text) => context.measureText(text).width + 8));
+  const [left, right, top, bottom] = [52, width - 10 - room, 22, height - 20];
   context.fillStyle = context.strokeStyle = getComputedStyle(canvas).color;
   context.textAlign = "left";
   context.fillText(shorten(context, title, width - left), left, 13);
@@ -1258,7 +1269,9 @@ function drawScores(canvas, { iterations, dark, runs }, scores) {
   const told = baselines.map(([name, value]) => `${name} ${value.toFixed(0)} %`).join(", ");
   canvas.setAttribute("aria-label", `${heading}.${told && ` Without distillation: ${told}.`} ${scores.note}`);
   canvas.title = scores.note;
-  const { context, left, right, top, bottom, x } = drawFrame(canvas, titled(list((text, run) => `${STROKES[run]} ${text}`)), iterations);
+  const falling = [...baselines].sort((a, b) => b[1] - a[1]).map(([name, value]) => [`${name} ${value.toFixed(0)}`, value]);
+  const title = titled(list((text, run) => `${STROKES[run]} ${text}`));
+  const { context, left, right, top, bottom, x } = drawFrame(canvas, title, iterations, falling.map(([text]) => text));
   const values = [...baselines.map(([, value]) => value), ...scores.runs.flat().map(([, value]) => value)];
   if (!values.length) return;
   const [low, high] = [Math.max(Math.min(...values) - 5, 0), Math.min(Math.max(...values) + 5, 100)];
@@ -1266,23 +1279,23 @@ function drawScores(canvas, { iterations, dark, runs }, scores) {
   for (const value of [low, high]) context.fillText(`${value.toFixed(0)} %`, left - 4, y(value));
   context.textAlign = "left";
   const line = 1.1 * parseFloat(getComputedStyle(canvas).fontSize);
-  const falling = [...baselines].sort((a, b) => b[1] - a[1]);
-  // Names start at the top, each below its line and the name before, and stay inside the chart.
-  let free = top + line / 2;
-  for (const [i, [name, value]] of falling.entries()) {
+  // Names stand right of the chart, each at its line or below the name before, and as low as the chart at most.
+  let free = top;
+  for (const [i, [text, value]] of falling.entries()) {
+    const lowest = bottom - line * (falling.length - 1 - i);
+    const place = Math.min(Math.max(y(value), free), lowest);
+    free = place + line;
     context.globalAlpha = 0.6;
     context.lineWidth = 1;
     context.setLineDash([1, 3]);
     context.beginPath();
     context.moveTo(left, y(value));
     context.lineTo(right, y(value));
+    context.lineTo(right + 6, place);
     context.stroke();
     context.setLineDash([]);
     context.globalAlpha = 1;
-    const lowest = bottom - line * (falling.length - i - 0.5);
-    free = Math.min(Math.max(y(value) - line / 2, free), lowest);
-    context.fillText(`${name} ${value.toFixed(0)}`, left + 4, free);
-    free += line;
+    context.fillText(text, right + 8, place);
   }
   const colours = RUNS[dark ? "dark" : "light"];
   scores.runs.forEach((points, run) => {

@@ -139,8 +139,8 @@ class View(Protocol):
     def reset(self) -> None:
         """Show the recording of the session from its beginning."""
 
-    def close(self, recording: Recording | None) -> None:
-        """End the view; `recording`, if any, is what is left to see."""
+    def close(self, recordings: Sequence[Recording]) -> None:
+        """End the view; `recordings`, if any, are what is left to see."""
 
 
 class Session:
@@ -254,7 +254,7 @@ class Session:
             if run.thread is None:  # else the thread drops them
                 run.close()
         if view:
-            view.close(None if cleared else run.recorder.recording())
+            view.close([] if cleared else self.recordings())
 
     def leave(self) -> None:
         """Stop the run without a word to the front end, and wait for its thread."""

@@ -6,12 +6,11 @@ import headless
 import nbformat
 import pytest
 from headless import PATIENCE
-from test_live import browser, drawn, needs_browser, page, picture, update_of  # noqa: F401
+from test_live import LONG, browser, drawn, needs_browser, page, picture, update_of  # noqa: F401
 
 from pcdd_core.view.lab import COMPARED, CONTROLS
 
 NOTEBOOK = headless.ROOT / "notebooks" / "13_lab.ipynb"
-LONG = 5000  # iterations: more than any test waits for
 SETTINGS = {
     "schedule.iterations": LONG,
     "network.width": 4,

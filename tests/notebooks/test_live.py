@@ -2,6 +2,8 @@
 
 import base64
 import gzip
+import html
+import io
 import json
 import os
 import re
@@ -18,7 +20,8 @@ import papermill
 import pytest
 from headless import NOTEBOOK, PATIENCE
 from jupyter_client.manager import KernelManager
-from test_player import recording
+from PIL import Image
+from test_player import data_of, decoded, recording
 
 from pcdd_core.view.page import STEPS, save_player
 from pcdd_core.view.recording import still
@@ -35,7 +38,7 @@ def needs_browser(test):
     return pytest.mark.browser(skip(test))
 
 
-LONG = 5000  # iterations: more than any test waits for
+LONG = 1_000_000  # iterations: more than any test waits for
 SETTINGS = {
     "schedule.iterations": LONG,
     "network.width": 4,
@@ -518,11 +521,13 @@ def test_forces_maps_and_means_of_the_kernel_are_drawn(told, page):
     energy.click()
     assert page.evaluate("sent.at(-1)") == {"ask": "map", "point": 5}
     values = np.arange(9.0)[::-1].reshape(3, 3)  # lowest at the lower right
-    place = [0, *given.coordinates[-1, 5, 1:].tolist()]
-    about = {"update": 8, "point": 5, "place": place, "reach": 4, "side": 3}
+    about = {"update": 8, "point": 5, "place": [0, 14.0, 14.0], "reach": 4, "side": 3}
     tell(page, "map", about, values)
     changed()
     assert "lowest energy 4.0 cells down, 4.0 right" in view.locator(".picked").inner_text()
+    # one row lies above the grid: points cannot go there
+    tell(page, "map", {**about, "place": [0, 1.0, 14.0]}, values[::-1])
+    assert "lowest energy 0.0 cells down, 4.0 right" in view.locator(".picked").inner_text()
     # the map belongs to its moment and to its point
     view.get_by_label("moment of the recording").fill("2")
     drawn(page)
@@ -908,13 +913,13 @@ def shared_kernel(tmp_path_factory):
                 continue
             content = message["content"]
             if message["msg_type"] == "update_display_data":
-                execute.updated.append(sorted(content["data"]))
+                execute.updated.append(content["data"])
             printed += content.get("text", "") + content.get("ename", "")
             if content.get("execution_state") == "idle":
                 return printed
 
     execute.manager, execute.until_idle, execute.folder = manager, until_idle, folder
-    execute.updated = []  # kinds of data of outputs that a later cell changed
+    execute.updated = []  # outputs that a later cell changed, by kind of data
     execute(KERNEL)
     yield execute
     client.stop_channels()
@@ -1026,7 +1031,29 @@ def test_closed_view_leaves_its_last_picture(kernel):
     kernel("live.step(); live.wait(); time.sleep(3)", "b")
     kernel.updated.clear()
     kernel("live.close(); live.close()", "c")
-    assert kernel.updated == [["text/plain"], ["image/png", "text/html", "text/plain"]]
+    kinds = [sorted(output) for output in kernel.updated]
+    assert kinds == [["text/plain"], ["image/png", "text/html", "text/plain"]]
+
+
+@pytest.mark.slow
+def test_closed_lab_of_two_runs_leaves_both(kernel):
+    settings = {**SETTINGS, "data.classes": ["2", "3"]}
+    kernel(f"lab = pcdd.lab(settings={settings!r}, device='cpu')\nlab", "a")
+    kernel("lab._session.view.compare.value = 'lift.name'; lab.step(); lab.wait()", "b")
+    one = kernel("print(len(lab.recording.picture().axes), lab.status)", "x")
+    assert one == f"4 paused, update 1 of {LONG}\n"
+    kernel.updated.clear()
+    kernel("lab.close()", "c")
+    shown = kernel.updated[-1]
+    assert decoded(data_of(html.unescape(shown["text/html"])))["runs"] == [
+        "Lift: gaussian",
+        "Lift: coordinates",
+    ]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["image/png"]))))
+    upper, lower = np.split(picture, 2)
+    assert not np.array_equal(upper, lower)
+    # the halves show the same scatter, in the row of the start
+    assert (upper < 128).any() and (lower < 128).any()
 
 
 @pytest.mark.slow

@@ -258,6 +258,13 @@ def test_names_cannot_break_out_of_the_page(tmp_path):
     assert decoded(data_of(text))["class_names"] == list(names)
 
 
+def test_script_of_the_page_can_hold_the_names_of_the_parts(monkeypatch, tmp_path):
+    script = "const label = `${title} {data} {script}`;"
+    (tmp_path / "player.js").write_text(script)
+    monkeypatch.setattr(page, "SCRIPT", tmp_path / "player.js")
+    assert script in page.page_of(recording())
+
+
 def test_page_of_a_run_of_ten_digits_is_small(tmp_path):
     names = tuple("0123456789")
     save_player(

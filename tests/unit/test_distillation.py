@@ -706,6 +706,10 @@ def test_file_that_lacks_a_class_is_refused(tmp_path):
         ({"network__layers": 5}, "network.layers = 5.*at most 4"),
         ({"network__layers": 5, "network__name": "sparse"}, "network.layers = 5.*at most 4"),
         ({"network__paper_layout": True, "network__norm": "instance"}, "paper_layout"),
+        (
+            {"objective__name": "maximum_mean_discrepancy", "objective__real_batch": 1},
+            "objective.real_batch = 1: .*maximum_mean_discrepancy.* needs 2 or more",
+        ),
     ],
 )
 def test_setting_that_does_not_fit_is_refused_before_the_first_step(settings, message):

@@ -301,6 +301,12 @@ def test_network_that_does_not_fit_the_lift_is_refused(changes, said, solids):
         shapes_config(**changes).distill(solids)
 
 
+def test_one_real_cloud_is_refused_where_distances_between_real_clouds_are_needed(solids):
+    changes = {"objective__name": "sorted_feature_matching", "objective__real_batch": 1}
+    with pytest.raises(InputError, match="objective.real_batch = 1: .* needs 2 or more"):
+        shapes_config(**changes).distill(solids)
+
+
 def test_rotation_of_clouds_on_a_flat_grid_is_refused():
     with pytest.raises(
         InputError, match="turn_step_size = 0.1: clouds would rotate out of the flat grid"
