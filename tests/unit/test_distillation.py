@@ -818,7 +818,7 @@ def test_classes_matched_side_by_side_give_bit_for_bit_what_they_give_in_turn(ch
 @pytest.mark.parametrize("wrong", [None, {"a": torch.zeros(3)}], ids=["missing", "other"])
 def test_a_state_of_other_settings_is_refused_before_the_first_step(part, wrong):
     config = tiny.config(schedule__iterations_per_network=5, schedule__training_steps=1)
-    state = run(config)[1].state()
+    state = next(config.distill(tiny.three_digits())).state()
     state = {name: value for name, value in state.items() if name != part}
     if wrong is not None:
         state[part] = wrong
