@@ -331,8 +331,9 @@ QUICKSTART = _merged(
     },
 )
 
-# About the number of points of a real cloud of `digits`. Such a cloud takes the 98 bytes of a bitmap
-# (`packed_bytes`), so two whole real clouds per class have the same number of clouds and bytes.
+# About the number of points of a real cloud of `digits`. Such a cloud takes the 98 bytes of a
+# bitmap (`packed_bytes`), so two whole real clouds per class have the same number of clouds and
+# bytes.
 DEMO = _merged(
     GAUSSIAN,
     {
