@@ -39,7 +39,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # CUDA and JOBS for something else.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo check test fuzz minkowski notebooks notebooks-outputs site bench lab install pair \
+.PHONY: demo check types units test fuzz minkowski notebooks notebooks-outputs site bench lab install pair \
 	tables clean
 
 install: $(VENV)/installed
@@ -64,8 +64,16 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	@$(MAKE) --no-print-directory --jobs 2 types units
+
+# Two parts of `make check`. They run side by side, because pyright uses one core.
+types: install
 	$(BIN)/pyright
+
+# All tests in test_live.py need a browser, and its imports take seconds.
+units: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --no-loadscope-reorder \
+		--ignore tests/notebooks/test_live.py \
 		-m "not slow and not minkowski and not browser and not ray and not gpu"
 
 test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)

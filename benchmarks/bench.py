@@ -35,7 +35,7 @@ from limits import seconds_of
 import pcdd_core as pcdd
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import Config
-from pcdd_core.experiments.runs import Progress
+from pcdd_core.experiments.progress import Progress
 from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry import grid as grids
 from pcdd_core.geometry.clouds import PointClouds, members_per_class

@@ -23,7 +23,8 @@ import pcdd_core as pcdd
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.figures import save
-from pcdd_core.experiments.runs import folder_name, scored_iteration
+from pcdd_core.experiments.runs import folder_name
+from pcdd_core.experiments.scores import scored_iteration
 from pcdd_core.experiments.second_order import missed_gradient
 from pcdd_core.files import atomic_write_text
 

@@ -12,7 +12,7 @@ import argparse
 from dataclasses import replace
 
 import pcdd_core as pcdd
-from pcdd_core.experiments import machine, runs
+from pcdd_core.experiments import machine, scores
 from pcdd_core.experiments.config import from_dict, to_dict
 from pcdd_core.experiments.presets import label
 from pcdd_core.experiments.records import COMMITTED, as_json, read_records, write_records
@@ -32,7 +32,7 @@ def rescored(record: dict, data: str | None) -> dict | None:
         return None
     config = replace(old, evaluation=evaluation)
     clouds = pcdd.load_clouds(kept)
-    _, scored = runs.score(clouds, record["name"], config, data)
+    _, scored = scores.score(clouds, record["name"], config, data)
     seconds = record["seconds"] | scored["seconds"]
     about = {"seconds": seconds, "scored_by": machine.describe(machine.choose_device(None))}
     wanted = ("scores", "scored_on", "occupied_cells")

@@ -48,13 +48,13 @@ from .experiments.records import read_trajectory as read_trajectory
 from .experiments.records import runs_folder as runs_folder
 from .experiments.report import table as table
 from .experiments.runs import run as run
-from .experiments.runs import score as score
+from .experiments.scores import score as score
 from .experiments.second_order import missed_gradient as missed_gradient
 from .experiments.sweeps import finished as finished
 from .experiments.sweeps import obtain as obtain
 from .experiments.tables import EXPERIMENTS as EXPERIMENTS
-from .experiments.tables import INGREDIENTS as INGREDIENTS
 from .experiments.tables import experiment as experiment
+from .experiments.variants import INGREDIENTS as INGREDIENTS
 from .geometry.clouds import PointClouds as PointClouds
 from .geometry.clouds import clouds_from_list as clouds_from_list
 from .geometry.clouds import from_occupancy as from_occupancy

@@ -42,6 +42,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
     config = override(preset(options.preset).config, _settings(options))
     from .. import ranks
     from ..experiments import records, runs
+    from ..experiments.progress import Progress
 
     folder = runs.run(
         config,
@@ -52,7 +53,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
         resume=options.resume,
         overwrite=options.overwrite,
         checkpoint_every=options.checkpoint_every,
-        progress=runs.Progress(options.quiet),
+        progress=Progress(options.quiet),
     )
     if not ranks.first_of_torchrun():
         return {"text": "pcdd: this process is finished", "json": {}}
@@ -354,15 +355,16 @@ def _cells(options: argparse.Namespace) -> list:
 
 
 def _score(options: argparse.Namespace, clouds, name: str, config: "Config") -> dict[str, Any]:
-    from ..experiments import runs
+    from ..experiments import scores
+    from ..experiments.progress import Progress
     from ..files import refuse_file_in_the_way
 
     refuse_file_in_the_way(options.output or ".")
-    progress = runs.Progress(options.quiet)
-    clouds, record = runs.score(clouds, name, config, options.data, options.device, progress)
+    progress = Progress(options.quiet)
+    clouds, record = scores.score(clouds, name, config, options.data, options.device, progress)
     text = f"{name}: {_scores(record)}"
     if options.output:
-        runs.keep_score(clouds, record, options.output)
+        scores.keep_score(clouds, record, options.output)
         text += f"\n{options.output}: clouds.npz, record.json"
     return {"text": text, "json": record}
 

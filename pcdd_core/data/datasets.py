@@ -54,7 +54,7 @@ class Splits:
 class DataSet(Piece):
     """A kind of real data. A choice defines `load`.
 
-    passed_on: its licence allows to redistribute its clouds and sets made from them
+    redistributable: its licence allows anyone to share its clouds and sets made from them
     """
 
     validation_fraction: Fraction = setting(
@@ -66,7 +66,7 @@ class DataSet(Piece):
     classes: tuple[str, ...] | None = setting(
         default=None, help="names of the classes to keep; null: all", kw_only=True
     )
-    passed_on: ClassVar[bool] = False
+    redistributable: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, folder: Path | str | None = None) -> Splits:
@@ -112,7 +112,7 @@ class Images(DataSet):
     max_points: Count | None = setting(
         default=None, help="keep the first points of each training cloud in raster order; null: all"
     )
-    passed_on = True
+    redistributable = True
 
     @abstractmethod
     def read(self, folder: Path | str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -191,7 +191,7 @@ class ShapeSet(DataSet):
 class Solids(ShapeSet, name="solids"):
     """Simple solids, which are generated and need no files."""
 
-    passed_on = True
+    redistributable = True
 
     def read(self, folder: Path | str | None) -> tuple[Shapes, Shapes, tuple[str, ...]]:
         """Generate the solids."""

@@ -62,7 +62,7 @@ def _hdf5_array(path: Path, field: str) -> np.ndarray:
             dataset = file[field]
             if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
                 raise InputError(f"{path}: field '{field}' is no array; expected an array")
-            if dataset.dtype.kind not in "fiu":  # text of any length cannot be sized
+            if dataset.dtype.kind not in "fiu":  # the size of text is unknown
                 raise InputError(
                     f"{path}: field '{field}' is of type {dataset.dtype}; "
                     "expected floats or integers"
@@ -245,7 +245,7 @@ REPEATED = "test_voxels_also_in_train"
 
 
 def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read ModelNet10 as far as 24^3 occupancy grids preserve it: one .npz, see its source."""
+    """Read ModelNet10 reduced to 24^3 occupancy grids, from one .npz, see `PUBLISHED`."""
     path = root / "modelnet10_voxels24_1024.npz"
     fields = ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
     arrays = read_arrays(path, fields, LARGEST_SET)

@@ -1,7 +1,7 @@
 """Vertices and triangles of .off and .ply files.
 
-A file that was cut or damaged often still parses, with fewer faces than it had. So the numbers of
-rows and of indices must be those that the file itself declares.
+A truncated or damaged file often still parses, with fewer faces than before. So the numbers of rows
+and of indices must equal those that the file declares.
 """
 
 import re
@@ -51,7 +51,7 @@ def read_ply(path: Path) -> Mesh:
     from trimesh.geometry import triangulate_quads
 
     with path.open("rb") as file, warnings.catch_warnings():
-        # numpy keeps the numbers before a word that is none
+        # numpy keeps the numbers before a word that is not a number
         warnings.filterwarnings("error", message="string or file could not be read")
         _check_text_rows(file.read())
         file.seek(0)
@@ -82,9 +82,9 @@ def _check_text_rows(content: bytes) -> None:
     header, _, body = content.partition(b"end_header")
     lines = [line.split() for line in header.decode("utf-8").splitlines()]
     if "ascii" not in (lines[1] if len(lines) > 1 else []):
-        return  # trimesh compares the length of binary files
+        return  # trimesh checks the length of binary files
     rows = body.decode("utf-8").rstrip().split("\n")[1:]
-    elements: list[tuple[str, int, list[bool]]] = []  # name, rows, for each property: is it a list
+    elements: list[tuple[str, int, list[bool]]] = []  # name, rows, whether each property is a list
     for line in lines:
         if line[:1] == ["element"]:
             elements.append((line[1], int(line[2]), []))
@@ -124,7 +124,7 @@ def _check_list_sizes(name: str, data: object) -> None:
 
 
 def _checked(vertices: np.ndarray, faces: np.ndarray) -> Mesh:
-    """Return vertices and faces if every index is that of a vertex."""
+    """Return vertices and faces. Raises ValueError if an index has no vertex."""
     if len(faces) == 0:
         return vertices, None
     wrong = np.argwhere((faces < 0) | (faces >= len(vertices)))

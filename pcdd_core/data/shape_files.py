@@ -79,7 +79,7 @@ def read_shape(path: Path, points: int, draws: np.random.Generator) -> np.ndarra
     return normalised(
         _on_surface(path, rows, faces, points, draws)
         if faces is not None
-        else _part(rows, points, draws),
+        else _subsample(rows, points, draws),
         str(path),
     )
 
@@ -128,7 +128,7 @@ def _reader(path: Path) -> Callable[[Path], tuple[np.ndarray, np.ndarray | None]
     if suffix in ARRAYS:
         return lambda path: (_read_array(path), None)
     raise InputError(
-        f"{path}: files of this ending are not read; "
+        f"{path}: files with this suffix are not read; "
         f"expected one of {', '.join(MESHES + LISTS + ARRAYS)}"
     )
 
@@ -188,7 +188,7 @@ def _on_surface(
     return np.ldexp(sampled, exponent)
 
 
-def _part(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
+def _subsample(rows: np.ndarray, points: int, draws: np.random.Generator) -> np.ndarray:
     """Subsample rows at random; with fewer rows than `points`, keep all and add random repeats."""
     order = draws.permutation(len(rows))[:points]
     return rows[np.concatenate([order, draws.integers(len(rows), size=max(points - len(rows), 0))])]
@@ -227,31 +227,31 @@ def usable(
 
     reads: for each shape its label and a function that returns its points
     none:  message if there is nothing to read
-    kind:  what a shape is called in the warning, in which every skipped shape has a line
+    kind:  plural noun for the shapes in the warning, which has a line for each skipped shape
     Returns the shapes, and the place of each in `reads`. Raises InputError if nothing can be used,
     or no shape of a class.
     """
-    every, kept, places, refused = [], [], [], []  # labels; points, places; messages
+    all_labels, shapes, places, refused = [], [], [], []
     for place, (label, read) in enumerate(reads):
-        every.append(label)
+        all_labels.append(label)
         try:
-            kept.append(read())
+            shapes.append(read())
             places.append(place)
         except InputError as error:
             refused.append(str(error))
-    if not every:
+    if not all_labels:
         raise InputError(none)
     if refused:
-        listed = "\n  ".join(map(printable, refused))  # a line each, whatever the files are called
+        listed = "\n  ".join(map(printable, refused))  # one line each, for all names of files
         warnings.warn(
-            f"{len(refused)} of {len(every)} {kind} are left out:\n  {listed}", stacklevel=3
+            f"{len(refused)} of {len(all_labels)} {kind} are left out:\n  {listed}", stacklevel=3
         )
-    labels = [every[place] for place in places]
-    for label in sorted(set(every) - set(labels)):
+    labels = [all_labels[place] for place in places]
+    for label in sorted(set(all_labels) - set(labels)):
         raise InputError(
             f"class '{class_names[label]}': none of its {kind} can be used; the first: {refused[0]}"
         )
-    return Shapes(np.stack(kept), np.array(labels, dtype=np.int64)), places
+    return Shapes(np.stack(shapes), np.array(labels, dtype=np.int64)), places
 
 
 def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes, tuple[str, ...]]:
@@ -259,16 +259,16 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
 
     Three layouts are read: root/train/CLASS/FILE with root/test/CLASS/FILE; root/CLASS/train/FILE
     with root/CLASS/test/FILE, as ModelNet is published; and root/CLASS/FILE, where every third file
-    in the order of names is a test shape. A warning counts the files of other endings. Raises
+    in the order of names is a test shape. A warning counts the files with other suffixes. Raises
     InputError if the folder, its classes or their files are missing, if a class has an unprintable
     name, or if no file of a class can be used.
     """
     ignored = Counter()
 
     def files(folder: Path) -> list[Path]:
-        found = [path for path in folder.iterdir() if path.is_file()]
-        read = [path for path in found if path.suffix.lower() in MESHES + LISTS + ARRAYS]
-        ignored.update(path.suffix or path.name for path in set(found) - set(read))
+        present = [path for path in folder.iterdir() if path.is_file()]
+        read = [path for path in present if path.suffix.lower() in MESHES + LISTS + ARRAYS]
+        ignored.update(path.suffix or path.name for path in set(present) - set(read))
         return sorted(read)
 
     def folders(folder: Path) -> list[Path]:
@@ -301,8 +301,8 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
         elif (folder / "train").is_dir() and (folder / "test").is_dir():
             own = files(folder / "train"), files(folder / "test")
         else:
-            every = files(folder)
-            own = [path for place, path in enumerate(every) if place % 3 != 2], every[2::3]
+            listed = files(folder)
+            own = [path for place, path in enumerate(listed) if place % 3 != 2], listed[2::3]
         for split, paths, kept in zip(("training", "testing"), own, (train, test)):
             if not paths:
                 raise InputError(
@@ -314,6 +314,6 @@ def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes,
         counts = ", ".join(
             f"{printable(ending)} ({count})" for ending, count in sorted(ignored.items())
         )
-        warnings.warn(f"{root}: files of other endings are not read: {counts}", stacklevel=2)
+        warnings.warn(f"{root}: files with other suffixes are not read: {counts}", stacklevel=2)
     train, test = (read_all(split, points, names, root, seed) for split in (train, test))
     return train, test, names

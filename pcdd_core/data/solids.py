@@ -29,14 +29,15 @@ def solids(
                 shape = SOLIDS[name](points, draws) * draws.uniform(0.6, 1.4, 3)
                 generated.append(
                     normalised(
-                        shape @ _turn(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T, name
+                        shape @ _rotation(draws.uniform(0, 2 * np.pi), draws.normal(0, 0.1, 2)).T,
+                        name,
                     )
                 )
         splits.append(Shapes(np.stack(generated), np.repeat(np.arange(len(names)), count)))
     return *splits, names
 
 
-def _turn(angle: float, tilt: np.ndarray) -> np.ndarray:
+def _rotation(angle: float, tilt: np.ndarray) -> np.ndarray:
     """Return the matrix (3, 3) of a rotation about z, followed by small ones about x and y.
 
     angle, tilt: radians
@@ -69,25 +70,25 @@ def _mesh(name: str) -> Callable[[int, np.random.Generator], np.ndarray]:
 def _cross(points: int, draws: np.random.Generator) -> np.ndarray:
     """Sample points in three bars at right angles."""
     along, across = draws.uniform(-1, 1, points), draws.uniform(-0.15, 0.15, (points, 2))
-    bar, made = draws.integers(3, size=points), np.empty((points, 3))
+    bar, sampled = draws.integers(3, size=points), np.empty((points, 3))
     for axis in range(3):
         own = bar == axis
-        made[own, axis], made[np.ix_(own, [(axis + 1) % 3, (axis + 2) % 3])] = (
+        sampled[own, axis], sampled[np.ix_(own, [(axis + 1) % 3, (axis + 2) % 3])] = (
             along[own],
             across[own],
         )
-    return made
+    return sampled
 
 
 def _table(points: int, draws: np.random.Generator) -> np.ndarray:
     """Sample points in a plate on four legs."""
-    made = draws.uniform((-1, -1, 0.7), (1, 1, 0.8), (points, 3))
+    sampled = draws.uniform((-1, -1, 0.7), (1, 1, 0.8), (points, 3))
     legs = draws.random(points) < 0.4
     corner = draws.choice([-0.85, 0.85], (points, 2))
-    made[legs] = np.column_stack(
+    sampled[legs] = np.column_stack(
         [corner + draws.uniform(-0.06, 0.06, (points, 2)), draws.uniform(-1, 0.7, points)]
     )[legs]
-    return made
+    return sampled
 
 
 SOLIDS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {

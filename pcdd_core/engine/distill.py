@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import ranks
 from ..errors import DistillationFailed, InputError
 from ..geometry.clouds import PointClouds, members_per_class
-from ..geometry.moves import draw_moves, turned
+from ..geometry.moves import draw_moves, rotated
 from ..nn.grid import Network
 from ..seeds import generator
 from ..threads import side_by_side, threads_for
@@ -33,7 +33,7 @@ from .optimisers import Optimiser, Schedule
 class Step:
     """Result of one iteration.
 
-    The two means are the paper's signs of health (section 4.3), over all points and all three axes.
+    The paper judges a run by the two means (section 4.3), over all points and all three axes.
 
     iteration:                  0 for the first update
     matching_loss:              one number per class, before the update
@@ -164,7 +164,7 @@ def _steps(
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
         inputs = synthetic.with_coordinates(coordinates)
         if turns is not None:
-            inputs = turned(inputs, turns)
+            inputs = rotated(inputs, turns)
         parts = matching_losses(method, network, real_batch, inputs, iteration, own, pool)
 
         def descend(part: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -182,11 +182,11 @@ def _steps(
         of_classes = torch.zeros(len(members), device=device).index_add(
             0, torch.tensor(own, device=device), torch.cat(parts_of_loss)
         )
-        moving = cast(Tensor, coordinates.grad)
+        coordinate_gradient = cast(Tensor, coordinates.grad)
         ranks.sum_over_ranks(
             of_classes, *(values.grad for values in learned if values.grad is not None)
         )
-        losses, gradient = of_classes.tolist(), moving.abs().mean().item()
+        losses, gradient = of_classes.tolist(), coordinate_gradient.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
         before = coordinates.detach().clone()
@@ -197,7 +197,7 @@ def _steps(
         if turns is not None:  # apply the rotation to the coordinates and reset it
             with torch.no_grad():
                 coordinates.copy_(
-                    turned(synthetic.with_coordinates(coordinates), turns).coordinates
+                    rotated(synthetic.with_coordinates(coordinates), turns).coordinates
                 )
                 turns.zero_()
         displacement = (coordinates.detach() - before).abs().mean().item()
@@ -217,11 +217,13 @@ def _steps(
                 network(method.lift_at(iteration, real=not on_synthetic)(inputs)), inputs.labels
             ).backward()
             network_optimiser.step()
-        live = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
-        live |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
+        current = dict(optimiser=optimiser, network=network, network_optimiser=network_optimiser)
+        current |= dict(iteration=iteration, coordinates=coordinates.detach().clone())
         if label_logits is not None:
-            live |= dict(label_logits=label_logits.detach().clone())
-        yield Step(iteration, losses, gradient, displacement, moving.clone(), moved, live)
+            current |= dict(label_logits=label_logits.detach().clone())
+        yield Step(
+            iteration, losses, gradient, displacement, coordinate_gradient.clone(), moved, current
+        )
 
 
 def matching_losses(
@@ -354,7 +356,7 @@ def _initial_logits(synthetic: PointClouds) -> torch.Tensor:
     """Return the initial logits of the labels: (clouds, classes).
 
     Labels learned before keep their probabilities. Otherwise the logit is 5 for the cloud's own
-    class and 0 for the others; of ten classes, the own class has probability 0.94.
+    class and 0 for the others; with ten classes, it has probability 0.94.
     """
     if synthetic.label_probabilities is not None:
         return synthetic.label_probabilities.clamp(min=1e-6).log()

@@ -156,7 +156,7 @@ def sorted_feature_matching(
     `maximum_mean_discrepancy`. A maximum over the points has a gradient for few points only.
     Sorting makes the features of two clouds comparable for any order of the points, so every point
     moves. Clouds of other sizes are compared at as many quantiles as synthetic clouds have points.
-    network: with a method `point_features`, such as `point_networks.PointNet`
+    network: with a method `point_features`, such as `points.PointNet`
     real, synthetic: lifted clouds of one class, from `lifts.centred_points`
     precision: for the real features, see `in_precision`
     """

@@ -121,8 +121,8 @@ class Method:
             ),
             "optimiser.turn_step_size": (
                 self.optimiser.turn_step_size is not None and min(real.grid) == 1,
-                f"clouds would turn out of the flat grid {real.grid}; it needs a grid with depth, "
-                "or null",
+                f"clouds would rotate out of the flat grid {real.grid}; it needs a grid with "
+                "depth, or null",
             ),
             "objective.name": (
                 objective.needs_point_features and "points" not in network.takes,

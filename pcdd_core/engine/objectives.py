@@ -30,11 +30,11 @@ from .losses import (
 
 @dataclass(frozen=True)
 class Batch:
-    """Real or synthetic clouds of one comparison, and how a network takes them.
+    """Real or synthetic clouds of one comparison, and their lift.
 
     clouds: of one class, if the objective compares classes one at a time, else of all classes
     lift:   converts them to inputs of the network
-    draws:  random numbers for draws of the objective
+    draws:  generator of the random numbers of the objective
     """
 
     clouds: PointClouds

@@ -272,9 +272,9 @@ def keep(
     for record in records:
         home = homes.get(identity(record), own)
         line = _stored(record)
-        passed_on = record["config"]["seed"] == 0 and settings_of(record).data.passed_on
+        redistributable = settings_of(record).data.redistributable
         clouds = record.get("clouds_file")
-        if with_clouds and clouds and passed_on:
+        if with_clouds and clouds and redistributable and record["config"]["seed"] == 0:
             line["set"] = f"{slug(record)}-seed{record['config']['seed']}.npz"
             _copy(Path(clouds), _sets_of(home) / line["set"])
         others = [other for other in files[home] if identity(other) != identity(record)]

@@ -15,38 +15,30 @@ runs/<name>-<seed>-<hash of the configuration>/
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .. import ranks
 from ..data.datasets import Splits
 from ..engine.distill import Step
-from ..engine.lifts import occupancy
 from ..errors import DistillationFailed, InputError, RunFailed, WriteFailed
 from ..files import (
     LOCK,
     atomic_write_text,
     is_leftover,
     refuse_file_in_the_way,
-    refuse_impossible_path,
     remove_leftovers,
     sole_user,
 )
 from ..geometry.clouds import PointClouds
 from ..geometry.storage import save_clouds, write_arrays
-from ..nn.classifiers import ConvNet
-from ..scoring.baselines import Baseline, Released
-from ..sealed import parsed, sealed, unsealed
-from ..text import printable
+from ..sealed import sealed
 from . import checkpoint as checkpoints
 from . import config as configuration
 from . import figures, machine, second_order
@@ -54,7 +46,16 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .health import Finding, Health
 from .presets import label
-from .records import SCHEMA, as_json, averages_of, label_of_score, runs_folder, score_record
+from .progress import Progress
+from .records import SCHEMA, as_json, averages_of, runs_folder
+from .scores import (
+    coordinates_before,
+    refuse_empty_split,
+    refuse_impossible,
+    refuse_scored_iterations,
+    score_run,
+    scored_iteration,
+)
 
 RUN_FILES = (
     "record.json",
@@ -67,9 +68,6 @@ RUN_FILES = (
     "scores.json",
     "config.json",
 )
-# of `evaluation.curve`
-CURVE_CLASSIFIERS: dict[str, Any] = {"networks": 5, "epochs": 300, "classifier": ConvNet(32)}
-SCORED = {"clouds", "points", "occupied_cells", "scores", "scored_on", "seconds"}  # of scores.json
 
 
 def run(
@@ -81,7 +79,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: int = 25,
-    progress: "Progress | None" = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Distil and score as `config` says. Returns the run folder.
 
@@ -102,12 +100,12 @@ def run(
     folder = Path(folder) if folder else runs_folder() / folder_name(name, config)
     machine.keep_freed_memory()
     with ranks.joined(machine.choose_device(device)) as place:
-        _refuse_impossible(config, data)
+        refuse_impossible(config, data)
         checkpoint, damage = _open_folder(folder, config, resume, overwrite)
         splits = config.data.load(data)
-        _refuse_empty_split(splits, config)
+        refuse_empty_split(splits, config)
         config.evaluation.check()
-        _refuse_scored_iterations(config)
+        refuse_scored_iterations(config)
         if checkpoint:
             _refuse_other_points(folder, checkpoint, config.start(splits.train))
         steps = config.distill(splits.train, place, checkpoint.state if checkpoint else None)
@@ -170,7 +168,7 @@ def _run(
     place: torch.device,
     overwrite: bool,
     checkpoint_every: int,
-    progress: "Progress",
+    progress: Progress,
 ) -> None:
     if overwrite:
         # clouds.png is from `pcdd show`. Other files in the folder stay.
@@ -201,10 +199,10 @@ def _run(
         )
         distilled = replace(config.start(splits.train), label_probabilities=labels)
         distilled = distilled.with_coordinates(
-            _coordinates_before(trajectory, scored_iteration(config))
+            coordinates_before(trajectory, scored_iteration(config))
         )
         save_clouds(distilled, folder / "clouds.npz")
-        scored = _score_run(folder, config, splits, trajectory, distilled, place, progress)
+        scored = score_run(folder, config, splits, trajectory, distilled, place, progress)
     except RunFailed as failure:
         health = {"state": "failed", "iteration": None, "reason": str(failure)}
         if isinstance(failure, DistillationFailed):
@@ -224,138 +222,13 @@ def _run(
 
 
 def _draw(
-    trajectory: dict[str, np.ndarray], distilled: PointClouds, path: Path, progress: "Progress"
+    trajectory: dict[str, np.ndarray], distilled: PointClouds, path: Path, progress: Progress
 ) -> None:
     """Draw the clouds over time. If this fails the run is complete, so it gives a message only."""
     try:
         figures.save(figures.migration(trajectory, distilled), path)
     except Exception as error:  # matplotlib raises many types
         progress.write(f"pcdd: {path} is not drawn ({error}); the run is complete without it")
-
-
-def scored_iteration(config: Config) -> int:
-    """Return the iteration before which the clouds are the result of the run.
-
-    The number of iterations means the end of the run.
-    """
-    iteration = config.evaluation.iteration
-    return config.schedule.iterations if iteration is None else iteration
-
-
-def _score_run(
-    folder: Path,
-    config: Config,
-    splits: Splits,
-    trajectory: dict[str, np.ndarray],
-    distilled: PointClouds,
-    place: torch.device,
-    progress: "Progress",
-) -> dict[str, Any]:
-    """Score the distilled clouds, and as `scores_at` the clouds before `evaluation.curve`.
-
-    Each score is written to scores.json at once, so a stopped run continues with the next score.
-    """
-    path, curve_config = (
-        folder / "scores.json",
-        replace(config, evaluation=replace(config.evaluation, **CURVE_CLASSIFIERS)),
-    )
-    scores = _finished_scores(path, progress)
-    tasks = {"result": (distilled, config)}
-    for iteration in config.evaluation.curve:
-        tasks[str(iteration)] = (
-            distilled.with_coordinates(_coordinates_before(trajectory, iteration)),
-            curve_config,
-        )
-    for name, (clouds, settings) in tasks.items():
-        if name not in scores:
-            scores[name] = _score(clouds, splits, settings, place, progress)
-            atomic_write_text(path, as_json(sealed(scores)))
-    if not config.evaluation.curve:
-        return scores["result"]
-    seconds = {"evaluation": scores["result"]["seconds"]["evaluation"]}
-    seconds["curve"] = sum(
-        scores[str(iteration)]["seconds"]["evaluation"] for iteration in config.evaluation.curve
-    )
-    scores_at = {
-        str(iteration): scores[str(iteration)]["scores"] for iteration in config.evaluation.curve
-    }
-    return scores["result"] | {"scores_at": scores_at, "seconds": seconds}
-
-
-def _finished_scores(path: Path, progress: "Progress") -> dict[str, Any]:
-    """Return the scores that an earlier part of the run finished.
-
-    Scores in a damaged file are made again, with a message.
-    """
-    try:
-        scores = unsealed(parsed(path.read_text(encoding="utf-8")), required=True)
-        if not all(isinstance(score, dict) and SCORED <= score.keys() for score in scores.values()):
-            raise ValueError(f"expected scores with {', '.join(sorted(SCORED))}")
-        return scores
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        progress.write(f"pcdd: {path}: not readable scores ({error}); they are made again")
-        return {}
-
-
-def _coordinates_before(trajectory: dict[str, np.ndarray], iteration: int) -> torch.Tensor:
-    """Return the coordinates (points, 3) before an iteration, so after `iteration` updates."""
-    return torch.from_numpy(trajectory["coordinates"][list(trajectory["updates"]).index(iteration)])
-
-
-def score(
-    clouds: PointClouds | Baseline,
-    name: str,
-    config: Config,
-    data: Path | str | None = None,
-    device: str | None = None,
-    progress: "Progress | None" = None,
-) -> tuple[PointClouds, dict[str, Any]]:
-    """Score an existing set without distillation. Returns the set and its record.
-
-    clouds: the set, or a baseline, which is made from the training clouds
-    config: only `data`, `evaluation` and `seed` are used
-    data, device, progress: as in `run`
-    Raises InputError if the set does not match the data, and EvaluationFailed if a classifier
-    diverges.
-    """
-    place = machine.choose_device(device)
-    machine.keep_freed_memory()
-    _refuse_impossible(config, data)
-    splits = config.data.load(data)
-    _refuse_empty_split(splits, config)
-    config.evaluation.check()
-    baseline = clouds if isinstance(clouds, Baseline) else None
-    if isinstance(clouds, Baseline):
-        clouds = clouds.choose(splits.train, config.seed)
-    if clouds.grid != splits.test.grid or clouds.class_names != splits.test.class_names:
-        raise InputError(
-            f"the set '{name}' has grid {clouds.grid} and classes {list(clouds.class_names)}; "
-            f"data.name={config.data.name} has {splits.test.grid} and "
-            f"{list(splits.test.class_names)}: choose the data that the set was made from"
-        )
-    used = {key: configuration.to_dict(config)[key] for key in ("data", "evaluation", "seed")}
-    if baseline:
-        used["baseline"] = baseline.to_dict()
-    kind = "scored" if baseline is None else "baseline"
-    if isinstance(baseline, Released):
-        kind = "released"
-    record = {
-        "schema": SCHEMA,
-        "kind": kind,
-        "name": name,
-        "row": label_of_score(name, config),
-        "config": used,
-        "machine": machine.describe(place),
-    }
-    return clouds, record | _score(clouds, splits, config, place, progress or Progress())
-
-
-def _refuse_impossible(config: Config, data: Path | str | None) -> None:
-    """Raise InputError for paths that no file can have."""
-    for path in (data, getattr(config.data, "folder", ""), getattr(config.clouds, "file", "")):
-        refuse_impossible_path(path or ".")
 
 
 def _refuse_other_points(folder: Path, checkpoint: Checkpoint, start: PointClouds) -> None:
@@ -365,104 +238,6 @@ def _refuse_other_points(folder: Path, checkpoint: Checkpoint, start: PointCloud
             f"points; these settings and data have {len(start.coordinates)}: resume with the data "
             "of the run, or restart it with --overwrite"
         )
-
-
-def _refuse_empty_split(splits: Splits, config: Config) -> None:
-    if len(getattr(splits, config.evaluation.split)) == 0:
-        raise InputError(
-            f"setting data.validation_fraction = {config.data.validation_fraction}: "
-            f"the {config.evaluation.split} split is empty"
-        )
-
-
-def _refuse_scored_iterations(config: Config) -> None:
-    """Raise InputError if the settings name iterations that cannot be scored."""
-    settings, total = config.evaluation, config.schedule.iterations
-    largest = {
-        "evaluation.iteration": settings.iteration or 0,
-        "evaluation.curve": max(settings.curve, default=0),
-    }
-    for name, iteration in largest.items():
-        if iteration > total:
-            raise InputError(
-                f"setting {name} has {iteration}, but the run has schedule.iterations = {total}; "
-                "expected at most the number of iterations"
-            )
-        if iteration and config.method.learns_labels:
-            raise InputError(
-                f"setting {name} has {iteration}: learned labels are stored for the end of a run "
-                "only; unset evaluation.iteration and evaluation.curve"
-            )
-
-
-def keep_score(clouds: PointClouds, record: dict[str, Any], folder: Path | str) -> None:
-    """Write the result of `score` to a folder with the layout of a run, the record last."""
-    save_clouds(clouds, Path(folder) / "clouds.npz")
-    atomic_write_text(Path(folder) / "record.json", as_json(sealed(record)))
-
-
-def _score(
-    clouds: PointClouds, splits: Splits, config: Config, place: torch.device, progress: "Progress"
-) -> dict[str, Any]:
-    begun, real = time.monotonic(), getattr(splits, config.evaluation.split)
-    scores = config.evaluate(clouds, real, place, progress)
-    progress.close()
-    repeated = splits.also_in_training if config.evaluation.split == "test" else 0
-    repeats = f", of which {repeated} equal a training cloud" if repeated else ""
-    return {
-        "clouds": len(clouds),
-        "points": len(clouds.coordinates),
-        "occupied_cells": int(occupancy(clouds).sum()),
-        "scores": {protocol: score_record(score) for protocol, score in scores.items()},
-        "scored_on": f"{config.data.name}, {config.evaluation.split} split, "
-        f"{len(real)} clouds{repeats}",
-        "seconds": {"evaluation": time.monotonic() - begun},
-        "peak_memory_bytes": machine.peak_memory(place),
-    }
-
-
-class Progress:
-    """Progress bars with the remaining time, one per stage.
-
-    Bars go to standard error. In a notebook they go to standard output, because notebooks mark
-    standard error as an alarm. Without a terminal a line is printed every 10 seconds at most.
-    quiet: show no bars; `write` still prints
-    """
-
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-        self.bar: tqdm | None = None
-        self.stage: str | None = None
-        # programs other than kernels import this module too
-        kernel = sys.modules.get("ipykernel.kernelapp")
-        self.stream = (
-            sys.stdout if kernel is not None and kernel.IPKernelApp.initialized() else sys.stderr
-        )
-
-    def __call__(self, fraction: float, stage: str, note: str = "") -> None:
-        """Show that `fraction` (0 to 1) of `stage` is done."""
-        if self.quiet:
-            return
-        if self.bar is None or stage != self.stage:
-            self.close()
-            layout = "{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}, {remaining} left {postfix}"
-            interval = 0.5 if self.stream.isatty() else 10
-            self.bar = tqdm(
-                total=1.0, desc=stage, bar_format=layout, mininterval=interval, file=self.stream
-            )
-            self.stage = stage
-        self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(fraction - self.bar.n)
-
-    def close(self) -> None:
-        """Close the current bar."""
-        if self.bar is not None:
-            self.bar.close()
-        self.bar = self.stage = None
-
-    def write(self, text: str) -> None:
-        """Print a line above the bar."""
-        tqdm.write(printable(text), file=self.stream)
 
 
 def _open_folder(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineMissing, FolderInUse, InputError, RunFailed, extra_missing
-from . import records, runs
+from . import records, runs, scores
+from .progress import Progress
 from .tables import Cell
 
 
@@ -28,7 +29,7 @@ def run_cell(
     folder: Path | str,
     data: str | None = None,
     device: str | None = None,
-    progress: runs.Progress | None = None,
+    progress: Progress | None = None,
     checkpoint_every: int = 25,
 ) -> None:
     """Make one run in `folder`. It resumes an earlier attempt if there is one.
@@ -37,10 +38,10 @@ def run_cell(
     """
     folder = Path(folder)
     if cell.baseline:
-        clouds, record = runs.score(
+        clouds, record = scores.score(
             cell.baseline, cell.name, cell.config, data=data, device=device, progress=progress
         )
-        runs.keep_score(clouds, record, folder)
+        scores.keep_score(clouds, record, folder)
     else:
         started = folder.is_dir() and any(folder.iterdir())
         runs.run(
@@ -274,7 +275,7 @@ def _work(
             return f"failed at {error}"
 
 
-class _Telling(runs.Progress):
+class _Telling(Progress):
     """Report progress to the sweep, at most twice a second."""
 
     def __init__(self, tell):

@@ -52,10 +52,18 @@ from .clouds import Grid, PointClouds, from_occupancy, offsets_of
 from .storage import arrays_of, clouds_from_arrays
 
 POINTS = ("coordinates", "offsets")  # the fields of a set that the manifest leaves out
-KINDS = ("pt", "csv", "ply", "png")  # the first that is there is read
+KINDS = ("pt", "csv", "ply", "png")  # in the order in which they are looked for
 MANIFEST = "manifest.json"
 COLUMNS = ("cloud", "label", "class", "depth", "height", "width")
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs cells that start so (OWASP)
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+)  # spreadsheets run cells that start with one (OWASP)
 AXES = "cells; .csv, .pt: depth, height, width; .ply: x = width, y = depth, z = -height"
 
 Parsed = TypeVar("Parsed")
@@ -165,9 +173,10 @@ def export_clouds(clouds: PointClouds, folder: Path | str, kinds: Sequence[str])
 
 
 def clouds_from_export(folder: Path | str, kind: str | None = None) -> PointClouds:
-    """Read a set that `export_clouds` wrote. The module says what is exact.
+    """Read a set that `export_clouds` wrote. The module states which formats are exact.
 
-    kind: the kind of file to read the points from; None: the first there is of pt, csv, ply, png
+    kind: the kind of file to read the points from; None: the first of pt, csv, ply, png that the
+        export has
     The number and the positions of points may have changed since, for instance in an editor.
     Raises InputError that names file, field and value if anything is wrong, and if the files are
     .png and the grid has a depth.
@@ -296,15 +305,15 @@ def _from_pt(paths: list[Path], described: PointClouds) -> PointClouds:
         return {name: fields[name].numpy() for name in (*POINTS, "labels")}
 
     fields = _parsed(path, parse)
-    found, expected = fields["labels"], described.labels.numpy()
-    if found.shape != expected.shape:
+    labels, expected = fields["labels"], described.labels.numpy()
+    if labels.shape != expected.shape:
         raise InputError(
-            f"{path}: field 'labels' is of shape {found.shape}; "
+            f"{path}: field 'labels' is of shape {labels.shape}; "
             f"expected {expected.shape}, as in {MANIFEST}"
         )
-    if (wrong := np.flatnonzero(found != expected)).size:
+    if (wrong := np.flatnonzero(labels != expected)).size:
         raise InputError(
-            f"{path}: field 'labels' is {found[wrong[0]]} at cloud {wrong[0]}; "
+            f"{path}: field 'labels' is {labels[wrong[0]]} at cloud {wrong[0]}; "
             f"expected {expected[wrong[0]]}, as in {MANIFEST}"
         )
     return _with_points(path, described, *(fields[name] for name in POINTS))
@@ -351,13 +360,13 @@ def _from_plys(paths: list[Path], described: PointClouds) -> PointClouds:
         width, depth, up = np.asarray(load_ply(io.BytesIO(data))["vertices"]).T
         return np.stack([depth, -up, width], 1)
 
-    every = [_parsed(path, parse) for path in paths]
-    for cloud, (path, points) in enumerate(zip(paths, every, strict=True)):
-        # refuse wrong points by their file, not by their place in the whole set
+    clouds = [_parsed(path, parse) for path in paths]
+    for cloud, (path, points) in enumerate(zip(paths, clouds, strict=True)):
+        # so that an error names the file, not a row of the whole set
         one = described.select(torch.tensor([cloud]))
         _with_points(path, one, points, np.array([0, len(points)]))
-    sizes = [len(points) for points in every]
-    return _with_points(paths[0].parent, described, np.concatenate(every), np.cumsum([0, *sizes]))
+    sizes = [len(points) for points in clouds]
+    return _with_points(paths[0].parent, described, np.concatenate(clouds), np.cumsum([0, *sizes]))
 
 
 def _from_pngs(paths: list[Path], described: PointClouds) -> PointClouds:

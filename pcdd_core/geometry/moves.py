@@ -41,18 +41,18 @@ class Move:
         return clouds.with_coordinates(moved)
 
 
-def turned(clouds: PointClouds, angles: Tensor) -> PointClouds:
+def rotated(clouds: PointClouds, angles: Tensor) -> PointClouds:
     """Rotate each cloud about the middle of the grid by its own angles.
 
     angles: (clouds, 3), radians about the first, second and third axis. They form a rotation
     vector, so the order of the axes does not matter. Differentiable in coordinates and angles.
     """
     about_first, about_second, about_third = angles.unbind(1)
-    none = torch.zeros_like(about_first)
+    zero = torch.zeros_like(about_first)
     rows = (
-        [none, -about_third, about_second],
-        [about_third, none, -about_first],
-        [-about_second, about_first, none],
+        [zero, -about_third, about_second],
+        [about_third, zero, -about_first],
+        [-about_second, about_first, zero],
     )
     generators = torch.stack([torch.stack(row, 1) for row in rows], 1)
     return Move(torch.linalg.matrix_exp(generators), torch.zeros_like(angles))(clouds)
@@ -77,8 +77,8 @@ def draw_moves(count: int, grid: tuple[int, int, int], draws: torch.Generator) -
     rotation = torch.eye(3).repeat(count, 1, 1)
     rotation[:, first, first], rotation[:, first, second] = angle.cos(), -angle.sin()
     rotation[:, second, first], rotation[:, second, second] = angle.sin(), angle.cos()
-    is_scale, is_turn = (choice == 1)[:, None, None], (choice == 2)[:, None, None]
+    is_scale, is_rotation = (choice == 1)[:, None, None], (choice == 2)[:, None, None]
     matrix = torch.where(
-        is_turn, rotation, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3))
+        is_rotation, rotation, torch.where(is_scale, torch.diag_embed(scale), torch.eye(3))
     )
     return Move(matrix, shift * (choice == 0)[:, None])

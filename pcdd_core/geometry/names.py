@@ -17,9 +17,9 @@ def check_class_names(names: Sequence[str], source: object) -> tuple[str, ...]:
     """
     for label, name in enumerate(names):
         if not (len(name) <= LONGEST_NAME and name.isprintable() and name.strip()):
-            shown = ascii(name[:40]) + (f" ... ({len(name)} characters)" if len(name) > 40 else "")
+            quoted = ascii(name[:40]) + (f" ... ({len(name)} characters)" if len(name) > 40 else "")
             raise InputError(
-                f"{source}: class {label} is called {shown}; "
+                f"{source}: class {label} is called {quoted}; "
                 f"expected 1 to {LONGEST_NAME} printable characters (UTF-8)"
             )
     return tuple(names)

@@ -89,7 +89,7 @@ def scatter(
 
     clouds_per_class: one number, or one number per class
     points: per cloud; one number, or one number per cloud
-    Raises InputError for another number of numbers.
+    Raises InputError if a list does not have one number per class or per cloud.
     """
     labels = _labels(real, clouds_per_class)
     draws = generator(seed, "initial clouds")

@@ -27,7 +27,7 @@ def save_clouds(clouds: PointClouds, path: Path | str) -> None:
 
     The fields are those of `PointClouds`, and `format_version`. A set with learned labels has
     format version 2. A set without them has no field `label_probabilities` and format version 1,
-    which every pcdd reads.
+    which all versions of pcdd read.
     Raises InputError if a cloud is empty, the arrays have more than LARGEST_SET bytes, or the
     folder is not writable.
     """
@@ -141,8 +141,8 @@ def released_path(name: str) -> Path:
     return RELEASED / f"{name}.npz"
 
 
-def _no_text(name: np.ndarray) -> str | None:
-    """Return the first code point of an array of code points that is no character, if any."""
+def _wrong_code_point(name: np.ndarray) -> str | None:
+    """Return the first code point that is not a character, for instance U+D800, or None."""
     for point in name.tolist():
         if point > 0x10FFFF or unicodedata.category(chr(point)) == "Cs":
             return f"U+{point:04X}"
@@ -217,7 +217,7 @@ def _checked(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         refuse("class_names", f"of shape {names.shape}", "(classes,)")
     code_points = np.ascontiguousarray(names).view(np.uint32).reshape(len(names), -1)
     for number, name in enumerate(code_points):
-        if (point := _no_text(name)) is not None:
+        if (point := _wrong_code_point(name)) is not None:
             refuse("class_names", f"{point} in name {number}", "text: U+0000 to U+10FFFF")
     if (wrong := np.flatnonzero((labels < 0) | (labels >= len(names)))).size:
         refuse(

@@ -28,7 +28,7 @@ class Classifier(Piece):
 
     of_points:    takes points, from `lifts.centred_points`; else images (clouds, 1, height, width)
     neighbours:   uses the neighbours of points, so the density of a cloud changes its features
-    one_by_one:   has its own cells or neighbours for each cloud, which torch.vmap cannot follow
+    one_by_one:   finds other cells or neighbours in each cloud, which torch.vmap does not support
     smallest:     smallest side of its images, in pixels
     """
 
@@ -60,7 +60,7 @@ class Classifier(Piece):
 
 
 class ConvNet(Classifier, name="convnet"):
-    """ConvNet-3, the protocols' own classifier of images."""
+    """ConvNet-3, the classifier of images in the protocols."""
 
     width: Channels = setting(default=128, help="channels of each layer")
     smallest = 4  # one pixel must remain after the last pooling
@@ -97,8 +97,8 @@ class LeNet(Classifier, name="lenet"):
 class ResNet18(Classifier, name="resnet18"):
     """ResNet-18 (He et al. 2016) for small images, as in the code of Zhao et al. 2021.
 
-    It is torchvision's network with instance norm. The first convolution is 3x3 with stride 1, no
-    pooling follows it, and weights have torch's default initialisation.
+    It is torchvision's network with instance norm. The first convolution is 3x3 with stride 1
+    without pooling, and weights have torch's default initialisation.
     """
 
     smallest = 9  # two pixels must remain before the last instance norms, which set a single to 0

@@ -13,9 +13,9 @@ from ..errors import InputError
 from ..geometry.clouds import Grid
 from ..pieces import Channels, Count, Layers, Piece, setting
 from . import minkowski, sparse
+from .cells import SparseTensor
 from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .minkowski import MinkowskiTensor
-from .sparse import SparseTensor
 
 Lifted = SparseTensor | MinkowskiTensor | Tensor
 POOLING = "pooling over blocks of 2 cells per axis"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import EngineMissing, InputError
 from ..geometry.clouds import Grid
 from . import sparse
-from .sparse import SparseTensor
+from .cells import SparseTensor, dense_sizes, first_cell, lexicographic_order
 
 if TYPE_CHECKING:
     import MinkowskiEngine  # pyright: ignore[reportMissingImports] optional
@@ -91,16 +91,16 @@ class MinkowskiTensor:
 
     def dense(self, corner: bool = False, shift: bool = False) -> Tensor:
         """Do the same as `SparseTensor.dense`, with MinkowskiEngine's own `dense`."""
-        sizes = sparse.dense_sizes(self.cells, self.grid, self.stride, corner)
+        sizes = dense_sizes(self.cells, self.grid, self.stride, corner)
         # MinkowskiEngine accepts min_coordinate on the CPU only
-        first = sparse.first_cell(self.cells, shift).int().cpu() if shift else None
+        first = first_cell(self.cells, shift).int().cpu() if shift else None
         shape = torch.Size([self.clouds, self.features.shape[1], *sizes])
         return self.tensor.dense(shape, min_coordinate=first)[0]
 
     def to_sparse(self) -> SparseTensor:
         """Return the same cells and features as a `SparseTensor`. The graph is kept."""
         cells = self.cells
-        order = sparse.lexicographic_order(cells)
+        order = lexicographic_order(cells)
         return SparseTensor(cells[order], self.features[order], self.clouds, self.grid, self.stride)
 
 
@@ -128,12 +128,12 @@ def from_points(
 def from_sparse(tensor: SparseTensor) -> MinkowskiTensor:
     """Return the same cells and features as a `MinkowskiTensor`. The graph is kept."""
     me = _engine_on(tensor.cells.device)
-    made = me.SparseTensor(
+    converted = me.SparseTensor(
         tensor.features.contiguous(),
         coordinates=tensor.cells.int().contiguous(),
         tensor_stride=tensor.stride,
     )
-    return MinkowskiTensor(made, tensor.clouds, tensor.grid)
+    return MinkowskiTensor(converted, tensor.clouds, tensor.grid)
 
 
 def from_dense(dense: Tensor) -> MinkowskiTensor:
@@ -224,7 +224,7 @@ def batch_norm(tensor: MinkowskiTensor, weight: Tensor, bias: Tensor) -> Minkows
 def kernel_map(
     tensor: SparseTensor, cells: Tensor, kernel_size: int, dilation: int = 1, centred: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Build the table of `sparse.kernel_map` with MinkowskiEngine's coordinate manager.
+    """Build the table of `cells.kernel_map` with MinkowskiEngine's coordinate manager.
 
     Columns that are empty are left out.
     """

@@ -42,9 +42,8 @@ class PointNet(nn.Module):
 
     Layers 64-64-64-128-`width` are shared by all points. The maximum over the points and layers
     512-256 follow. Batch norms would mix the clouds and the padding. Instead, instance norms
-    normalise each channel over the points of a cloud, and a layer norm follows the maximum. In that
-    place, the widest layer, which does most of the work, is differentiated only at the points of
-    the maxima.
+    normalise each channel over the points of a cloud, and a layer norm follows the maximum. So the
+    widest layer, which does most of the work, has a gradient at the points of the maxima only.
     """
 
     def __init__(self, classes: int, width: int = 1024):
@@ -148,10 +147,10 @@ class PointNetPlusPlus(nn.Module):
     first stage, an eighth of the second. A group has up to 32 (64) nearest neighbours of its centre
     within 0.2 (0.4) of half the grid's side. These radii are meant for 1,024 points. In other
     clouds they scale with the distance between points on a surface, by sqrt(1024 / points).
-    Otherwise most centres in a cloud of 128 points would be alone, and the norms would amplify the
-    rest. Neighbour positions are relative to the centre, in units of
-    the radius. Instance norms normalise over the groups of a cloud, and a layer norm follows the
-    last maximum as in `PointNet`.
+    Otherwise most centres in a cloud of 128 points would have no neighbours, and the norms would
+    amplify the other groups. Neighbour positions are relative to the centre, in units of the
+    radius. Instance norms normalise over the groups of a cloud, and a layer norm follows the last
+    maximum as in `PointNet`.
     """
 
     def __init__(self, classes: int):
@@ -306,11 +305,11 @@ def farthest_points(places: Tensor, present: Tensor, count: int) -> tuple[Tensor
     distance = places.square().sum(2).masked_fill(~present, -1)
     chosen = [distance.argmax(1)]
     distance = distance.fill_(torch.inf).masked_fill(~present, -1)
-    every = torch.arange(len(places), device=places.device)
+    clouds = torch.arange(len(places), device=places.device)
     for _ in range(count - 1):
-        last = places[every, chosen[-1]][:, None]
+        last = places[clouds, chosen[-1]][:, None]
         distance = distance.minimum((places - last).square().sum(2))
-        distance[every, chosen[-1]] = -1
+        distance[clouds, chosen[-1]] = -1
         chosen.append(distance.argmax(1))
     left = torch.arange(count, device=places.device) < present.sum(1, keepdim=True)
     return torch.stack(chosen, 1), left

@@ -79,9 +79,9 @@ def apply_augmentation(images: Tensor, drawn: AugmentationDraws) -> Tensor:
     augmented = flat[number, 0, rows.clamp(min=0), columns.clamp(min=0)]
     background = mean * cropped.to(flat)[:, None, None, None]
     augmented = torch.where((rows >= 0) & (columns >= 0), augmented, background)
-    turned = (drawn.kind == ROTATION).nonzero().flatten()
-    if len(turned):
-        angles, chosen = drawn.angle[turned].tolist(), turned.to(flat.device)
+    rotations = (drawn.kind == ROTATION).nonzero().flatten()
+    if len(rotations):
+        angles, chosen = drawn.angle[rotations].tolist(), rotations.to(flat.device)
         pictures, means = flat[chosen, 0].cpu().numpy(), mean[chosen].flatten().tolist()
         rotated = np.stack(list(map(_rotated, pictures, angles, means)))
         augmented[chosen, 0] = torch.from_numpy(rotated).to(flat)
@@ -146,7 +146,7 @@ def augment_fast(images: Tensor, draws: torch.Generator) -> Tensor:
 
 
 def augment_points(points: Tensor, grid: Grid, draws: torch.Generator) -> Tensor:
-    """Move each cloud at random (`augmentation.draw_moves`).
+    """Move each cloud at random, see `moves.draw_moves`.
 
     points: from `lifts.centred_points`, float32 (..., clouds, most points, 3 or 4).
     Returns the same shape. Points may leave the grid.

@@ -44,14 +44,14 @@ def random(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Herding (Welling 2009) on the features of `_descriptions`.
+    """Herding (Welling 2009) on the features of `_selection_features`.
 
     The next cloud is the one that brings the mean of the selected clouds closest to the class mean.
-    So the first is the cloud nearest the class mean. On flat grids nothing is random: `seed` is
-    there to match `random`. Raises InputError if a class has too few clouds.
+    So the first is the cloud nearest the class mean. On flat grids nothing is random, and
+    `seed` has no effect. Raises InputError if a class has too few clouds.
     """
     chosen = []
-    for members, described in _descriptions(real, clouds_per_class, seed):
+    for members, described in _selection_features(real, clouds_per_class, seed):
         mean, total = described.mean(0), torch.zeros(described.shape[1])
         left = torch.ones(len(members), dtype=torch.bool)
         for count in range(1, clouds_per_class + 1):
@@ -66,14 +66,14 @@ def herding(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def k_center(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Greedy k-centre (Sener & Savarese 2018) on the features of `_descriptions`.
+    """Greedy k-centre (Sener & Savarese 2018) on the features of `_selection_features`.
 
     The next cloud is the farthest from all selected clouds. The first is the cloud nearest the
-    class mean. On flat grids nothing is random: `seed` is there to match `random`. Raises
+    class mean. On flat grids nothing is random, and `seed` has no effect. Raises
     InputError if a class has too few clouds.
     """
     chosen = []
-    for members, described in _descriptions(real, clouds_per_class, seed):
+    for members, described in _selection_features(real, clouds_per_class, seed):
         best = (described - described.mean(0)).square().sum(1).argmin()
         # squared distance to the nearest selected cloud
         nearest = torch.full((len(members),), torch.inf)
@@ -89,8 +89,8 @@ def class_mean(real: PointClouds, clouds_per_class: int, seed: int) -> PointClou
     """Build one cloud per class from the cells that the clouds of the class occupy most often.
 
     The number of cells is the average number of occupied cells (rounded). Ties go to the first
-    cells in raster order. Points lie where `from_occupancy` puts them. Nothing is random: `seed` is
-    there to match `random`. Raises InputError for more than one cloud per class.
+    cells in raster order. Points lie where `from_occupancy` puts them. Nothing is random, and
+    `seed` has no effect. Raises InputError for more than one cloud per class.
     """
     if clouds_per_class > 1:
         raise InputError(
@@ -114,7 +114,7 @@ def forgetting(real: PointClouds, clouds_per_class: int, seed: int) -> PointClou
     network evaluates all clouds after each epoch. Raises InputError if a class has too few clouds.
     """
     classes, chosen = _members(real, clouds_per_class), []
-    events = forgetting_events(_learning(real, seed).argmax(2) == real.labels)
+    events = forgetting_events(_training_logits(real, seed).argmax(2) == real.labels)
     draws = generator(seed, "forgetting ties")
     for members in classes:
         shuffled = members[torch.randperm(len(members), generator=draws)]
@@ -147,7 +147,7 @@ def craig(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
     classes, chosen = _members(real, clouds_per_class), []
     # The gradient is the softmax minus the one-hot label. The label is the same within a class and
     # cancels in differences.
-    gradients = _learning(real, seed)[-1].softmax(1)
+    gradients = _training_logits(real, seed)[-1].softmax(1)
     for members in classes:
         # The default of cdist is a matrix product, which is not exact enough: gradients of clouds
         # that are learnt well differ too little.
@@ -165,9 +165,9 @@ def craig(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
 
 
 def whole(real: PointClouds, clouds_per_class: int, seed: int) -> PointClouds:
-    """Return all real clouds, the ceiling for any set.
+    """Return all real clouds, the reference for smaller sets.
 
-    `clouds_per_class` and `seed` are there to match the other baselines.
+    `clouds_per_class` and `seed` have no effect.
     """
     return real
 
@@ -273,7 +273,7 @@ def _members(real: PointClouds, clouds_per_class: int) -> list[Tensor]:
     return classes
 
 
-def _descriptions(
+def _selection_features(
     real: PointClouds, clouds_per_class: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the cloud indices of each class, and features of these clouds: (clouds, features).
@@ -287,7 +287,7 @@ def _descriptions(
         for members in classes:
             yield members, occupancy(real.select(members)).flatten(1)
         return
-    network, points = _learner(real, seed)
+    network, points = _new_classifier(real, seed)
     _train(network, points, real.labels, seed)
     with torch.no_grad():
         features = torch.cat(
@@ -297,7 +297,7 @@ def _descriptions(
         yield members, features[members]
 
 
-def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
+def _new_classifier(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
     """Return a new classifier and its input from the clouds: (clouds, ...).
 
     The input is images on flat grids, points on grids with depth.
@@ -313,9 +313,9 @@ def _learner(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
     return network, inputs
 
 
-def _learning(real: PointClouds, seed: int) -> Tensor:
+def _training_logits(real: PointClouds, seed: int) -> Tensor:
     """Train a new classifier on the real clouds. Returns its logits, as `_train` does."""
-    network, inputs = _learner(real, seed)
+    network, inputs = _new_classifier(real, seed)
     return _train(network, inputs, real.labels, seed)
 
 

@@ -79,7 +79,7 @@ class Hard(Projection, name="hard"):
 
 
 class Soft(Projection, name="soft"):
-    """Grey images, every point a spot, and points at their exact positions."""
+    """Grey images in which each point is a spot, and points at their exact positions."""
 
     bandwidth: Positive = setting(default=0.5, help="standard deviation of the spots, in cells")
     saturation: Positive = setting(
@@ -96,7 +96,7 @@ class Soft(Projection, name="soft"):
 
 
 @dataclass(frozen=True)
-class View:
+class Conversion:
     """Conversion of clouds to the inputs of a classifier.
 
     training: converts clouds to training inputs, float32 (clouds, ...)
@@ -155,17 +155,17 @@ def evaluate(
         raise InputError(
             "protocols that are scored together need equal epochs, batch, augmentation"
         )
-    view = _view(classifier, projection, first, clouds.grid)
+    conversion = _conversion(classifier, projection, first, clouds.grid)
     if classifier.neighbours:
         sizes = test.sizes.clamp(max=int(clouds.sizes.max())).tolist()
         test = resampled(test, sizes, generator(seed, "points of test clouds"))
-    inputs, labels = view.training(clouds).to(device), clouds.targets.to(device)
-    test_inputs, test_labels = view.test(test), test.labels
+    inputs, labels = conversion.training(clouds).to(device), clouds.targets.to(device)
+    test_inputs, test_labels = conversion.test(test), test.labels
     most = max(each.networks for each in protocols)
     ensemble = _new_ensemble(most, clouds, classifier, seed).to(device)
     shares = ensemble.split(threads_for(inputs.device))
     _train(
-        shares, inputs, labels, view.augment, first, seed,
+        shares, inputs, labels, conversion.augment, first, seed,
         lambda fraction: progress(fraction, "training classifiers"),
     )  # fmt: skip
     chunk = GPU_CHUNK if inputs.is_cuda else CPU_CHUNK
@@ -177,7 +177,7 @@ def evaluate(
             batch = test_inputs[chosen].to(device)
             copies = batch.expand(each.networks, *batch.shape)
             if each.augment_test:
-                copies = view.augment(copies, generator(seed, "test augmentation", number))
+                copies = conversion.augment(copies, generator(seed, "test augmentation", number))
             with torch.no_grad():
                 logits = torch.cat([ensemble(part) for part in copies.split(chunk, dim=1)], dim=1)
             _refuse_non_finite(logits, "scoring")  # argmax would return the first class
@@ -207,16 +207,18 @@ def soft_project(clouds: PointClouds, bandwidth: float, saturation: float) -> Te
     return lifts.gaussian_occupancy(clouds, bandwidth, saturation).amax(dim=2)
 
 
-def _view(classifier: Classifier, projection: Projection, protocol: Protocol, grid: Grid) -> View:
+def _conversion(
+    classifier: Classifier, projection: Projection, protocol: Protocol, grid: Grid
+) -> Conversion:
     if classifier.of_points:
         # Half a cell of difference between training and test points would cost accuracy.
-        return View(
+        return Conversion(
             lambda clouds: lifts.centred_points(projection.points(clouds)),
             lifts.centred_points,
             lambda points, draws: augment_points(points, grid, draws),
         )
     chosen = {"published": augment, "fast": augment_fast}[protocol.augmentation]
-    return View(projection.image, project, chosen)
+    return Conversion(projection.image, project, chosen)
 
 
 def _new_ensemble(count: int, clouds: PointClouds, classifier: Classifier, seed: int) -> Ensemble:

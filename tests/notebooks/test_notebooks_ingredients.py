@@ -8,7 +8,8 @@ import pytest
 from executed import SMOKE, Executed
 
 from pcdd_core.experiments.records import COMMITTED, find_records
-from pcdd_core.experiments.tables import INGREDIENTS, experiment
+from pcdd_core.experiments.tables import experiment
+from pcdd_core.experiments.variants import INGREDIENTS
 from pcdd_core.geometry.storage import released_names
 
 NAME = "10_from_33_9_to_the_best"

@@ -28,7 +28,8 @@ from pcdd_core.experiments.records import (
     read_record,
 )
 from pcdd_core.experiments.sweeps import obtain
-from pcdd_core.experiments.tables import UNTIL_TABLE, Cell, experiment
+from pcdd_core.experiments.tables import Cell, experiment
+from pcdd_core.experiments.variants import UNTIL_TABLE
 from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.geometry.storage import released, save_clouds
 from pcdd_core.sealed import unsealed

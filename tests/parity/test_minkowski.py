@@ -22,8 +22,8 @@ from pcdd_core.engine.losses import gradients_without_graph, parameter_gradients
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.clouds import clouds_from_list
 from pcdd_core.nn import minkowski, sparse
+from pcdd_core.nn.cells import SparseTensor, kernel_map, strided_cells
 from pcdd_core.nn.minkowski import MinkowskiTensor
-from pcdd_core.nn.sparse import SparseTensor
 from pcdd_core.seeds import generator
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
@@ -494,21 +494,21 @@ def pairs(find, tensor, cells, *kernel):
 
 
 def assert_maps_agree(tensor, cells, *kernel):
-    expected = pairs(sparse.kernel_map, tensor, cells, *kernel)
+    expected = pairs(kernel_map, tensor, cells, *kernel)
     assert pairs(minkowski.kernel_map, tensor, cells, *kernel) == expected
 
 
 @needs_minkowski
 @given(tensor=tensors(), **KERNELS)
 def test_minkowski_kernel_maps_of_convolutions_equal_ours(tensor, kernel_size, stride, dilation):
-    cells = tensor.cells if stride == 1 else sparse.strided_cells(tensor, stride)
+    cells = tensor.cells if stride == 1 else strided_cells(tensor, stride)
     assert_maps_agree(tensor, cells, kernel_size, dilation, True)
 
 
 @needs_minkowski
 @given(tensor=tensors(), size=st.integers(1, 4))
 def test_minkowski_kernel_maps_of_blocks_equal_ours(tensor, size):
-    assert_maps_agree(tensor, sparse.strided_cells(tensor, size), size, 1, False)
+    assert_maps_agree(tensor, strided_cells(tensor, size), size, 1, False)
 
 
 @needs_minkowski

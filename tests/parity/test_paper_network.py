@@ -21,6 +21,7 @@ from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, members_per_class
 from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.nn import minkowski, sparse
+from pcdd_core.nn.cells import SparseTensor
 from pcdd_core.seeds import generator
 
 # a warning of torch: MinkowskiEngine makes instances of autograd functions
@@ -178,7 +179,7 @@ def test_shifted_dense_equals_the_dense_form_of_shifted_cells(shape, stride, cor
     moved = cells.clone()
     moved[:, 1:] -= cells[:, 1:].amin(0)
     assert moved.ne(cells).any() or (cells[:, 1:].amin(0) == 0).all()
-    tensors = [sparse.SparseTensor(place, features, 2, shape, stride) for place in (cells, moved)]
+    tensors = [SparseTensor(place, features, 2, shape, stride) for place in (cells, moved)]
     assert torch.equal(tensors[0].dense(corner, shift=True), tensors[1].dense(corner))
 
 
@@ -246,8 +247,15 @@ def float64():
 UPDATES = 6
 
 
-@pytest.mark.parametrize("distance", ["sum_of_squares", "layerwise_cosine"])
-@pytest.mark.parametrize(("backend", "layers"), [("torch", 3), ("sparse", 2)])
+@pytest.mark.parametrize(
+    ("backend", "layers", "distance"),
+    [
+        ("torch", 3, "sum_of_squares"),
+        ("sparse", 2, "layerwise_cosine"),
+        pytest.param("torch", 3, "layerwise_cosine", marks=pytest.mark.slow),
+        pytest.param("sparse", 2, "sum_of_squares", marks=pytest.mark.slow),
+    ],
+)
 def test_run_of_several_updates_equals_the_literal_one(backend, layers, distance, float64):
     """Compare losses and coordinates after each update with the paper's loop, written out.
 
@@ -360,6 +368,7 @@ def oracle_path() -> Path:
     return Path(os.environ.get("PCDD_DATA") or ".") / "paper_oracle" / "torch3_first_update.npz"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not oracle_path().is_file(), reason="PCDD_DATA has no paper_oracle/torch3_first_update.npz"
 )

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from pcdd_core.nn import cells as cells_module
 from pcdd_core.nn import sparse
-from pcdd_core.nn.sparse import SparseTensor
+from pcdd_core.nn.cells import SparseTensor, kernel_map, strided_cells
 
 FLAT, SOLID = (1, 8, 8), (6, 6, 6)
 
@@ -578,9 +579,9 @@ def both_kernel_maps(*arguments):
     maps = []
     for limit in (1 << 62, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sparse, "TABLE_CELLS", limit)
-            patch.setattr(sparse, "TABLE_SHARE", 0)
-            maps.append(sparse.kernel_map(*arguments))
+            patch.setattr(cells_module, "TABLE_CELLS", limit)
+            patch.setattr(cells_module, "TABLE_SHARE", 0)
+            maps.append(kernel_map(*arguments))
     return maps
 
 
@@ -667,8 +668,8 @@ def at_corners(*extent):
 
 def test_a_box_of_two_to_the_62_cells_is_the_largest():
     tensor = at_corners(2**20, 2**21, 2**21)
-    assert torch.equal(sparse.strided_cells(tensor, 1), tensor.cells)
-    assert sparse.strided_cells(tensor, 2).tolist() == [
+    assert torch.equal(strided_cells(tensor, 1), tensor.cells)
+    assert strided_cells(tensor, 2).tolist() == [
         [0, 0, 0, 0],
         [0, 2**20 - 2, 2**21 - 2, 2**21 - 2],
     ]
@@ -676,7 +677,7 @@ def test_a_box_of_two_to_the_62_cells_is_the_largest():
         with pytest.raises(
             ValueError, match=rf"\[{depth}, {height}, {width}\] cells.*too far apart"
         ):
-            sparse.strided_cells(at_corners(depth, height, width), 1)
+            strided_cells(at_corners(depth, height, width), 1)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ import tiny
 import torch
 
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
-from pcdd_core.experiments import checkpoint, records, report, runs, sweeps
+from pcdd_core.experiments import checkpoint, records, report, runs, scores, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.presets import PRESETS, preset
 from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
-from pcdd_core.experiments.tables import COLUMNS, INGREDIENTS, SCALES, STEP_SIZES, Cell, experiment
+from pcdd_core.experiments.tables import COLUMNS, Cell, experiment
+from pcdd_core.experiments.variants import INGREDIENTS, SCALES, STEP_SIZES
 from pcdd_core.files import sole_user
 from pcdd_core.geometry.storage import load_clouds, released
 from pcdd_core.nn.classifiers import Classifier
@@ -36,8 +37,12 @@ SLOW = {**TINY, "schedule.iterations": 400, "network.width": 16, "objective.real
 HUNG = 30 * 60  # seconds: far above the time on a busy machine
 
 
+# two iterations, and all classes at once in each
+SHORT = {"schedule.iterations": 2, "objective.name": "feature_regression"}
+
+
 def cells(seeds=2, **more):
-    return experiment("quickstart", seeds=seeds, settings={**TINY, **more})
+    return experiment("quickstart", seeds=seeds, settings={**TINY, **SHORT, **more})
 
 
 # --- which cells ----------------------------------------------------------------------------------
@@ -196,15 +201,23 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split
     assert seeds[Herding()] == seeds[Random()] == {0, 1, 2} and seeds[Whole()] == {0}
 
 
+@pytest.mark.slow
 def test_a_baseline_may_be_of_fewer_points(tmp_path):
     config = override(
         preset("solids").config,
-        {"evaluation.networks": 1, "evaluation.epochs": 1, "clouds.clouds_per_class": 2},
+        {
+            "data.points": 64,
+            "evaluation.protocols": ["standard"],
+            "evaluation.split": "validation",
+            "evaluation.networks": 1,
+            "evaluation.epochs": 1,
+            "clouds.clouds_per_class": 2,
+        },
     )
     run_cell(Cell("solids", config, Random(2, points=40)), tmp_path / "fewer")
     run_cell(Cell("solids", config, Random(2)), tmp_path / "all")
     fewer, whole = (load_clouds(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
-    assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [256] * 16
+    assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [64] * 16
     for cloud in range(16):
         all_points = {tuple(point) for point in whole[cloud].tolist()}
         assert len({tuple(point) for point in fewer[cloud].tolist()} & all_points) == 40
@@ -232,7 +245,7 @@ def test_ablation_compares_the_poolings_and_nothing_else():
         if name.endswith("average-pooling"):
             twin = configs[name.replace("average-pooling", "sum-of-squares")]
             assert config.network.pooling == "average" and twin.network.pooling == "max"
-            assert runs.scored_iteration(config) == runs.scored_iteration(twin)
+            assert scores.scored_iteration(config) == scores.scored_iteration(twin)
             # a run that continues is scored at the same iteration
             same = {"schedule": twin.schedule, "evaluation": twin.evaluation}
             config = dataclasses.replace(config, **same)
@@ -256,21 +269,21 @@ def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks
         if row["norm"] == "none" and row["origin shift"] and row["network"] == "fixed"
     ]
     assert len(of_paper) == 2 and all(cell.identity in as_in_table1 for cell in of_paper)
-    assert {runs.scored_iteration(cell.config) for cell in planned} == {1250}
+    assert {scores.scored_iteration(cell.config) for cell in planned} == {1250}
 
 
 def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
     for seed_cells in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
         kinds = {(cell.preset, cell.config.objective.real_gradients) for cell in seed_cells}
         assert len(kinds) == 4 and len({cell.config.seed for cell in seed_cells}) == 1
-        assert len({runs.scored_iteration(cell.config) for cell in seed_cells}) == 1
+        assert len({scores.scored_iteration(cell.config) for cell in seed_cells}) == 1
 
 
-def test_paper_tables_have_the_paper_s_scale_unless_another_is_asked_for():
+def test_paper_tables_have_the_paper_s_scale_by_default():
     for name in ("table1", "table2", "ablation", "why"):
         paper, small = (experiment(name, scale, seeds=1)[0].config for scale in (None, "small"))
-        assert (paper.network.width, runs.scored_iteration(paper)) == (128, 1250)
-        assert (small.network.width, runs.scored_iteration(small)) == (32, 300)
+        assert (paper.network.width, scores.scored_iteration(paper)) == (128, 1250)
+        assert (small.network.width, scores.scored_iteration(small)) == (32, 300)
     assert experiment("ingredients", seeds=1)[0].preset == "ingredients-base-small"
 
 
@@ -333,7 +346,7 @@ def test_every_committed_set_belongs_to_a_record():
     assert sets == {one["clouds_file"] for lines in named for one in lines if one["clouds_file"]}
 
 
-def test_what_is_finished_is_read_and_nothing_is_run(tmp_path):
+def test_finished_reads_records_and_makes_no_run(tmp_path):
     both = cells(seeds=2)
     assert sweeps.finished(both, tmp_path / "runs") == [] and not (tmp_path / "runs").exists()
     obtain(both[1:], tmp_path / "runs")
@@ -379,9 +392,7 @@ def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, ca
     assert "left out: MinkowskiEngine is not installed" in capsys.readouterr().out
 
 
-def test_failed_scoring_is_told_and_leaves_a_record_of_a_run_none_of_a_baseline(
-    tmp_path, capsys, monkeypatch
-):
+def test_failed_scoring_is_printed_and_only_a_run_leaves_a_record(tmp_path, capsys, monkeypatch):
     def diverging(*_):
         raise EvaluationFailed("scoring: no numbers")
 
@@ -646,7 +657,7 @@ def test_no_cluster_at_the_address_is_an_input_error(tmp_path, address):
 
 def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY)]
+    chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY | SHORT)]
     assert tiny.main(["report", *chosen]) == 2
     assert "none of its 2 runs is finished" in capsys.readouterr().err
     assert tiny.main(["sweep", *chosen, "--cell", "0"]) == 0
@@ -666,7 +677,7 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_sweep_on_the_command_line_varies_a_setting_and_says_what_happens(
+def test_sweep_on_the_command_line_varies_a_setting_and_prints_its_progress(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

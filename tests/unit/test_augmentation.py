@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcdd_core.geometry.clouds import clouds_from_list
-from pcdd_core.geometry.moves import ROTATION, SCALE, SHIFT, draw_moves, turned
+from pcdd_core.geometry.moves import ROTATION, SCALE, SHIFT, draw_moves, rotated
 from pcdd_core.seeds import generator
 
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
@@ -43,8 +43,8 @@ def test_a_move_is_a_shift_a_scaling_or_a_rotation_within_bounds(grid, seed):
 def test_each_kind_of_move_is_as_likely_as_the_others():
     move = draw_moves(3000, FLAT, generator(0))
     shifted = (move.shift != 0).any(1)
-    turned = move.matrix[:, 1, 2] != 0
-    for kind in (shifted, turned, ~shifted & ~turned):
+    rotation = move.matrix[:, 1, 2] != 0
+    for kind in (shifted, rotation, ~shifted & ~rotation):
         assert 900 < int(kind.sum()) < 1100
 
 
@@ -94,7 +94,7 @@ def test_clouds_are_turned_about_the_middle_of_the_grid_by_their_own_angles():
     quarter = torch.pi / 2
     angles = torch.tensor([[0, 0, 0], [quarter, 0, 0], [0, quarter, 0], [0, 0, quarter]])
     expected = torch.tensor([[4.0, 6, 4], [4, 4, 6], [4, 6, 4], [2, 4, 4]])
-    torch.testing.assert_close(turned(clouds, angles).coordinates, expected)
+    torch.testing.assert_close(rotated(clouds, angles).coordinates, expected)
 
 
 @given(seed=st.integers(0, 99))
@@ -104,7 +104,7 @@ def test_turning_keeps_distances(random_clouds, seed):
         2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
     for before, after in zip(
-        clouds.coordinates.split([4, 3]), turned(clouds, angles).coordinates.split([4, 3])
+        clouds.coordinates.split([4, 3]), rotated(clouds, angles).coordinates.split([4, 3])
     ):
         torch.testing.assert_close(torch.cdist(after, after), torch.cdist(before, before))
 
@@ -113,5 +113,7 @@ def test_both_derivatives_of_turning(random_clouds, check_two_derivatives):
     clouds = random_clouds([3, 2], (8, 8, 8))
     angles = torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.0, 0.0]], dtype=torch.float64)
     check_two_derivatives(
-        lambda x, by: turned(clouds.with_coordinates(x), by).coordinates, clouds.coordinates, angles
+        lambda x, by: rotated(clouds.with_coordinates(x), by).coordinates,
+        clouds.coordinates,
+        angles,
     )

@@ -70,7 +70,7 @@ def same(one: PointClouds, other: PointClouds) -> bool:
 
 def taught(monkeypatch, logits: torch.Tensor) -> None:
     """Replace the outputs of the trained classifier by `logits` (epochs, clouds, classes)."""
-    monkeypatch.setattr(baselines, "_learning", lambda real, seed: logits)
+    monkeypatch.setattr(baselines, "_training_logits", lambda real, seed: logits)
 
 
 # --- what all have in common ----------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_all_clouds_of_a_class_can_be_chosen_even_if_some_are_equal(name):
 
 @pytest.mark.parametrize("name", [*CHOOSING, "class_mean"])
 def test_class_with_too_few_clouds_is_refused_before_anything_is_trained(name, monkeypatch):
-    monkeypatch.setattr(baselines, "_learning", None)
+    monkeypatch.setattr(baselines, "_training_logits", None)
     real = random_clouds(0)
     count = 1 if name == "class_mean" else 20
     real = real.select(torch.tensor([n for n in range(len(real)) if real.labels[n] != 1]))
@@ -170,7 +170,7 @@ def test_k_center_equals_a_naive_loop(seed):
 
 def told_apart(real: PointClouds, seed: int = 0) -> float:
     """Return the share of clouds whose description is nearest to the mean of their own class."""
-    parts = list(baselines._descriptions(real, 1, seed))
+    parts = list(baselines._selection_features(real, 1, seed))
     means = torch.stack([described.mean(0) for _, described in parts])
     right = [
         torch.cdist(described, means).argmin(1) == label
@@ -187,7 +187,7 @@ def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
         torch.cat([(solids.labels == label).nonzero().flatten()[:30] for label in range(8)])
     )
     assert told_apart(solids) > 0.85
-    first = next(iter(baselines._descriptions(solids, 1, 0)))
+    first = next(iter(baselines._selection_features(solids, 1, 0)))
     assert torch.equal(first[0], (solids.labels == 0).nonzero().flatten()) and first[1].shape == (
         30,
         1024,
@@ -197,7 +197,7 @@ def test_shapes_are_described_by_a_network_that_has_learnt_them(monkeypatch):
 @pytest.mark.parametrize("choose", [baselines.herding, k_center])
 def test_first_shape_chosen_is_the_nearest_to_its_class_s_mean(choose, monkeypatch):
     real = tiny.three_solids()
-    parts = list(baselines._descriptions(real, 2, 3))
+    parts = list(baselines._selection_features(real, 2, 3))
     chosen = choose(real, 2, 3)
     for label, (indices, described) in enumerate(parts):
         nearest = (described - described.mean(0)).square().sum(1).argmin()
@@ -358,12 +358,12 @@ def test_classifier_learns_and_is_asked_after_every_epoch(monkeypatch):
     digits = digits.select(
         torch.cat([(digits.labels == label).nonzero().flatten()[:40] for label in range(3)])
     )
-    logits = baselines._learning(digits, 0)
+    logits = baselines._training_logits(digits, 0)
     assert logits.shape == (baselines.EPOCHS, 120, 10) and not logits.requires_grad
     right = (logits.argmax(2) == digits.labels).double().mean(1)
     assert right[-1] > 0.9 and right[-1] > right[0] + 0.2
 
 
 def test_classifier_depends_on_the_seed():
-    first, other = (baselines._learning(tiny.three_digits(), seed) for seed in (0, 1))
+    first, other = (baselines._training_logits(tiny.three_digits(), seed) for seed in (0, 1))
     assert not torch.allclose(first, other)

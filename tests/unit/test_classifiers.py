@@ -26,6 +26,11 @@ from pcdd_core.seeds import generator
 CLASSIFIERS = Classifier.choices
 OF_POINTS = [name for name, choice in CLASSIFIERS.items() if choice.of_points]
 ALL = pytest.mark.parametrize("name", CLASSIFIERS)
+LARGE = {"resnet18", "pointnet++", "dgcnn"}  # training takes seconds
+LARGE_SLOW = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in CLASSIFIERS],
+)
 FLAT, SOLID = (1, 28, 20), (8, 12, 10)
 
 
@@ -55,7 +60,7 @@ def assert_close(actual, expected):
 
 
 @ALL
-def test_a_classifier_maps_what_it_is_shown_to_logits(name):
+def test_classifier_maps_its_inputs_to_logits(name):
     assert built(name)(input_of(name, tiny.three_digits())).shape == (24, 10)
 
 
@@ -72,7 +77,7 @@ def test_a_classifier_takes_other_grids(random_clouds, name, grid):
 @pytest.mark.parametrize(
     "name", [name for name, choice in CLASSIFIERS.items() if choice.smallest > 1]
 )
-def test_the_smallest_images_are_told_apart_and_smaller_ones_refused(name):
+def test_smallest_images_are_accepted_and_smaller_ones_refused(name):
     side = CLASSIFIERS[name].smallest
     # a pattern with zeros: the input of the sparse network are the pixels that are not 0
     images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
@@ -141,7 +146,7 @@ def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4()
     assert sizes == {"layer1": (64, 28, 28), "layer4": (512, 4, 4)}
 
 
-def test_no_image_or_cloud_changes_what_is_said_of_another():
+def test_logits_of_an_input_do_not_depend_on_the_rest_of_the_batch():
     clouds = tiny.three_digits()
     for name in CLASSIFIERS:
         network, inputs = built(name).double(), input_of(name, clouds)[::6].double()
@@ -154,6 +159,7 @@ def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
     assert torch.equal(network(images), again(images[:, :, None]))
 
 
+@pytest.mark.slow
 def test_the_classifiers_are_there_without_torchvision():
     code = "import sys, pcdd_core.scoring.evaluate; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -163,7 +169,7 @@ def test_the_classifiers_are_there_without_torchvision():
 
 
 @pytest.mark.parametrize("name", OF_POINTS)
-@settings_of_hypothesis(max_examples=25)
+@settings_of_hypothesis(max_examples=10)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     grid=st.sampled_from([FLAT, SOLID]),
@@ -320,7 +326,7 @@ def test_pointnet_plus_plus_equals_a_loop_over_its_groups(random_clouds, sizes):
 
 
 def test_centred_points_are_1_at_the_far_side_of_the_longest_axis():
-    points = [[[0.0, 0.0, 10.0], [0.0, 28.0, 20.0]], [[0.0, 14.0, 10.0]]]
+    points = [[[0.5, 0.0, 10.0], [0.5, 28.0, 20.0]], [[0.5, 14.0, 10.0]]]
     clouds = clouds_from_list(list(map(torch.tensor, points)), [0, 0], FLAT, ["only"])
     expected = [[[0, -1, 0, 1], [0, 1, 10 / 14, 1]], [[0, 0, 0, 1], [0, 0, 0, 0]]]
     torch.testing.assert_close(centred_points(clouds), torch.tensor(expected))
@@ -338,17 +344,17 @@ def test_augmented_points_are_those_of_the_moved_clouds_with_a_move_for_each(ran
 
 def test_pointnet_meets_real_and_synthetic_points_at_the_same_place_of_a_cell(monkeypatch):
     given, trained_on = (
-        clouds_from_list([torch.tensor([[0.0, 3.1, 4.9], [0.0, 5.7, 0.2]])], [0], FLAT, ["only"]),
+        clouds_from_list([torch.tensor([[0.5, 3.1, 4.9], [0.5, 5.7, 0.2]])], [0], FLAT, ["only"]),
         [],
     )
-    real = clouds_from_list([torch.tensor([[0.0, 3.0, 4.0], [0.0, 5.0, 0.0]])], [0], FLAT, ["only"])
+    real = clouds_from_list([torch.tensor([[0.5, 3.5, 4.5], [0.5, 5.5, 0.5]])], [0], FLAT, ["only"])
     monkeypatch.setattr(
         evaluation, "_train", lambda ensemble, points, *rest: trained_on.append(points)
     )
     for projection in ("hard", "soft"):
         scored(given, real, settings("pointnet", projection=projection))
-    view = evaluation._view(classifier("pointnet"), Hard(), STANDARD, FLAT)
-    assert torch.equal(trained_on[0], view.test(real)) and torch.equal(
+    conversion = evaluation._conversion(classifier("pointnet"), Hard(), STANDARD, FLAT)
+    assert torch.equal(trained_on[0], conversion.test(real)) and torch.equal(
         trained_on[1], centred_points(given)
     )
 
@@ -366,10 +372,10 @@ def scored(clouds, test, scoring):
     return Config(evaluation=scoring).evaluate(clouds, test)
 
 
-@ALL
+@LARGE_SLOW
 def test_every_classifier_is_trained_and_scored(name):
-    clouds = tiny.three_digits().select(torch.arange(0, 24, 4))
-    scores = [scored(clouds, clouds, settings(name)) for _ in range(2)]
+    clouds = tiny.three_digits().select(torch.arange(0, 24, 8))
+    scores = [scored(clouds, clouds, settings(name, epochs=1)) for _ in range(2)]
     assert scores[0] == scores[1] and list(scores[0]) == ["standard", "paper"]
     assert all(
         0 <= accuracy <= 100 for score in scores[0].values() for accuracy in score.accuracies
@@ -380,14 +386,14 @@ def test_every_classifier_is_trained_and_scored(name):
     ("name", "epochs"),
     [
         ("mlp", 60),
-        ("lenet", 120),
-        ("sparse", 60),
+        pytest.param("lenet", 120, marks=pytest.mark.slow),
+        pytest.param("sparse", 60, marks=pytest.mark.slow),
         pytest.param("pointnet", 120, marks=pytest.mark.slow),
         pytest.param("pointnet++", 40, marks=pytest.mark.slow),
         pytest.param("dgcnn", 20, marks=pytest.mark.slow),
     ],
 )
-def test_a_classifier_learns_what_it_is_trained_on(name, epochs):
+def test_classifier_learns_its_training_set(name, epochs):
     real = tiny.three_digits()
     clouds = clouds_from_list(
         [cloud[::5] for cloud in real] if name in OF_POINTS else list(real),
@@ -448,7 +454,7 @@ def test_neighbourhood_classifiers_test_on_clouds_as_dense_as_in_training(name, 
         }
 
 
-@ALL
+@LARGE_SLOW
 def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
     first_input, labels = (
         input_of(name, tiny.three_digits().select(torch.tensor([0, 8, 16]))),

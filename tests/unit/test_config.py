@@ -13,7 +13,6 @@ from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.lifts import Points
 from pcdd_core.engine.objectives import DistributionMatching, GradientMatching, Objective
 from pcdd_core.errors import InputError
-from pcdd_core.experiments import runs
 from pcdd_core.experiments.config import (
     Config,
     described_pieces,
@@ -24,6 +23,7 @@ from pcdd_core.experiments.config import (
     to_dict,
 )
 from pcdd_core.experiments.presets import PRESETS, preset
+from pcdd_core.experiments.scores import scored_iteration
 from pcdd_core.scoring.evaluate import Projection
 
 # another valid value of every setting that is not a number
@@ -368,7 +368,7 @@ def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
         128,
     )
     assert config.evaluation.curve == ((0, 250, 625, 1250, 1875, 2499) if whole else ())
-    assert runs.scored_iteration(config) == 1250
+    assert scored_iteration(config) == 1250
     assert config.data.validation_fraction == 0  # the paper draws from all 60,000 training clouds
     assert config.objective.real_gradients == 8
 

@@ -58,6 +58,7 @@ def test_file_that_does_not_fit_leaves_the_old_one_and_no_folder(tmp_path):
     assert tiny.files(tmp_path) == {"old": b"old"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
 def test_full_disk_behind_standard_output_ends_in_one_line(options):
@@ -301,7 +302,7 @@ def test_seed_of_a_sweep_is_refused_where_it_would_be_ignored(command, words, tm
     assert said.count("\n") == 1 and "--seeds" in said
 
 
-def test_cell_of_a_sweep_prints_nothing_but_json(tmp_path, monkeypatch, capsys):
+def test_cell_of_a_sweep_prints_only_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, "schedule.iterations": 1})
     words = ["sweep", "quickstart", *settings, "--seeds", "1", "--runs", str(tmp_path)]
@@ -331,6 +332,7 @@ def test_no_module_of_the_package_needs_posix_to_be_imported():
             assert not wrong, f"{source}: imports {wrong}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the test hides modules that Windows has not")
 def test_package_can_be_imported_without_posix_modules():
     code = f"""

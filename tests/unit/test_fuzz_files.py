@@ -13,7 +13,7 @@ from pcdd_core.cli.commands import _config_of_run
 from pcdd_core.errors import InputError
 from pcdd_core.experiments import checkpoint as checkpoints
 from pcdd_core.experiments.records import read_record, read_records, read_trajectory, write_records
-from pcdd_core.experiments.runs import _finished_scores
+from pcdd_core.experiments.scores import finished_scores
 from pcdd_core.geometry import storage
 from pcdd_core.geometry.export import KINDS as KINDS_OF_EXPORT
 from pcdd_core.geometry.export import clouds_from_export, export_clouds
@@ -56,7 +56,7 @@ def read_checkpoint(folder: Path):
 
 def read_scores(folder: Path):
     said = Said()
-    scores = _finished_scores(folder / "scores.json", said)
+    scores = finished_scores(folder / "scores.json", said)
     assert scores or len(said.lines) == 1
     if not scores:
         raise InputError(said.lines[0])

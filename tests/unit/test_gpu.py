@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from pcdd_core.nn import sparse
-from pcdd_core.nn.sparse import SparseTensor
+from pcdd_core.nn.cells import SparseTensor
 from pcdd_core.scoring.baselines import random
 
 pytestmark = [

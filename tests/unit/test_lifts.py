@@ -196,8 +196,7 @@ def test_a_cloud_does_not_depend_on_the_others_of_its_batch(random_clouds, grid)
 
 
 @pytest.mark.parametrize("grid", [FLAT, SOLID])
-@pytest.mark.parametrize("bandwidth", [0.4, 1.3])
-@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize(("bandwidth", "closed"), [(0.4, True), (1.3, False)])
 def test_both_derivatives_of_gaussian_occupancy(
     check_two_derivatives, random_clouds, grid, bandwidth, closed
 ):

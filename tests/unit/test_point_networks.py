@@ -6,9 +6,8 @@ import tiny
 import torch
 from torch.testing import assert_close
 
-from pcdd_core.engine import distill as distillation
 from pcdd_core.engine.distances import layerwise_cosine_of_weights
-from pcdd_core.engine.lifts import centred_points
+from pcdd_core.engine.lifts import Lift, centred_points
 from pcdd_core.engine.losses import (
     gradient_matching,
     gradients_without_graph,
@@ -39,7 +38,7 @@ def points(random_clouds):
 # --- PointNet -------------------------------------------------------------------------------------
 
 
-def test_the_order_of_points_and_what_stands_in_for_missing_ones_do_not_matter(points):
+def test_order_of_points_and_padding_have_no_effect(points):
     net, order = network(), torch.randperm(7, generator=generator(1))
     assert_close(net(points[:, order]), net(points))
     filled = points.clone()
@@ -85,7 +84,7 @@ def test_the_largest_value_is_looked_for_in_less_precision_and_computed_in_full(
     assert (values - features[:, None]).abs().amin(1).max() < 1e-5
 
 
-def test_norms_are_instance_norm_of_the_points_there_are(points):
+def test_norms_are_instance_norms_without_the_padding(points):
     features, norm = (
         torch.randn(3, 4, 7, dtype=torch.float64, generator=generator(8)),
         PointNorm(4).double(),
@@ -136,7 +135,7 @@ def centred_points_of(seed: int) -> torch.Tensor:
 # --- sorted features ------------------------------------------------------------------------------
 
 
-def test_sorted_features_are_alike_only_where_clouds_are(points):
+def test_sorted_features_are_equal_only_for_equal_clouds(points):
     net, order = network(), torch.randperm(6, generator=generator(2))
     clouds, others = centred_points_of(1), centred_points_of(2)
     assert abs(sorted_feature_matching(net, clouds, clouds[:, order]).item()) < 1e-12
@@ -233,8 +232,9 @@ def test_all_objectives_are_tested():
     assert set(OBJECTIVES) == set(Objective.choices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sorted_feature_matching", "distribution_matching"])
-def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, solids):
+def test_matching_the_features_of_one_network_reduces_the_loss(name, solids):
     config = shapes_config(
         schedule__iterations=40,
         objective__name=name,
@@ -247,14 +247,12 @@ def test_matching_one_network_s_features_for_a_while_makes_them_alike(name, soli
 
 
 @pytest.mark.parametrize(("optimiser", "turn_step_size"), [("adam", 0.02), ("sgd", 1e-4)])
-def test_with_steps_of_their_own_clouds_turn_as_a_whole(
+def test_clouds_with_a_rotation_step_size_rotate_as_a_whole(
     optimiser, turn_step_size, solids, monkeypatch
 ):
     """Let the single points hardly move, so that each cloud only rotates."""
     # a rotation moves corners out of the grid
-    monkeypatch.setattr(
-        distillation, "boundary_check", lambda coordinates, grid: coordinates.clone()
-    )
+    monkeypatch.setattr(Lift, "bounded", lambda lift, coordinates, grid: coordinates.clone())
     config = shapes_config(
         optimiser__step_size=1e-9,
         optimiser__name=optimiser,
@@ -270,7 +268,7 @@ def test_with_steps_of_their_own_clouds_turn_as_a_whole(
         assert not torch.equal(after, before)
 
 
-def test_a_run_that_turns_clouds_resumes(solids):
+def test_run_that_rotates_clouds_resumes(solids):
     config = shapes_config(optimiser__turn_step_size=0.05)
     unbroken = [(step.clouds.coordinates, step.state()) for step in config.distill(solids)]
     again = list(config.distill(solids, state=unbroken[1][1]))
@@ -298,7 +296,7 @@ def test_a_run_that_turns_clouds_resumes(solids):
         ),
     ],
 )
-def test_networks_that_do_not_fit_what_they_see_are_refused(changes, said, solids):
+def test_network_that_does_not_fit_the_lift_is_refused(changes, said, solids):
     with pytest.raises(InputError, match=said):
         shapes_config(**changes).distill(solids)
 
@@ -309,8 +307,8 @@ def test_one_real_cloud_is_refused_where_distances_between_real_clouds_are_neede
         shapes_config(**changes).distill(solids)
 
 
-def test_clouds_on_a_flat_grid_are_not_turned():
+def test_rotation_of_clouds_on_a_flat_grid_is_refused():
     with pytest.raises(
-        InputError, match="turn_step_size = 0.1: clouds would turn out of the flat grid"
+        InputError, match="turn_step_size = 0.1: clouds would rotate out of the flat grid"
     ):
         tiny.config(optimiser__turn_step_size=0.1).distill(tiny.three_digits())

@@ -20,8 +20,9 @@ from tiny import files, pcdd
 
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.errors import EvaluationFailed, InputError
-from pcdd_core.experiments import runs
+from pcdd_core.experiments import runs, scores
 from pcdd_core.experiments.config import Config, from_dict, identity, to_dict
+from pcdd_core.experiments.health import WINDOW
 from pcdd_core.experiments.records import (
     LOGGED,
     SCHEMA,
@@ -43,7 +44,10 @@ SCHEDULE = {  # much state: momentum, and a network that is trained and drawn ag
     "schedule__iterations_per_network": 3,
     "schedule__training_steps": 1,
     "schedule__snapshots": 4,
+    # all classes at once, so iterations are short; test_distillation resumes every objective
+    "objective__name": "feature_regression",
 }
+GRADIENTS = {"objective__name": "gradient_matching"}
 
 
 def distill(folder: Path, *options: str, **changes) -> int:
@@ -156,7 +160,7 @@ def test_more_snapshots_than_iterations_keep_every_iteration(tmp_path):
     assert read_trajectory(tmp_path / "run")["updates"].tolist() == [0, 1, 2, 3]
 
 
-def test_distilled_set_has_the_clouds_asked_for(finished):
+def test_distilled_set_has_the_configured_clouds(finished):
     distilled = load_clouds(finished / "clouds.npz")
     assert distilled.labels.tolist() == list(range(10)) and distilled.sizes.tolist() == [20] * 10
     assert distilled.grid == (1, 28, 28) and distilled.class_names == tuple("0123456789")
@@ -166,7 +170,7 @@ def test_picture_is_a_png(finished):
     assert (finished / "migration.png").read_bytes().startswith(PNG)
 
 
-def test_record_says_what_was_run_where_and_at_what_cost(finished):
+def test_record_has_settings_machine_seconds_and_memory(finished):
     record = read_record(finished)
     assert record["name"] == "quickstart" and record["config"] == to_dict(tiny.config(**SCHEDULE))
     assert record["config"]["seed"] == 0
@@ -186,13 +190,14 @@ def test_record_says_what_was_run_where_and_at_what_cost(finished):
     assert (record["clouds"], record["points"]) == (10, 200) and 0 < record["occupied_cells"] <= 200
 
 
-def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missing(finished):
-    assert read_record(finished)["config"]["network"]["name"] == "torch"
-    assert read_record(finished)["second_derivatives"] == {"gradients_without_graph": []}
+def test_record_of_a_backend_with_all_second_derivatives_says_that_none_is_missing(tmp_path):
+    assert distill(tmp_path / "run", **GRADIENTS, schedule__iterations=1) == 0
+    assert read_record(tmp_path / "run")["config"]["network"]["name"] == "torch"
+    assert read_record(tmp_path / "run")["second_derivatives"] == {"gradients_without_graph": []}
 
 
 @tiny.needs_minkowski
-def test_missing_second_derivatives_of_minkowski_are_in_the_record_and_said_once(tmp_path, capsys):
+def test_missing_second_derivatives_of_minkowski_are_recorded_and_printed_once(tmp_path, capsys):
     options = ("--preset", "quickstart", "--output", str(tmp_path / "run"))
     assert (
         pcdd(
@@ -230,7 +235,7 @@ def test_record_s_scores_are_consistent_with_their_accuracies(finished):
     assert record["scored_on"] == f"digits, test split, {len(tiny.digits().test)} clouds"
 
 
-def test_run_is_scored_on_the_split_asked_for(tmp_path):
+def test_run_is_scored_on_the_configured_split(tmp_path):
     runs.run(tiny.config(evaluation__split="validation"), "tiny", tmp_path / "run", device="cpu")
     scored = read_record(tmp_path / "run")["scored_on"]
     assert scored == f"digits, validation split, {len(tiny.digits().validation)} clouds"
@@ -344,7 +349,7 @@ def test_overwrite_with_wrong_input_removes_nothing(copy, options, changes):
     assert files(copy) == before
 
 
-def test_unfinished_run_is_not_started_over_unasked(interrupted, capsys):
+def test_unfinished_run_is_not_restarted_without_an_option(interrupted, capsys):
     before = files(interrupted)
     assert distill(interrupted) == 2
     assert "--resume" in capsys.readouterr().err
@@ -377,7 +382,7 @@ def test_learned_labels_are_in_the_set_of_a_run_that_was_interrupted_too(
     learning = dict(
         objective__name="unrolled_training",
         objective__learned_labels=True,
-        objective__unrolled_steps=2,
+        objective__unrolled_steps=1,
     )
     assert distill(tmp_path / "unbroken", **learning) == 0
     with monkeypatch.context() as patch:
@@ -425,13 +430,13 @@ def along(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("along") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
+            scores, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
         )
         assert distill(folder, **ALONG) == 0
     return folder
 
 
-def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
+def test_result_is_the_set_before_the_configured_iteration(along, finished):
     steps = read_trajectory(along)
     place = {update: number for number, update in enumerate(steps["updates"])}
     assert {0, 3, 5, 7, 8} <= set(place)
@@ -446,9 +451,9 @@ def test_result_is_the_set_before_the_iteration_asked_for(along, finished):
 def test_record_has_the_scores_of_every_iteration_of_the_curve(along):
     record = read_record(along)
     assert list(record["scores_at"]) == ["0", "3", "7"]
-    for scores in record["scores_at"].values():
-        assert set(scores) == {"standard", "paper"}
-        assert {score["networks"] for score in scores.values()} == {1}
+    for scored in record["scores_at"].values():
+        assert set(scored) == {"standard", "paper"}
+        assert {score["networks"] for score in scored.values()} == {1}
     assert {score["networks"] for score in record["scores"].values()} == {2}
     assert record["seconds"]["curve"] > 0
     rows = curve_table([record])
@@ -468,7 +473,7 @@ def test_curve_scores_the_clouds_of_its_iteration(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Config, "evaluate", spy)
     monkeypatch.setattr(
-        runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "classifier": ConvNet(4)}
+        scores, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 1, "classifier": ConvNet(4)}
     )
     assert distill(tmp_path / "run", **ALONG) == 0
     steps = read_trajectory(tmp_path / "run")
@@ -487,7 +492,7 @@ def test_run_stopped_between_scores_makes_the_missing_ones_only(along, tmp_path,
     scored = []
     evaluate = Config.evaluate
     monkeypatch.setattr(
-        runs, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
+        scores, "CURVE_CLASSIFIERS", {"networks": 1, "epochs": 2, "classifier": ConvNet(6)}
     )
     monkeypatch.setattr(Config, "evaluate", lambda *call: scored.append(call) or evaluate(*call))
     assert distill(folder, "--resume", **ALONG) == 0
@@ -528,14 +533,14 @@ LONG = {**SCHEDULE, "schedule__iterations": 16, "evaluation__protocols": ["stand
 HELD = """
 import signal, sys
 from pcdd_core.cli.main import main
-from pcdd_core.experiments import runs
+from pcdd_core.experiments.progress import Progress
 
 def wait_in_mid_run(self, fraction, stage, note=""):
     if stage == "distilling" and fraction > 0.6:
         print("held", flush=True)
         signal.pause()
 
-runs.Progress.__call__ = wait_in_mid_run
+Progress.__call__ = wait_in_mid_run
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -637,7 +642,7 @@ def test_damaged_checkpoint_is_refused_in_one_line_and_runs_no_code(
     assert files(interrupted) == before and not (tmp_path / "harm").exists()
 
 
-def test_nothing_to_resume_is_said(tmp_path, capsys):
+def test_resume_without_a_run_is_refused(tmp_path, capsys):
     assert distill(tmp_path / "nothing", "--resume") == 2
     assert "nothing to resume" in capsys.readouterr().err
     assert files(tmp_path) == {}
@@ -658,7 +663,8 @@ def failed(tmp_path, monkeypatch, capsys) -> Path:
 
     broken.__name__ = "sum_of_squares"
     monkeypatch.setitem(DISTANCES, "sum_of_squares", broken)
-    assert distill(tmp_path / "failed", objective__distance="sum_of_squares") == 1
+    settings = GRADIENTS | {"objective__distance": "sum_of_squares"}
+    assert distill(tmp_path / "failed", **settings) == 1
     monkeypatch.undo()
     message = capsys.readouterr().err
     assert message.startswith("pcdd: the run failed at iteration 1:") and "likely cause" in message
@@ -700,25 +706,20 @@ def test_failed_run_can_be_tabled_beside_a_finished_one(failed, finished):
     assert pair["health"] == "moving" and pair["seeds"] == 2 and "sum_of_squares" in alone["name"]
 
 
-def test_stuck_run_is_recorded_as_that(tmp_path):
-    stuck = {"optimiser__name": "sgd", "optimiser__step_size": 1e-9, "schedule__iterations": 52}
-    assert distill(tmp_path / "run", **stuck, schedule__training_steps=0) == 0
-    record = read_record(tmp_path / "run")
-    assert health_of(record).startswith("stopped moving at iteration 0: ")
-    assert "the mean displacement is" in record["health"]["reason"]
+# a run too slow to move
+STUCK = {
+    "optimiser__name": "sgd",
+    "optimiser__step_size": 1e-9,
+    "schedule__iterations": WINDOW + 2,
+    "schedule__training_steps": 0,
+}
 
 
-def test_health_is_watched_across_a_resume(tmp_path, monkeypatch):
-    stuck = {
-        "optimiser__name": "sgd",
-        "optimiser__step_size": 1e-9,
-        "schedule__iterations": 52,
-        "schedule__training_steps": 0,
-    }
+def test_stuck_run_is_recorded_as_that_across_a_resume_too(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(30, patch)
-        assert distill(tmp_path / "run", **stuck) == 130
-    assert distill(tmp_path / "run", "--resume", **stuck) == 0
+        assert distill(tmp_path / "run", **STUCK) == 130
+    assert distill(tmp_path / "run", "--resume", **STUCK) == 0
     record = read_record(tmp_path / "run")
     assert health_of(record).startswith("stopped moving at iteration 0: ")
     assert "the mean displacement is" in record["health"]["reason"]

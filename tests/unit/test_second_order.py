@@ -21,6 +21,7 @@ from pcdd_core.experiments.second_order import (
     second_derivatives,
     sentence,
 )
+from pcdd_core.geometry.grid import cell_centres
 from pcdd_core.nn import grid as networks
 from pcdd_core.nn import sparse
 
@@ -55,8 +56,8 @@ def float64_networks(monkeypatch):
 
 @pytest.fixture(scope="module")
 def real(random_clouds):
-    """Return three clouds in each of three classes."""
-    return random_clouds([9, 8, 7, 9, 8, 7, 6, 9, 8], GRID, seed=1)
+    """Return three clouds in each of three classes, with points at the centres of cells."""
+    return cell_centres(random_clouds([9, 8, 7, 9, 8, 7, 6, 9, 8], GRID, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def engine(request, losing):
 @pytest.mark.parametrize("lift", ["coordinates", "gaussian"])
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
+def test_coordinate_gradients_sum_to_the_gradient_of_the_points(
     real, synthetic, distance, backend, lift
 ):
     settings = config(
@@ -156,12 +157,12 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
     )
     parts = coordinate_gradients(settings.method, network, real_batch, synthetic_cloud, iteration=2)
 
-    lifted = settings.method.lift_at(2)
+    lifted, lifted_real = settings.method.lift_at(2), settings.method.lift_at(2, real=True)
     coordinates = synthetic_cloud.coordinates.clone().requires_grad_()
     synthetic_lifted = lifted(synthetic_cloud.with_coordinates(coordinates))
     loss = gradient_matching(
         network,
-        lifted(real_batch),
+        lifted_real(real_batch),
         real_batch.labels,
         synthetic_lifted,
         synthetic_cloud.labels,
@@ -174,7 +175,7 @@ def test_coordinate_gradients_are_the_parts_of_what_moves_the_points(
     # each part remains if all other gradients are constant
     target = [
         gradient.detach()
-        for gradient in parameter_gradients(network, lifted(real_batch), real_batch.labels)
+        for gradient in parameter_gradients(network, lifted_real(real_batch), real_batch.labels)
     ]
     gradients = parameter_gradients(
         network, synthetic_lifted, synthetic_cloud.labels, create_graph=True
@@ -239,7 +240,7 @@ def test_sparse_misses_nothing(real, synthetic, lift, norm):
 
 
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
-def test_where_nothing_is_missed_the_record_says_just_that(real, synthetic, backend):
+def test_record_of_a_complete_gradient_lists_no_parameter(real, synthetic, backend):
     measured = second_derivatives(config(backend).method, real, synthetic)
     assert measured == {"gradients_without_graph": []}
     assert sentence(measured) == ""
@@ -251,6 +252,7 @@ def test_where_nothing_is_missed_the_record_says_just_that(real, synthetic, back
 def parts_by_finite_differences(settings, network, real_batch, synthetic_cloud, iteration):
     """Return the coordinate gradient of the sum of squares by layer, from first derivatives."""
     lift = settings.method.lift_at(iteration)
+    real = settings.method.lift_at(iteration, real=True)(real_batch)
 
     def gradients(coordinates):
         return parameter_gradients(
@@ -259,7 +261,7 @@ def parts_by_finite_differences(settings, network, real_batch, synthetic_cloud, 
 
     differences = zip(
         gradients(synthetic_cloud.coordinates),
-        parameter_gradients(network, lift(real_batch), real_batch.labels),
+        parameter_gradients(network, real, real_batch.labels),
         strict=True,
     )
     names, directions = (
@@ -284,9 +286,8 @@ def flat(parts):
     return torch.cat([part.flatten() for part in parts])
 
 
-@pytest.mark.parametrize("pooling", ["max", "average"])
-@pytest.mark.parametrize("norm", ["none", "batch"])
-def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
+@pytest.mark.parametrize(("norm", "pooling"), [("none", "max"), ("batch", "average")])
+def test_missed_gradient_agrees_with_finite_differences(engine, real, synthetic, norm, pooling):
     settings, iteration = config("minkowski", network__norm=norm, network__pooling=pooling), 1
     measured = missed_gradient(settings.method, real, synthetic, iteration=iteration)
 
@@ -306,7 +307,7 @@ def test_what_is_missed_agrees_with_finite_differences(engine, real, synthetic, 
             settings.method.lift_at(iteration),
         )
         lifted = (
-            lift(real_batch),
+            settings.method.lift_at(iteration, real=True)(real_batch),
             real_batch.labels,
             lift(synthetic_cloud.with_coordinates(coordinates)),
             synthetic_cloud.labels,
@@ -343,9 +344,7 @@ def test_convolutions_lose_all_of_their_part_and_the_head_nothing(engine, real, 
     assert sum(shares) >= 1
 
 
-def test_where_something_is_missed_the_record_says_what_and_the_sentence_how_much(
-    engine, real, synthetic
-):
+def test_record_and_sentence_of_a_missed_gradient_agree(engine, real, synthetic):
     settings = config("minkowski")
     measured = second_derivatives(settings.method, real, synthetic)
     assert measured == missed_gradient(settings.method, real, synthetic)

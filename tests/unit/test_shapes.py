@@ -18,7 +18,7 @@ from pcdd_core.data import shape_files as shapes
 from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
-from pcdd_core.experiments.runs import score
+from pcdd_core.experiments.scores import score
 from pcdd_core.scoring.baselines import Random
 
 DRAWS = np.random.default_rng(0)
@@ -141,7 +141,7 @@ def test_normalised_points_do_not_depend_on_place_and_size(seed, count, scale, s
         (
             "shape.obj",
             b"v 0 0 0\n",
-            "shape.obj: files of this ending are not read; expected one of .off, .ply, .xyz",
+            "shape.obj: files with this suffix are not read; expected one of .off, .ply, .xyz",
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_of_a_folder_without_splits_every_third_shape_is_for_testing(tmp_path):
         for number in range(7):
             write(tmp_path / name / f"{number}{suffix}")
     (tmp_path / "a" / "notes.md").write_text("not a shape")
-    with pytest.warns(UserWarning, match="files of other endings are not read: .md .1."):
+    with pytest.warns(UserWarning, match="files with other suffixes are not read: .md .1."):
         train, test, names = shapes.read_folder(tmp_path, 8)
     assert (
         names == ("a", "b")
@@ -416,16 +416,16 @@ def test_names_of_files_are_printable_in_messages(tmp_path):
     with pytest.warns(UserWarning) as said:
         shapes.read_folder(tmp_path, 8)
     endings, left_out = (str(warning.message) for warning in said)
-    assert endings.endswith(": files of other endings are not read: .\\x1b[2J (1)")
+    assert endings.endswith(": files with other suffixes are not read: .\\x1b[2J (1)")
     assert "/a/\\x1b[31mred\\nforged: line.off: not a readable" in left_out
     assert len(left_out.splitlines()) == 2
 
 
-def test_files_of_other_endings_are_counted(tmp_path):
+def test_files_with_other_suffixes_are_counted(tmp_path):
     for number in range(3):
         write(tmp_path / "a" / f"{number}.off")
         (tmp_path / "a" / f"{number}.obj").write_text("v 0 0 0\n")
-    with pytest.warns(UserWarning, match="files of other endings are not read: .obj .3."):
+    with pytest.warns(UserWarning, match="files with other suffixes are not read: .obj .3."):
         train, test, _ = shapes.read_folder(tmp_path, 8)
     assert (len(train.points), len(test.points)) == (2, 1)
 

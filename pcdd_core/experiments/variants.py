@@ -1,0 +1,314 @@
+"""The presets and changed settings of each experiment, and the rows for comparison."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from ..scoring.baselines import (
+    Baseline,
+    ClassMean,
+    Craig,
+    Forgetting,
+    Herding,
+    KCenter,
+    Random,
+    Released,
+    Whole,
+)
+from .presets import BACKENDS, BEST, LAYERS, SPLIT_INTO, TABLE_ITERATION, preset
+
+SCALES = {"small": "-small", "paper": ""}  # suffix of the preset name
+STEP_SIZES = (0.1, 1, 10, 100)  # factors of the preset's step size
+Variants = list[tuple[str, dict[str, Any]]]  # (preset, changed settings)
+
+
+def _table1(scale: str) -> Variants:
+    return [
+        (f"paper-{backend}-{layers}-sum-of-squares", {})
+        for backend in BACKENDS
+        for layers in LAYERS
+    ]
+
+
+def _table2(scale: str) -> Variants:
+    """Table 2: each backend at its best depth, as in the paper; `sparse` at MinkowskiEngine's."""
+    networks = ("minkowski-2", "torch-3", "sparse-2")
+    return [
+        (f"paper-{network}-{distance}", {})
+        for network in networks
+        for distance in ("layerwise-cosine", "sum-of-squares")
+    ]
+
+
+def _ablation(scale: str) -> Variants:
+    return [
+        (f"paper-{backend}-{layers}-{kind}", {})
+        for backend in BACKENDS
+        for layers in (2, 3)
+        for kind in ("sum-of-squares", "average-pooling")
+    ]
+
+
+# The factors of the experiment `why`: all combinations, for one network of the paper.
+WHY_NORM = (None, "instance")
+WHY_SHIFT = (True, False)
+WHY_BACKENDS = ("minkowski", "sparse")
+# A new network needs new real gradients: from one batch for each network, every 25 iterations.
+WHY_NETWORKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"schedule.iterations_per_network": 25, "objective.real_gradients": 1},
+)
+# Stop at the iteration that Table 1 scores. Later iterations are not compared.
+UNTIL_TABLE = {
+    "schedule.iterations": TABLE_ITERATION,
+    "evaluation.iteration": None,
+    "evaluation.curve": [],
+}
+# By then points have moved most of the way, and fresh gradients take many times as long.
+POOL_ITERATIONS = 250
+
+
+def _why(scale: str) -> Variants:
+    """Two MinkowskiEngine layers with each factor on and off.
+
+    The paper's own setting is the run of Table 1.
+    """
+    variants = []
+    for norm, shift, backend, network in itertools.product(
+        WHY_NORM, WHY_SHIFT, WHY_BACKENDS, WHY_NETWORKS
+    ):
+        changed = dict(network)
+        if norm:
+            changed["network.norm"] = norm
+        if not shift:
+            changed["network.origin_shift"] = shift
+        if changed and scale == "paper":
+            changed |= UNTIL_TABLE
+        variants.append((f"paper-{backend}-2-sum-of-squares", changed))
+    return variants
+
+
+def _pool(scale: str) -> Variants:
+    """Fresh real gradients against the pool, over the first iterations.
+
+    Both start from the same scatter and the same weights.
+    """
+    short = UNTIL_TABLE | {"schedule.iterations": POOL_ITERATIONS} if scale == "paper" else {}
+    kinds = ({}, {"objective.real_gradients": "fresh"})
+    names = ("paper-torch-3-sum-of-squares", "paper-minkowski-2-sum-of-squares")
+    return [(name, {**short, **kind}) for name in names for kind in kinds]
+
+
+def _step_sizes(scale: str) -> Variants:
+    """Step sizes over four orders of magnitude, because the two distances need different ones."""
+    variants = []
+    for name in (
+        "torch-3-sum-of-squares",
+        "torch-3-layerwise-cosine",
+        "minkowski-2-layerwise-cosine",
+    ):
+        usual = preset(f"paper-{name}{SCALES[scale]}").config.optimiser.step_size
+        variants += [
+            (f"paper-{name}", {"optimiser.step_size": usual * factor}) for factor in STEP_SIZES
+        ]
+    return variants
+
+
+EIGHT = {"clouds.clouds_per_class": 8, "clouds.points_per_cloud": 31}
+TEN = {"clouds.clouds_per_class": 10, "clouds.points_per_cloud": 150}
+# Changes of the preset `ingredients-base`, one at a time.
+INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "objective": (
+        {"objective.name": "distribution_matching"},
+        {"objective.name": "maximum_mean_discrepancy"},
+        {"objective.name": "feature_regression"},
+        {"objective.name": "feature_regression", "objective.augmentation": False},
+        {"objective.name": "unrolled_training"},
+        {"objective.distance": "sum_of_squares"},
+        {"objective.distance": "layerwise_cosine"},
+        {"objective.distance": "mean_squared_error"},
+        {"objective.distance": "global_cosine"},
+        {"objective.augmentation": False},
+        {"objective.real_batch": 64},
+    ),
+    "lift": (
+        {"lift.bandwidth_end": 0.5},
+        {"lift.bandwidth_end": 0.12},
+        {"lift.bandwidth_start": 0.25},
+        {"lift.saturation": 3.0},
+        {"lift.saturation_start": 1.0},
+        {"lift.hard_from": 0.5},
+    ),
+    "networks": (  # random networks, or networks at several stages of training
+        {"schedule.iterations_per_network": 10},
+        # trained on the synthetic clouds
+        {"schedule.iterations_per_network": 10, "schedule.training_steps": 1},
+        {
+            "schedule.iterations_per_network": 10,
+            "schedule.training_steps": 1,
+            "schedule.training_data": "real",
+        },
+        {"network.width": 16},
+        {"network.layers": 2},
+        {"network.padding": 3},
+    ),
+    "steps": (
+        {"optimiser.step_size": 0.1},
+        {"optimiser.final_step_fraction": 1.0},
+        {"schedule.iterations": 1200},
+    ),
+    "points": (  # number of points, and about the same number in several clouds
+        {"clouds.points_per_cloud": 10},
+        {"clouds.points_per_cloud": 50},
+        {"clouds.points_per_cloud": 100},
+        {"clouds.points_per_cloud": 500},
+        {"clouds.clouds_per_class": 2, "clouds.points_per_cloud": 125},
+        {"clouds.clouds_per_class": 4, "clouds.points_per_cloud": 62},
+        EIGHT,
+    ),
+    "several clouds": (  # per class: does matching the mean suffice?
+        *(
+            {**EIGHT, "objective.name": name}
+            for name in ("distribution_matching", "maximum_mean_discrepancy")
+        ),
+        TEN,
+        *(
+            {**TEN, "objective.name": name}
+            for name in ("distribution_matching", "maximum_mean_discrepancy")
+        ),
+    ),
+}
+
+
+SHAPES_PER_CLASS = (1, 3, 10)
+FEWER_POINTS = (256, 128)  # points per cloud instead of 1024
+SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
+    {"objective.name": "gradient_matching", "objective.distance": "layerwise_cosine_of_weights"},
+    {"objective.name": "distribution_matching"},
+    {"objective.name": "sorted_feature_matching", "network.width": 256},
+    {"optimiser.turn_step_size": 0.02},
+    *(  # networks on a grid: occupied cells only (sparse), or all cells (torch)
+        {
+            "clouds.points_per_cloud": 384,
+            "lift.name": "gaussian",
+            "lift.closed": True,
+            "lift.bandwidth_start": 6.0,
+            "lift.saturation_start": 1.0,
+            "lift.saturation": 3.0,
+            "network.name": backend,
+            "network.width": 32,
+            "network.norm": "instance",
+            "network.pooling": "average",
+            "schedule.iterations": 300,
+        }
+        for backend in ("sparse", "torch")
+    ),
+)
+OTHER_POINT_NETWORKS = tuple(  # one classifier each, because they take longer than PointNet
+    {"evaluation.classifier.name": kind, "evaluation.networks": 1, "evaluation.epochs": 100}
+    for kind in ("pointnet++", "dgcnn")
+)
+
+
+def _ingredients(scale: str) -> Variants:
+    changes = [{}, *(changed for group in INGREDIENTS.values() for changed in group)]
+    return [("ingredients-base", changed) for changed in changes]
+
+
+def _none(scale: str) -> Variants:
+    return []
+
+
+def _best(scale: str) -> Variants:
+    return [(name, {}) for name in BEST]
+
+
+def _shapes(scale: str) -> Variants:
+    """Shapes from scatter and from real clouds, with the points in one cloud or in several.
+
+    Also fewer points in the same number of clouds. For one cloud per class also the other
+    objectives, clouds that rotate, and networks on grids.
+    """
+    variants = []
+    for count in SHAPES_PER_CLASS:
+        for name in (f"shapes-{count}", f"shapes-{count}-split"):
+            variants += [(name, {}), (name, {"clouds.name": "real"})]
+    variants += [
+        (f"shapes-{count}", {"clouds.points_per_cloud": few})
+        for count in SHAPES_PER_CLASS
+        for few in FEWER_POINTS
+    ]
+    variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
+    return variants + [("shapes-1-split", changed) for changed in OTHER_POINT_NETWORKS]
+
+
+def _initialisation(scale: str) -> Variants:
+    return [("paper-minkowski-2-sum-of-squares", {}), ("paper-torch-3-sum-of-squares", {})]
+
+
+# Functions from the scale to variants. Preset names are without the suffix of the scale.
+VARIANTS: dict[str, Callable[[str], Variants]] = {
+    "table1": _table1,
+    "table2": _table2,
+    "ablation": _ablation,
+    "why": _why,
+    "pool": _pool,
+    "step-size": _step_sizes,
+    "ingredients": _ingredients,
+    "architectures": _none,
+    "best": _best,
+    "shapes": _shapes,
+    "initialisation": _initialisation,
+}
+# Rows for comparison below the rows of a table: (preset, changed settings, baseline).
+Beside = tuple[tuple[str, dict[str, Any], Baseline | None], ...]
+FIVE = {"evaluation.networks": 5}
+# For the paper's tables.
+BESIDE: Beside = (
+    ("gaussian", FIVE, None),
+    ("gaussian", FIVE, Random()),
+    ("gaussian", FIVE, Herding()),
+)
+CORESETS = (Random(), Herding(), KCenter(), ClassMean(), Forgetting(), Craig())
+FEWER = {"resnet18": 2}  # number of classifiers; other kinds have 5
+BESIDE_OTHERS: dict[str, Beside] = {
+    "why": (),
+    "pool": (),
+    "initialisation": (),
+    "ingredients": tuple(("ingredients-base", {}, baseline) for baseline in CORESETS),
+    "best": (
+        *(("mnist-1", {"evaluation.networks": 5}, baseline) for baseline in CORESETS),
+        ("mnist-10", {}, Random()),
+        ("mnist-10", {}, Herding()),
+    ),
+    "shapes": (
+        *(
+            (f"shapes-{count}", {}, baseline)
+            for count in SHAPES_PER_CLASS
+            for baseline in (Random(), Herding(), KCenter())
+        ),
+        *(
+            (f"shapes-{count}", {}, Herding(points=few))
+            for count in SHAPES_PER_CLASS
+            for few in FEWER_POINTS
+        ),
+        *(
+            (f"shapes-{count}-split", {}, Random(points=1024 // SPLIT_INTO))
+            for count in SHAPES_PER_CLASS
+        ),
+        *(
+            ("shapes-1-split", changed, Random(points=1024 // SPLIT_INTO))
+            for changed in OTHER_POINT_NETWORKS
+        ),
+        ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, Whole()),
+    ),
+    "architectures": tuple(
+        (
+            "mnist-1",
+            {"evaluation.classifier.name": kind, "evaluation.networks": FEWER.get(kind, 5)},
+            baseline,
+        )
+        for kind in ("convnet", "mlp", "lenet", "resnet18", "pointnet", "sparse")
+        for baseline in (Released(file="mnist-1"), ClassMean(), Random())
+    ),
+}
