@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pcdd_core.experiments import machine
@@ -27,8 +28,8 @@ import headless  # noqa: E402
 
 SETTINGS = {"clouds.points_per_cloud": 100, "schedule.iterations": 80}
 SELECTED = 12  # the point of the first cloud whose force and energy are shown
-GIF_WIDTH, GIF_MOMENTS, GIF_COLOURS = 800, 26, 128
-COVER = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}  # keeps rare colours
+GIF_WIDTH, GIF_MOMENTS = 800, 26
+RARE = 64  # of 256 colours of a picture, those for colours of few pixels: points, curves, the map
 
 
 class Screen:
@@ -115,6 +116,29 @@ def looks(screen: Screen) -> None:
     screen.keep("phone", 390, 844, screen.view)
 
 
+def with_256_colours(pictures: list[Image.Image]) -> list[Image.Image]:
+    """Return pictures of equal size with one palette: frequent colours, and some rare ones.
+
+    In an animation, what stands still is then the same in each picture, and takes no room.
+    """
+    width, height = pictures[0].size
+    whole = Image.new("RGB", (width, height * len(pictures)))
+    for index, picture in enumerate(pictures):
+        whole.paste(picture, (0, index * height))
+    frequent = whole.quantize(256 - RARE, Image.Quantize.MEDIANCUT).getpalette()
+    rare = whole.quantize(RARE, Image.Quantize.MAXCOVERAGE).getpalette()
+    palette = np.array([*frequent, *rare]).reshape(-1, 3)
+    packed = np.asarray(whole, np.int64) @ [256 * 256, 256, 1]
+    colours, which = np.unique(packed, return_inverse=True)
+    channels = np.stack([colours >> 16, (colours >> 8) & 255, colours & 255], 1)
+    nearest = np.array([np.square(palette - one).sum(1).argmin() for one in channels], np.uint8)
+    reduced = nearest[which].reshape(len(pictures), height, width)
+    made = [Image.fromarray(part, "P") for part in reduced]
+    for picture in made:
+        picture.putpalette(palette.astype(np.uint8).tobytes())
+    return made
+
+
 def main() -> None:
     """Take all pictures and write them."""
     begun = time.monotonic()
@@ -141,16 +165,11 @@ def main() -> None:
     atomic_write_text(HERE / "lab.html", page)
     for name, picture in screen.pictures.items():
         path = HERE / f"lab-{name}.png"
-        small = picture.quantize(256, **COVER)
+        (small,) = with_256_colours([picture])
         atomic_write(path, lambda file, small=small: small.save(file, "png", optimize=True))
     height = round(GIF_WIDTH * moments[0].height / moments[0].width)
     frames = [moment.resize((GIF_WIDTH, height), Image.Resampling.LANCZOS) for moment in moments]
-    # One palette for all frames: what stands still is the same in each, and takes no room.
-    whole = Image.new("RGB", (GIF_WIDTH, height * len(frames)))
-    for index, frame in enumerate(frames):
-        whole.paste(frame, (0, index * height))
-    palette = whole.quantize(GIF_COLOURS, **COVER)
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    frames = with_256_colours(frames)
     options = {"save_all": True, "append_images": frames[1:], "duration": 250, "loop": 0}
     atomic_write(HERE / "lab.gif", lambda file: frames[0].save(file, "gif", **options))
     record = {

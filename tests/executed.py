@@ -3,6 +3,7 @@
 `python tests/executed.py FOLDER` runs all of them with the smallest settings: `make notebooks`.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -59,9 +60,10 @@ class Executed:
 def main() -> None:
     """Run every notebook with the smallest settings. Runs are shared."""
     folder = Path(sys.argv[1]).resolve()
+    os.environ["PCDD_RUNS"] = str(folder / "runs")
     for path in sorted(FOLDER.glob("*.ipynb")):
         print(path.stem, flush=True)
-        Executed(path.stem, folder / path.stem, {**SMOKE, "runs_folder": str(folder / "runs")})
+        Executed(path.stem, folder / path.stem, SMOKE)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import re
 
 import headless
-import nbformat
 import pytest
+from executed import SMOKE, Executed
 from headless import PATIENCE
 from test_live import LONG, browser, drawn, needs_browser, page, picture, update_of  # noqa: F401
 
@@ -259,6 +259,9 @@ def test_lab_fits_phones_and_follows_the_theme(opened):
     assert wide <= room + 1
 
 
-def test_notebook_of_the_lab_is_there():
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    assert any("pcdd.lab(" in cell.source for cell in cells)
+@pytest.mark.slow
+def test_notebook_of_the_lab_runs_without_a_screen(tmp_path):
+    executed = Executed("13_lab", tmp_path, SMOKE)
+    assert "finished, update 3 of 3; 4 frames" in executed.printed
+    assert executed.pictures == 1
+    assert "mount(" in (tmp_path / "runs" / "lab" / "points.html").read_text()

@@ -19,6 +19,7 @@ import torch
 from pcdd_core.data.datasets import Digits
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import override, to_dict
+from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.storage import load_clouds
 from pcdd_core.view import lab as labs
 from pcdd_core.view import scorer as scorers
@@ -271,8 +272,9 @@ def test_reset_and_presets_show_their_settings(view):
     assert view.controls["network.layers"].value == 2
     view.preset.value = "demo"
     assert view.desk.configs == [labs.start_of("demo")]
-    assert view.controls["clouds.clouds_per_class"].value == 4
-    assert len(view.session.run.recorder.clouds) == 40
+    count = preset("demo").config.clouds.clouds_per_class
+    assert view.controls["clouds.clouds_per_class"].value == count > 1
+    assert len(view.session.run.recorder.clouds) == 10 * count
 
 
 def test_copy_shows_what_runs(view):
