@@ -117,17 +117,14 @@ def _steps(
     real, synthetic = real.to(device), synthetic.to(device)
 
     coordinates = nn.Parameter(synthetic.coordinates.clone())
-    label_logits = nn.Parameter(_initial_logits(synthetic)) if method.learns_labels else None
-    turns = (
-        nn.Parameter(torch.zeros(len(synthetic), 3, device=device))
-        if method.optimiser.turn_step_size
-        else None
-    )
     own_steps: dict[nn.Parameter, float] = {coordinates: method.optimiser.step_size}
-    if label_logits is not None:
+    label_logits = turns = None
+    if method.learns_labels:
+        label_logits = nn.Parameter(_initial_logits(synthetic))
         own_steps[label_logits] = method.optimiser.label_step_size
-    if turns is not None:
-        own_steps[turns] = cast(float, method.optimiser.turn_step_size)
+    if turn_step_size := method.optimiser.turn_step_size:
+        turns = nn.Parameter(torch.zeros(len(synthetic), 3, device=device))
+        own_steps[turns] = turn_step_size
     learned = list(own_steps)
     optimiser = method.optimiser.make(
         [{"params": [values], "lr": step_size} for values, step_size in own_steps.items()]
@@ -144,9 +141,8 @@ def _steps(
     for iteration in range(first, schedule.iterations):
         if iteration == first or iteration % per_network == 0:
             network = method.draw_network(real, number=iteration // per_network)
-            network_optimiser = torch.optim.SGD(
-                network.parameters(), schedule.training_step_size, momentum=0.5
-            )
+            weights, step_size = network.parameters(), schedule.training_step_size
+            network_optimiser = torch.optim.SGD(weights, step_size, momentum=0.5)
             if method.stored_gradients:
                 pool = GradientPool(method, network, iteration // per_network, real, members)
             if iteration % per_network and state is not None:
@@ -156,9 +152,8 @@ def _steps(
         coordinates.data = method.lift.bounded(coordinates.data, real.grid)
         optimiser.zero_grad()
         own = ranks.own_classes(len(members))
-        batch = torch.empty(0, dtype=torch.int64)
-        if pool is None:
-            batch = method.batch_at(real, members, iteration)
+        nothing = torch.empty(0, dtype=torch.int64)
+        batch = nothing if pool is not None else method.batch_at(real, members, iteration)
         real_batch = real.select(batch.to(device))
         if label_logits is not None:
             synthetic = replace(synthetic, label_probabilities=label_logits.softmax(1))
@@ -183,9 +178,8 @@ def _steps(
             0, torch.tensor(own, device=device), torch.cat(parts_of_loss)
         )
         coordinate_gradient = cast(Tensor, coordinates.grad)
-        ranks.sum_over_ranks(
-            of_classes, *(values.grad for values in learned if values.grad is not None)
-        )
+        all_gradients = [values.grad for values in learned if values.grad is not None]
+        ranks.sum_over_ranks(of_classes, *all_gradients)
         losses, gradient = of_classes.tolist(), coordinate_gradient.abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient)
 
@@ -196,9 +190,8 @@ def _steps(
         optimiser.step()
         if turns is not None:  # apply the rotation to the coordinates and reset it
             with torch.no_grad():
-                coordinates.copy_(
-                    rotated(synthetic.with_coordinates(coordinates), turns).coordinates
-                )
+                clouds = synthetic.with_coordinates(coordinates)
+                coordinates.copy_(rotated(clouds, turns).coordinates)
                 turns.zero_()
         displacement = (coordinates.detach() - before).abs().mean().item()
         _refuse_non_finite(iteration, losses, gradient, displacement)
@@ -251,9 +244,8 @@ def matching_losses(
     if not objective.per_class:
 
         def of_all_classes() -> Tensor:
-            loss = objective.loss(
-                network, Batch(real, lift_real, draws), Batch(synthetic, lift, draws)
-            )
+            target, own = Batch(real, lift_real, draws), Batch(synthetic, lift, draws)
+            loss = objective.loss(network, target, own)
             if loss.dim() == 0:
                 return loss.expand(classes) / classes
             return loss.view(classes, -1).mean(1)

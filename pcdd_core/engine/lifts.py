@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..geometry.clouds import Grid, PointClouds
-from ..geometry.grid import boundary_check, within_box
+from ..geometry.clouds import Grid, PointClouds, padded_coordinates
+from ..geometry.grid import at_lower_corners, boundary_check, within_box
 from ..nn import sparse
 from ..pieces import Piece, Positive, setting
 
@@ -132,14 +132,6 @@ def coordinates_as_features(clouds: PointClouds, from_points: Callable = sparse.
     )
 
 
-def at_lower_corners(clouds: PointClouds) -> PointClouds:
-    """Move points from the centres of their cells to the lower corners, exactly in float32.
-
-    The paper's data preparation (section 3.1.1) writes an occupied cell as its integer index.
-    """
-    return clouds.with_coordinates(clouds.coordinates - 0.5)
-
-
 def occupancy(clouds: PointClouds) -> Tensor:
     """Return 1 in each cell that holds a point, else 0, without a gradient.
 
@@ -188,10 +180,8 @@ def straight_through_occupancy(
     outside the grid occupy no cell. Returns (clouds, 1, depth, height, width).
     bandwidth, saturation, closed: as in `gaussian_occupancy`
     """
-    soft, cells = (
-        gaussian_occupancy(clouds, bandwidth, saturation, closed),
-        clouds.coordinates.detach().floor().long(),
-    )
+    soft = gaussian_occupancy(clouds, bandwidth, saturation, closed)
+    cells = clouds.coordinates.detach().floor().long()
     inside = _inside(cells, clouds)
     return soft + (_filled(cells[inside], clouds.cloud_index[inside], clouds) - soft).detach()
 
@@ -210,19 +200,6 @@ def centred_points(clouds: PointClouds) -> Tensor:
         return centred.coordinates.view(len(clouds), -1, 3)
     coordinates, present = padded_coordinates(centred)
     return torch.cat([coordinates, present[..., None]], dim=-1)
-
-
-def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:
-    """Pad the coordinates of all clouds to the same number of points.
-
-    Returns the coordinates (clouds, most points, 3), with padding of zeros after the points of each
-    cloud, and a mask (clouds, most points): 1 for points, 0 for padding.
-    """
-    starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)
-    place = (clouds.cloud_index, torch.arange(len(starts), device=clouds.device) - starts)
-    padded = clouds.coordinates.new_zeros(len(clouds), int(clouds.sizes.max()), 3)
-    present = torch.zeros_like(padded[..., 0]).index_put(place, padded.new_ones(()))
-    return padded.index_put(place, clouds.coordinates), present
 
 
 def annealed(progress: float, start: float, end: float) -> float:

@@ -143,7 +143,7 @@ def from_occupancy(
     occupied: bool (clouds, depth, height, width)
     max_points: keep only the first points of each cloud, 250 in the paper's code; None: keep all
     A point lies at the centre of its cell. The paper puts it at the cell's lower corner, which
-    `lifts.at_lower_corners` does.
+    `grid.at_lower_corners` does.
     """
     cells = occupied.nonzero()
     cloud, coordinates = cells[:, 0], cells[:, 1:] + 0.5
@@ -155,6 +155,19 @@ def from_occupancy(
     return PointClouds(
         coordinates, offsets_of(sizes), labels.long(), (depth, height, width), tuple(class_names)
     )
+
+
+def padded_coordinates(clouds: PointClouds) -> tuple[Tensor, Tensor]:
+    """Pad the coordinates of all clouds to the same number of points.
+
+    Returns the coordinates (clouds, most points, 3), with padding of zeros after the points of each
+    cloud, and a mask (clouds, most points): 1 for points, 0 for padding.
+    """
+    starts = clouds.offsets[:-1].repeat_interleave(clouds.sizes)
+    place = (clouds.cloud_index, torch.arange(len(starts), device=clouds.device) - starts)
+    padded = clouds.coordinates.new_zeros(len(clouds), int(clouds.sizes.max()), 3)
+    present = torch.zeros_like(padded[..., 0]).index_put(place, padded.new_ones(()))
+    return padded.index_put(place, clouds.coordinates), present
 
 
 def members_per_class(clouds: PointClouds) -> list[Tensor]:

@@ -60,6 +60,14 @@ def cell_centres(clouds: PointClouds) -> PointClouds:
     return clouds.with_coordinates(clouds.coordinates.floor() + 0.5)
 
 
+def at_lower_corners(clouds: PointClouds) -> PointClouds:
+    """Move points from the centres of their cells to the lower corners, exactly in float32.
+
+    The paper's data preparation (section 3.1.1) writes an occupied cell as its integer index.
+    """
+    return clouds.with_coordinates(clouds.coordinates - 0.5)
+
+
 def clouds_from_unit_ball(
     points: Tensor, labels: Tensor, class_names: Sequence[str], cells: int
 ) -> PointClouds:

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import torch
 
 from ..engine.distill import Step
-from ..engine.forces import Energy, next_energy
 from ..errors import InputError
 from ..experiments import machine
 from ..experiments.config import Config
 from ..geometry.clouds import PointClouds
 from . import kernel
+from .forces import Energy, next_energy
 from .recording import Recorder, Recording
 
 # Seconds of rest before the saved view and the picture are updated. The update takes a second.

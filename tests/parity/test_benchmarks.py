@@ -10,10 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcdd_core.engine.distill import matching_losses
-from pcdd_core.engine.lifts import at_lower_corners
 from pcdd_core.experiments.config import override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, members_per_class
+from pcdd_core.geometry.grid import at_lower_corners
 from pcdd_core.nn import classifiers
 from pcdd_core.scoring.evaluate import augment
 from pcdd_core.seeds import generator

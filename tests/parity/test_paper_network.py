@@ -12,14 +12,14 @@ from tiny import digits, needs_minkowski
 from pcdd_core.data import datasets
 from pcdd_core.engine.distances import DISTANCES
 from pcdd_core.engine.distill import distill
-from pcdd_core.engine.lifts import at_lower_corners, coordinates_as_features
+from pcdd_core.engine.lifts import coordinates_as_features
 from pcdd_core.engine.losses import gradient_matching
 from pcdd_core.engine.method import Method
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, override
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, members_per_class
-from pcdd_core.geometry.grid import boundary_check
+from pcdd_core.geometry.grid import at_lower_corners, boundary_check
 from pcdd_core.nn import minkowski, sparse
 from pcdd_core.nn.cells import SparseTensor
 from pcdd_core.seeds import generator

@@ -11,10 +11,10 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
-from pcdd_core.engine.lifts import centred_points, padded_coordinates
+from pcdd_core.engine.lifts import centred_points
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, Evaluation
-from pcdd_core.geometry.clouds import clouds_from_list
+from pcdd_core.geometry.clouds import clouds_from_list, padded_coordinates
 from pcdd_core.geometry.moves import draw_moves
 from pcdd_core.nn.classifiers import Classifier, ConvNetModule, Ensemble
 from pcdd_core.nn.points import DGCNN, PointNet, PointNetPlusPlus, farthest_points, nearest

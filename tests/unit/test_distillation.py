@@ -17,6 +17,7 @@ from pcdd_core.errors import DistillationFailed, InputError
 from pcdd_core.experiments.config import override
 from pcdd_core.experiments.health import STUCK_BELOW, WINDOW, Finding, Health
 from pcdd_core.geometry.clouds import PointClouds
+from pcdd_core.geometry.grid import at_lower_corners
 from pcdd_core.geometry.storage import save_clouds
 from pcdd_core.seeds import generator
 
@@ -478,7 +479,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
 
     start = config.start(real)
     coordinates = config.lift.bounded(start.coordinates, real.grid).requires_grad_()
-    real_clouds = lifts.at_lower_corners(real) if lift == "coordinates" else real
+    real_clouds = at_lower_corners(real) if lift == "coordinates" else real
     losses = []
     for label in range(3):
         synthetic = start.with_coordinates(coordinates).select(torch.tensor([label]))

@@ -8,8 +8,8 @@ import tiny
 import torch
 
 from pcdd_core.engine.distill import matching_losses
-from pcdd_core.engine.forces import next_energy
 from pcdd_core.geometry.clouds import members_per_class
+from pcdd_core.view.forces import next_energy
 
 CASES = [
     {},

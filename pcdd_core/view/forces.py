@@ -12,10 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..engine.distill import GradientPool, RealGradients, Step, matching_losses
+from ..engine.method import Method
+from ..engine.objectives import Batch, GradientMatching
 from ..geometry.clouds import PointClouds, members_per_class
-from .distill import GradientPool, RealGradients, Step, matching_losses
-from .method import Method
-from .objectives import Batch, GradientMatching
 
 
 @dataclass(frozen=True)
