@@ -70,11 +70,9 @@ check: install
 types: install
 	$(BIN)/pyright
 
-# All tests in test_live.py need a browser, and its imports take seconds.
 units: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --no-loadscope-reorder \
-		--ignore tests/notebooks/test_live.py \
-		-m "not slow and not minkowski and not browser and not ray and not gpu"
+		-m "not slow and not minkowski and not browser and not ray and not gpu" tests/unit
 
 test: install $(if $(filter yes,$(MINKOWSKI)),minkowski)
 	OMP_NUM_THREADS=1 PCDD_TEST_MINKOWSKI=$(MINKOWSKI) $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
