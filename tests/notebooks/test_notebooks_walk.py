@@ -32,8 +32,13 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory, runs):
     """Runs a notebook with tiny settings, once."""
-    tiny = SMOKE | {"runs_folder": str(runs)}
-    return cache(lambda name: Executed(name, tmp_path_factory.mktemp(name), tiny))
+    shared = {"runs_folder": str(runs)}
+
+    def execute(name):
+        parameters = SMOKE if name == DATA else SMOKE | shared
+        return Executed(name, tmp_path_factory.mktemp(name), parameters)
+
+    return cache(execute)
 
 
 @pytest.fixture(scope="module")
