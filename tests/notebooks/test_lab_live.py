@@ -206,9 +206,10 @@ def test_lab_in_jupyterlab(opened):
     page.reload()
     page.locator(".pcdd-player canvas.clouds").wait_for()
     wait_for_status(page, "running")
-    wait_for_update(page, 6)
-    frames = int(view.get_attribute("data-frames"))
-    assert frames >= min(update_of(view), 100), (frames, update_of(view))
+    page.wait_for_function(
+        "() => { const { frames, update } = document.querySelector('.pcdd-player').dataset;"
+        " return update >= 6 && frames >= Math.min(update, 100) }"
+    )
 
     # Copy and reset.
     press_in_panel = page.locator(".pcdd-lab").get_by_role("button", name="Copy settings")
