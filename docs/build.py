@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,8 @@ import papermill
 import pcdd_core as pcdd
 from pcdd_core.cli import main as command_line
 from pcdd_core.experiments.config import described_settings
+from pcdd_core.experiments.records import COMMITTED, find_records, slug
+from pcdd_core.view.page import page_of_encoded
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -126,42 +129,47 @@ def players() -> None:
     folder = EXTRA / "players"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [path.stem for path in sorted((ROOT / "figures" / "recordings").glob("*.npz"))]
-    shown = [
-        ("Runs, recorded", name, recordings.read(name), ROOT / "figures" / "records" / name)
-        for name in kept
-    ]
-    shown += [
-        ("Sets that come with pcdd", f"released-{name}", pcdd.still(pcdd.released(name)), path)
-        for name in pcdd.released_names()
-        for path in [pcdd.released_path(name)]
-    ]
-    shown += [
-        ("Sets of the paper's networks", path.stem, pcdd.still(pcdd.load_clouds(path)), path)
-        for path in sorted((ROOT / "figures" / "records").glob("paper-*.npz"))
-    ]
     tiles: dict[str, list[str]] = {}
-    for group, name, recording, path in shown:
+    for group, name, recording, record in entries():
         pcdd.save_player(recording, folder / f"{name}.html")
         pcdd.figures.save(pcdd.figures.gallery(recording.clouds), folder / f"{name}.png")
-        record = path.with_name(path.name.removesuffix(".npz") + ".json")
         tiles.setdefault(group, []).append(tile(name, recording, record))
+    encoded = (ROOT / "figures" / "recordings" / "lab.gz").read_bytes()
+    (folder / "lab.html").write_text(page_of_encoded("Two runs side by side", encoded))
     text = (DOCS / "gallery.md.in").read_text()
     for group, made in tiles.items():
         text += f"\n## {group}\n\n" + '<div class="players">\n' + "\n".join(made) + "\n</div>\n"
     (GENERATED / "gallery.md").write_text(text)
 
 
-def tile(name: str, recording: pcdd.Recording, record: Path) -> str:
-    """Return the HTML of one entry of the gallery, with the scores of its record, if any."""
+def entries() -> Iterator[tuple[str, str, pcdd.Recording, dict | None]]:
+    """Yield the entries of the gallery: group, name, recording, and its record, if there is one."""
+    kept = {
+        f"{slug(record)}-seed{record['config']['seed']}": record
+        for record in find_records([COMMITTED]).values()
+    }
+    for path in sorted((ROOT / "figures" / "recordings").glob("*.npz")):
+        yield "Runs, recorded", path.stem, recordings.read(path.stem), kept.get(path.stem)
+    for name in pcdd.released_names():
+        record = pcdd.read_record(pcdd.released_path(name).with_suffix(".json"))
+        still = pcdd.still(pcdd.released(name))
+        yield "Sets that come with pcdd", f"released-{name}", still, record
+    for name, record in sorted(kept.items()):
+        preset = pcdd.PRESETS.get(record["name"])
+        if record["clouds_file"] and preset and preset.paper_accuracy is not None:
+            still = pcdd.still(pcdd.load_clouds(record["clouds_file"]))
+            yield "Sets of the paper's networks", name, still, record
+
+
+def tile(name: str, recording: pcdd.Recording, record: dict | None) -> str:
+    """Return the HTML of one entry of the gallery, with the scores of its record."""
     clouds, points = len(recording.clouds), len(recording.clouds.coordinates)
     about = f"{clouds} clouds, {points:,} points"
     if len(recording) > 1:
         about += f"; {len(recording)} frames of {recording.iterations:,} updates"
-    if record.exists():
-        kept = pcdd.read_record(record)
-        about += f"; on {kept['scored_on']}: " + ", ".join(
-            f"{protocol} {score['mean']:.1f} %" for protocol, score in kept["scores"].items()
+    if record:
+        about += f"; on {record['scored_on']}: " + ", ".join(
+            f"{protocol} {score['mean']:.1f} %" for protocol, score in record["scores"].items()
         )
     picture = f'<img src="../players/{name}.png" alt="clouds of {name}" loading="lazy">'
     return (

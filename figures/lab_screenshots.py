@@ -6,7 +6,8 @@
 JupyterLab. Two runs, the Gaussian lift and the paper's, go in step on the digits; at their pause
 the script selects a point, draws forces and an energy map, and takes screenshots at 1440 x 900,
 at 1920 x 1080, in the dark theme, on the full screen and at a phone's width. Writes
-figures/lab-*.png, lab.gif, lab.html (the two runs, to play) and lab.json, their record.
+figures/lab-*.png, lab.gif and lab.json, their record, and recordings/lab.gz, the two runs as
+player.js reads them. The site plays them.
 """
 
 import io
@@ -21,6 +22,7 @@ from PIL import Image
 
 from pcdd_core.experiments import machine
 from pcdd_core.files import atomic_write, atomic_write_text
+from pcdd_core.view.page import encoded_in
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -162,7 +164,7 @@ def main() -> None:
                 screen.page.wait_for_timeout(100)
             looks(screen)
         page = (folder / "out" / "points.html").read_text()
-    atomic_write_text(HERE / "lab.html", page)
+    atomic_write(HERE / "recordings" / "lab.gz", lambda file: file.write(encoded_in(page)))
     for name, picture in screen.pictures.items():
         path = HERE / f"lab-{name}.png"
         (small,) = with_256_colours([picture])

@@ -107,8 +107,8 @@ def save_player(
 
     The page is one file and needs no network.
     others, names: recordings to show beside it, and the names of all, see `encode`
-    Raises InputError if `path` has another suffix than
-    .html or .htm, or if the folder is not writable.
+    Raises InputError if `path` has another suffix than .html or .htm, or if the folder is not
+    writable.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
@@ -118,14 +118,26 @@ def save_player(
 
 def page_of(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:
     """Return an HTML page that plays recordings. It needs no other file and no network."""
-    title = html.escape("Moving points: " + ", ".join(dict.fromkeys(recording.names())))
+    title = "Moving points: " + ", ".join(dict.fromkeys(recording.names()))
+    return page_of_encoded(title, encode(recording, *others, names=names))
+
+
+def page_of_encoded(title: str, encoded: bytes) -> str:
+    """Return an HTML page with this title that plays what `encode` returned."""
     parts = {
-        "title": title,
+        "title": html.escape(title),
         "script": SCRIPT.read_text(encoding="utf-8"),
-        "data": base64.b64encode(encode(recording, *others, names=names)).decode(),
+        "data": base64.b64encode(encoded).decode(),
     }
     # In one pass: the parts themselves can contain "{title}", "{script}" or "{data}".
     return re.sub("{(title|script|data)}", lambda match: parts[match[1]], PAGE)
+
+
+def encoded_in(page: str) -> bytes:
+    """Return the encoded recordings in an HTML page of `page_of_encoded`."""
+    found = re.search(r'atob\("([^"]*)"\)', page)
+    assert found, "every such page holds its recordings"
+    return base64.b64decode(found[1])
 
 
 def folded(recording: Recording, *others: Recording, names: Sequence[str] = ("",)) -> str:

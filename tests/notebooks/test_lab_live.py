@@ -6,26 +6,27 @@ import headless
 import pytest
 from executed import SMOKE, Executed
 from headless import PATIENCE
-from test_live import LONG, browser, drawn, needs_browser, page, picture, update_of  # noqa: F401
+from test_live import (  # noqa: F401
+    SETTINGS,
+    browser,
+    drawn,
+    needs_browser,
+    page,
+    picture,
+    update_of,
+)
 
 from pcdd_core.view.lab import COMPARED, CONTROLS
 
 NOTEBOOK = headless.ROOT / "notebooks" / "13_lab.ipynb"
-SETTINGS = {
-    "schedule.iterations": LONG,
-    "network.width": 4,
-    "network.layers": 2,
-    "objective.real_batch": 2,
-    "clouds.points_per_cloud": 30,
-    "data.classes": ["2", "3", "7"],
-}
+THREE_CLASSES = SETTINGS | {"data.classes": ["2", "3", "7"]}
 KEYS = ("b", "a", "m", "x", "j", "k", "d", "d", "Shift+m", "ArrowDown", "ArrowUp")
 
 
 @pytest.fixture
 def opened(page, tmp_path):  # noqa: F811
     """Open notebook 13 in JupyterLab, run all cells, and return the page."""
-    parameters = {"settings": SETTINGS, "device": "cpu", "output": str(tmp_path / "run")}
+    parameters = {"settings": THREE_CLASSES, "device": "cpu", "output": str(tmp_path / "run")}
     headless.notebook_with_parameters(tmp_path, parameters, NOTEBOOK)
     with headless.jupyterlab(tmp_path) as address:
         headless.run_all(page, address)

@@ -21,9 +21,9 @@ import pytest
 from headless import NOTEBOOK, PATIENCE
 from jupyter_client.manager import KernelManager
 from PIL import Image
-from test_player import data_of, decoded, recording
+from test_player import decoded, recording
 
-from pcdd_core.view.page import STEPS, save_player
+from pcdd_core.view.page import STEPS, encoded_in, save_player
 from pcdd_core.view.recording import still
 
 pytest.importorskip(
@@ -1045,7 +1045,7 @@ def test_closed_lab_of_two_runs_leaves_both(kernel):
     kernel.updated.clear()
     kernel("lab.close()", "c")
     shown = kernel.updated[-1]
-    assert decoded(data_of(html.unescape(shown["text/html"])))["runs"] == [
+    assert decoded(encoded_in(html.unescape(shown["text/html"])))["runs"] == [
         "Lift: gaussian",
         "Lift: coordinates",
     ]

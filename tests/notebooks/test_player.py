@@ -1,6 +1,5 @@
 """Recordings, their page and animations, and live distillation controlled from code."""
 
-import base64
 import gc
 import gzip
 import json
@@ -29,7 +28,7 @@ from pcdd_core.view import animation, page
 from pcdd_core.view import live as live_view
 from pcdd_core.view import recording as recordings
 from pcdd_core.view.animation import save_animation
-from pcdd_core.view.page import encode, save_player
+from pcdd_core.view.page import encode, encoded_in, save_player
 from pcdd_core.view.recording import Recorder, Recording, read_recording, still
 from pcdd_core.view.session import Session
 
@@ -72,10 +71,6 @@ def decoded(encoded: bytes) -> dict:
     curves = take("<f4", 2 * len(header["runs"]), header["curve_length"])
     assert at == len(data)
     return header | {"places": places, "gradients": gradients, "curves": curves}
-
-
-def data_of(page: str) -> bytes:
-    return base64.b64decode(re.search(r'atob\("([^"]*)"\)', page)[1])
 
 
 # --- recordings -----------------------------------------------------------------------------------
@@ -238,7 +233,7 @@ def test_page_is_self_contained_and_holds_the_recording(tmp_path):
         r"https?:|//cdn|\bimport\b\s*[\"'({*]|\bfrom\s+[\"']|fetch\(|\bsrc=|\bhref=", text
     )
     assert "default-src 'none'" in text
-    assert data_of(text) == encode(given)
+    assert encoded_in(text) == encode(given)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["page.html"]
 
 
@@ -255,7 +250,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path):
         and "<img" not in text
         and text.count("</title>") == 1
     )
-    assert decoded(data_of(text))["class_names"] == list(names)
+    assert decoded(encoded_in(text))["class_names"] == list(names)
 
 
 def test_script_of_the_page_can_hold_the_names_of_the_parts(monkeypatch, tmp_path):
@@ -484,7 +479,7 @@ def test_3d_clouds_can_be_watched(tmp_path):
     solid: PointClouds = tiny.three_solids()
     watched = live_view.watch(config, solid, "cpu")
     save_player(watched.recording, tmp_path / "solid.html")
-    assert decoded(data_of((tmp_path / "solid.html").read_text()))["grid"] == [6, 6, 6]
+    assert decoded(encoded_in((tmp_path / "solid.html").read_text()))["grid"] == [6, 6, 6]
 
 
 def tracks(iterations: int = ENDLESS, *changes: dict) -> Session:

@@ -103,6 +103,20 @@ def test_every_picture_has_its_record(picture):
     assert picture in names or "command" in json.loads((ROOT / "figures" / record).read_text())
 
 
+def test_gallery_of_the_site_has_recordings_released_sets_and_the_paper_s_sets():
+    shown = {}
+    for group, name, recording, record in script("docs/build.py").entries():
+        assert len(recording.clouds) > 0 and (record is None or record["scores"]), name
+        shown.setdefault(group, []).append(name)
+    assert shown["Runs, recorded"] == KEPT
+    assert shown["Sets that come with pcdd"] == [f"released-{n}" for n in pcdd.released_names()]
+    table1 = read_records(COMMITTED / "table1.jsonl")
+    assert len(shown["Sets of the paper's networks"]) == sum(
+        one["clouds_file"] is not None and pcdd.PRESETS[one["name"]].paper_accuracy is not None
+        for one in table1
+    )
+
+
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 150
 
