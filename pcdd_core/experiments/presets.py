@@ -284,8 +284,8 @@ BEST: dict[str, tuple[dict, str]] = {
         "50 clouds per class by maximum mean discrepancy",
     ),
 }
-# Shapes in three dimensions, as points for PointNets. `standard` has our PointNet, which learns more
-# from few clouds than the published one. `evaluation.protocols=["sadm"]` has the published one.
+# Shapes in three dimensions, as points for PointNets. The protocol `standard` trains our PointNet,
+# which learns more from few clouds than the published one. `sadm` trains the published one.
 SHAPES = {
     "data": {"name": "modelnet10", "points": 1024},
     "clouds": {"points_per_cloud": 1024},
