@@ -53,6 +53,10 @@ SCRIPTS = {
         "benchmarks/records/sparse-layers-cpu.json",
     ),
     "pointnet": ("benchmarks/pointnet.py", "benchmarks/records/pointnet-cpu.json"),
+    "evaluation pointnet": (
+        "benchmarks/evaluation_pointnet.py",
+        "benchmarks/records/evaluation-pointnet-cpu.json",
+    ),
     "sparse shapes": (
         "benchmarks/sparse_shapes.py",
         "benchmarks/records/sparse-shapes-cpu.json",
@@ -74,8 +78,10 @@ def report_of(name: str) -> str:
 
 
 def by_its_script(name: str) -> str:
-    """Return a table as the script formats it that makes its record."""
+    """Return a table as the script formats it that makes its record, once there is one."""
     script, record = SCRIPTS[name]
+    if not (ROOT / record).exists():
+        return f"Not measured yet: `python {script}`."
     kept = json.loads((ROOT / record).read_text())
     folder = str((ROOT / script).parent)  # as Python does for a script
     sys.path.insert(0, folder)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -23,37 +24,18 @@ from pcdd_core.seeds import generator
 CUBE = (24, 24, 24)
 
 
-class Literal(nn.Module):
-    """The shared layers as Conv1d, BatchNorm1d and a maximum over all points."""
+@pytest.fixture
+def both(monkeypatch):
+    """Return the network and its plain form, in float64, with scales of both signs."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from evaluation_pointnet import plain
 
-    def __init__(self, fast: nn.Module):
-        super().__init__()
-        linear = (fast.narrow[0][0], fast.narrow[1][0], fast.wide)
-        self.norms = nn.ModuleList((fast.narrow[0][1], fast.narrow[1][1], fast.norm))
-        self.layers = nn.ModuleList(
-            nn.Conv1d(layer.in_features, layer.out_features, 1) for layer in linear
-        )
-        for own, layer in zip(self.layers, linear):
-            own.weight, own.bias = nn.Parameter(layer.weight[..., None].detach()), layer.bias
-
-    def forward(self, points):
-        hidden = points.transpose(1, 2)
-        for number, (layer, norm) in enumerate(zip(self.layers, self.norms)):
-            hidden = norm(layer(hidden))
-            hidden = hidden.relu() if number < 2 else hidden
-        return hidden.max(2).values
-
-
-def both(classes=3) -> tuple[PublishedPointNet, PublishedPointNet]:
-    """Return the network and its literal form, in float64, with scales of both signs."""
-    torch.manual_seed(3)
-    fast = PublishedPointNet(classes, generator(1)).double()
-    for part in (fast.transform, fast.shared):
-        nn.init.normal_(part.norm.weight)
-    literal = PublishedPointNet(classes, generator(1)).double()
-    literal.load_state_dict(fast.state_dict())
-    literal.transform, literal.shared = Literal(literal.transform), Literal(literal.shared)
-    return fast, literal
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        fast = PublishedPointNet(3, generator(1)).double()
+        for part in (fast.transform, fast.shared):
+            nn.init.normal_(part.norm.weight)
+    return fast, plain(fast)
 
 
 def clouds_of(count: int, points: int = 20, seed: int = 0):
@@ -65,35 +47,35 @@ def clouds_of(count: int, points: int = 20, seed: int = 0):
 
 
 @pytest.mark.usefixtures("global_stream")
-def test_training_equals_that_of_the_literal_layers():
-    fast, literal = both()
+def test_training_equals_that_of_the_plain_layers(both):
+    fast, plain = both
     optimisers = [
         torch.optim.SGD(each.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-        for each in (fast, literal)
+        for each in (fast, plain)
     ]
     labels = torch.tensor([0, 1, 2, 1])
     for step in range(5):
         points = torch.randn(4, 30, 3, dtype=torch.float64, generator=generator(step))
         losses = []
-        for network, optimiser in zip((fast, literal), optimisers):
+        for network, optimiser in zip((fast, plain), optimisers):
             optimiser.zero_grad()
             losses.append(F.cross_entropy(network(points), labels))
             losses[-1].backward()
             optimiser.step()
         assert_close(*losses, rtol=1e-10, atol=1e-10)
-    assert_close(fast.shared.wide.weight, literal.shared.layers[2].weight[..., 0])
-    assert_close(fast.shared.norm.running_mean, literal.shared.norms[2].running_mean)
-    assert_close(fast.shared.norm.running_var, literal.shared.norms[2].running_var)
+    assert_close(fast.shared.wide.weight, plain.shared.layers[2].weight[..., 0])
+    assert_close(fast.shared.norm.running_mean, plain.shared.norms[2].running_mean)
+    assert_close(fast.shared.norm.running_var, plain.shared.norms[2].running_var)
     points = torch.randn(7, 30, 3, dtype=torch.float64)
-    for network in (fast, literal):
+    for network in (fast, plain):
         network.eval()
-    assert_close(fast(points), literal(points), rtol=1e-9, atol=1e-9)
+    assert_close(fast(points), plain(points), rtol=1e-9, atol=1e-9)
     assert_close(fast(points)[2:3], fast(points[2:3]))  # testing does not mix clouds
 
 
 @pytest.mark.usefixtures("global_stream")
-def test_order_of_points_has_no_effect_and_dropout_has():
-    fast, _ = both()
+def test_order_of_points_has_no_effect_and_dropout_has(both):
+    fast, _ = both
     points = torch.randn(4, 30, 3, dtype=torch.float64)
     again = copy.deepcopy(fast)
     assert_close(fast(points), again(points[:, torch.randperm(30)]))
