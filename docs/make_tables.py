@@ -2,7 +2,7 @@
 
     python docs/make_tables.py
 
-A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`. tests/test_readme.py fails if one
+A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`. tests/unit/test_readme.py fails if one
 is not what this script writes.
 """
 
