@@ -87,15 +87,19 @@ def test_every_preset_of_the_panel_can_be_configured_and_is_itself(name):
 
 
 def test_an_objective_of_a_notebook_is_in_the_menu():
+    before = tuple(Objective.choices)
+
     class Mine(GradientMatching, name="mine_in_the_lab"):
         """An objective that is made after the lab was imported."""
 
+    view = panel()
     try:
-        view = panel(**{"objective.name": "mine_in_the_lab"})
         menu = view.controls["objective.name"]
-        assert menu.options == tuple(Objective.choices) and menu.value == "mine_in_the_lab"
-        view.session.close()
+        assert menu.options == (*before, "mine_in_the_lab")
+        menu.value = "mine_in_the_lab"
+        assert isinstance(view.desk.configs[0].objective, Mine) and view.message.value == ""
     finally:
+        view.session.close()
         del Objective.choices["mine_in_the_lab"]
 
 
