@@ -71,7 +71,7 @@ def short_run(name: str) -> dict[str, np.ndarray]:
     config = override(preset(name).config, KINDS[name])
     splits = tiny.digits() if config.data.name == "digits" else config.data.load()
     # whether a processor has fast bfloat16 must not matter
-    with mock.patch.object(points, "_search_precision", lambda hidden: hidden.dtype):
+    with mock.patch.object(points, "search_precision", lambda hidden: hidden.dtype):
         steps = list(config.distill(splits.train))
         scores = config.evaluate(steps[-1].clouds, splits.validation)
     return {

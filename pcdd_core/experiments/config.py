@@ -34,10 +34,13 @@ PROTOCOL_HELP = {name: help for name, (_, help) in Protocol.settings().items()}
 class Evaluation(Piece):
     """Scoring of the result. The defaults are the numbers of the published protocols."""
 
-    protocols: Annotated[tuple[Literal["paper", "standard"], ...], Field(min_length=1)] = setting(
-        default=("standard", "paper"),
-        help="standard: 20 networks, the usual protocol of the field; paper: 5 networks, test "
-        "images augmented too",
+    protocols: Annotated[tuple[Literal["paper", "sadm", "standard"], ...], Field(min_length=1)] = (
+        setting(
+            default=("standard", "paper"),
+            help="standard: 20 networks, the usual protocol of the field; paper: 5 networks, test "
+            "images augmented too; sadm: for 3D clouds of equal sizes, 10 PointNets with batch "
+            "norm, no augmentation, as in the published code of SADM",
+        )
     )
     split: Literal["test", "validation"] = setting(
         default="test",
@@ -62,15 +65,20 @@ class Evaluation(Piece):
     )
     epochs: Count = setting(default=STANDARD.epochs, help=PROTOCOL_HELP["epochs"])
     batch: Count = setting(default=STANDARD.batch, help=PROTOCOL_HELP["batch"])
-    augmentation: Literal["published", "fast"] = setting(
+    augmentation: Literal["published", "fast", "none"] = setting(
         default=STANDARD.augmentation, help=PROTOCOL_HELP["augmentation"]
     )
 
     def chosen_protocols(self) -> list[Protocol]:
-        """Return the protocols, with the changes that these settings make."""
-        changed = {"epochs": self.epochs, "batch": self.batch, "augmentation": self.augmentation}
-        if self.networks:
-            changed["networks"] = self.networks
+        """Return the protocols, with the changes that these settings make.
+
+        A setting at its default, or null, leaves each protocol its own number.
+        """
+        changed = {
+            name: value
+            for name in ("networks", "epochs", "batch", "augmentation")
+            if (value := getattr(self, name)) != self.settings()[name][0]
+        }
         return [dataclasses.replace(PROTOCOLS[name], **changed) for name in self.protocols]
 
     def check(self) -> None:

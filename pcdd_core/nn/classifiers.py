@@ -1,8 +1,8 @@
 """Classifiers for evaluation, and ensembles that train many copies of one together.
 
-The protocols use ConvNet-3. The other architectures show whether a set teaches networks of other
-kinds too. No layer draws random numbers or keeps statistics of its input, so training and testing
-compute the same function.
+The protocols of images use ConvNet-3. The other architectures show whether a set teaches networks
+of other kinds too. Except in `PublishedPointNetClassifier`, no layer draws random numbers or keeps
+statistics of its input, so training and testing compute the same function.
 """
 
 import copy
@@ -18,23 +18,26 @@ from ..pieces import Channels, Piece, setting
 from .grid import SparseModule, SparseNetwork, average_pool, initialised
 from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .points import DGCNN, PointNet, PointNetPlusPlus, perceptron
+from .published_pointnet import PublishedPointNet
 
 
 class Classifier(Piece):
     """A kind of classifier for evaluation.
 
-    A choice defines `build`, which makes a module from inputs to logits, (clouds, classes). The
-    module may neither draw random numbers nor keep statistics of its input.
+    A choice defines `build`, which makes a module from inputs to logits, (clouds, classes).
 
     of_points:    takes points, from `lifts.centred_points`; else images (clouds, 1, height, width)
     neighbours:   uses the neighbours of points, so the density of a cloud changes its features
     one_by_one:   finds other cells or neighbours in each cloud, which torch.vmap does not support
+    own_state:    draws random numbers or keeps statistics of its input. Its modules run one after
+                  another, and a training step needs two clouds or more.
     smallest:     smallest side of its images, in pixels
     """
 
     of_points: ClassVar[bool] = False
     neighbours: ClassVar[bool] = False
     one_by_one: ClassVar[bool] = False
+    own_state: ClassVar[bool] = False
     smallest: ClassVar[int] = 1
 
     @abstractmethod
@@ -160,6 +163,17 @@ class DGCNNClassifier(Classifier, name="dgcnn"):
         return DGCNN(classes)
 
 
+class PublishedPointNetClassifier(Classifier, name="pointnet-sadm"):
+    """PointNet of SADM's evaluation, with batch norm, see `published_pointnet`."""
+
+    of_points = own_state = True
+
+    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        dropout = int(torch.randint(2**62, (), generator=generator))
+        return PublishedPointNet(classes, torch.Generator().manual_seed(dropout))
+
+
 class ConvNetModule(nn.Module):
     """ConvNet-3, the image classifier of the protocols (Zhao et al. 2021).
 
@@ -260,6 +274,9 @@ class Ensemble(nn.Module):
         copies = zip(*(parameter.unbind() for parameter in self.stacked))
         return torch.stack([one(parameters, batch) for parameters, batch in zip(copies, inputs)])
 
+    def __len__(self) -> int:
+        return len(self.stacked[0])
+
     def split(self, most: int) -> list["Ensemble"]:
         """Split the ensemble, in order, into at most `most` ensembles, for one thread each.
 
@@ -277,3 +294,27 @@ class Ensemble(nn.Module):
             share.stacked = nn.ParameterList(chunk.data for chunk in chunks)
             shares.append(share)
         return shares
+
+
+class Separate(nn.Module):
+    """Independent networks with a state of their own, with the interface of `Ensemble`."""
+
+    def __init__(self, networks: list[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits: (networks, clouds, classes).
+
+        inputs: (networks, clouds, ...), separate inputs for each network
+        If there are fewer inputs than networks, the first networks are evaluated.
+        """
+        return torch.stack([network(batch) for network, batch in zip(self.networks, inputs)])
+
+    def __len__(self) -> int:
+        return len(self.networks)
+
+    def split(self, most: int) -> list["Separate"]:
+        """Split the networks, in order, into at most `most` parts of equal sizes."""
+        size, networks = -(-len(self) // most), list(self.networks)
+        return [Separate(networks[start : start + size]) for start in range(0, len(self), size)]

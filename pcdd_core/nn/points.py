@@ -73,7 +73,7 @@ class PointNet(nn.Module):
         """
         hidden, present = self._hidden(points)
         with torch.no_grad():
-            precision = _search_precision(hidden)
+            precision = search_precision(hidden)
             values = self.last.weight.to(precision) @ hidden.to(precision)
             if present is not None:
                 values = values.masked_fill(present == 0, -torch.inf)
@@ -351,7 +351,7 @@ def perceptron(inputs: int, *widths: int, norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _search_precision(hidden: Tensor) -> torch.dtype:
+def search_precision(hidden: Tensor) -> torch.dtype:
     """Return the type in which to search for the largest value: bfloat16 where it is fast.
 
     The value is then computed at full precision. The search may find a value that lies below the

@@ -7,7 +7,7 @@ with its step sizes.
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,13 @@ from ..engine import lifts
 from ..errors import EvaluationFailed, InputError
 from ..geometry.clouds import Grid, PointClouds, resampled
 from ..geometry.grid import cell_centres
-from ..nn.classifiers import Classifier, ConvNet, Ensemble
+from ..nn.classifiers import (
+    Classifier,
+    ConvNet,
+    Ensemble,
+    PublishedPointNetClassifier,
+    Separate,
+)
 from ..pieces import Count, Networks, Piece, Positive, setting
 from ..seeds import generator
 from ..threads import side_by_side, threads_for
@@ -39,17 +45,33 @@ class Protocol(Piece):
         help="clouds per training step of a classifier; also test clouds per augmented batch",
     )
     augment_test: bool = setting(default=False, help="augment the test inputs as well")
-    augmentation: Literal["published", "fast"] = setting(
+    augmentation: Literal["published", "fast", "none"] = setting(
         default="published",
         help="augmentation of images: published: as in DC's code, a crop padded with the batch "
         "mean, a nearest-neighbour scale or a cubic-spline rotation; fast: one bilinear affine "
-        "resampling on an empty background, for the validation split only",
+        "resampling on an empty background, for the validation split only; none: of no input, "
+        "images or points",
+    )
+    classifier: Classifier | None = setting(
+        default=None, help="its classifier; null: the chosen classifier"
+    )
+    normalise: bool = setting(
+        default=False, help="bring each cloud to zero mean and the unit sphere first"
     )
 
 
 STANDARD = Protocol()  # Zhao et al. 2021, and later work
 PAPER = Protocol("paper", networks=5, augment_test=True)  # the paper's code
-PROTOCOLS = {protocol.label: protocol for protocol in (STANDARD, PAPER)}
+SADM = Protocol(  # Yim et al. 2025, github.com/donguk071/SADM, for 3D clouds
+    "sadm",
+    networks=10,
+    epochs=501,
+    batch=8,
+    augmentation="none",
+    classifier=PublishedPointNetClassifier(),
+    normalise=True,
+)
+PROTOCOLS = {protocol.label: protocol for protocol in (STANDARD, PAPER, SADM)}
 # Test inputs per network in one forward pass. A larger chunk does not fit the caches of a CPU.
 CPU_CHUNK, GPU_CHUNK = 32, 128
 
@@ -139,22 +161,42 @@ def evaluate(
 ) -> dict[str, Score]:
     """Train classifiers on `clouds` and score them on `test`: {label of the protocol: Score}.
 
-    protocol: one, or several that differ in `networks` and `augment_test` only. Their training is
-        the same, so they share the classifiers: each protocol uses the first ones.
+    classifier: of the protocols that have none of their own
+    protocol: one or several. Protocols that differ in `networks` and `augment_test` only have the
+        same training, so they share the classifiers: each uses the first ones.
     projection: training inputs
     seed: of all random draws. torch's global generator is neither used nor changed.
     progress: called with the fraction done and the name of the stage
 
     Classifiers of neighbourhoods cover a smaller distance where points are dense. Their test clouds
     are random subsamples with at most as many points as the largest training cloud. Raises
-    InputError if protocols differ in training, and EvaluationFailed if training diverges.
+    InputError if a classifier cannot be trained on the set, and EvaluationFailed if training
+    diverges.
     """
     protocols = [protocol] if isinstance(protocol, Protocol) else list(protocol)
+    groups: dict[tuple[Any, ...], list[Protocol]] = {}
+    for each in protocols:
+        training = (each.classifier or classifier, each.epochs, each.batch)
+        groups.setdefault((*training, each.augmentation, each.normalise), []).append(each)
+    scores: dict[str, Score] = {}
+    for (chosen, *_), group in groups.items():
+        scores |= _evaluate(clouds, test, chosen, group, projection, seed, device, progress)
+    return {each.label: scores[each.label] for each in protocols}
+
+
+def _evaluate(
+    clouds: PointClouds,
+    test: PointClouds,
+    classifier: Classifier,
+    protocols: list[Protocol],
+    projection: Projection,
+    seed: int,
+    device: torch.device | str,
+    progress: Callable[[float, str], None],
+) -> dict[str, Score]:
+    """Return the scores of protocols with the same training, see `evaluate`."""
     first = protocols[0]
-    if len({(each.epochs, each.batch, each.augmentation) for each in protocols}) > 1:
-        raise InputError(
-            "protocols that are scored together need equal epochs, batch, augmentation"
-        )
+    _refuse_unfit(clouds, test, classifier)
     conversion = _conversion(classifier, projection, first, clouds.grid)
     if classifier.neighbours:
         sizes = test.sizes.clamp(max=int(clouds.sizes.max())).tolist()
@@ -162,12 +204,13 @@ def evaluate(
     inputs, labels = conversion.training(clouds).to(device), clouds.targets.to(device)
     test_inputs, test_labels = conversion.test(test), test.labels
     most = max(each.networks for each in protocols)
-    ensemble = _new_ensemble(most, clouds, classifier, seed).to(device)
-    shares = ensemble.split(threads_for(inputs.device))
+    networks = _new_networks(most, clouds, classifier, seed).to(device)
+    shares = networks.split(threads_for(inputs.device))
     _train(
         shares, inputs, labels, conversion.augment, first, seed,
         lambda fraction: progress(fraction, "training classifiers"),
     )  # fmt: skip
+    networks.eval()
     chunk = GPU_CHUNK if inputs.is_cuda else CPU_CHUNK
     scores = {}
     for each in protocols:
@@ -179,7 +222,7 @@ def evaluate(
             if each.augment_test:
                 copies = conversion.augment(copies, generator(seed, "test augmentation", number))
             with torch.no_grad():
-                logits = torch.cat([ensemble(part) for part in copies.split(chunk, dim=1)], dim=1)
+                logits = torch.cat([networks(part) for part in copies.split(chunk, dim=1)], dim=1)
             _refuse_non_finite(logits, "scoring")  # argmax would return the first class
             predicted = logits.argmax(-1)
             correct += (predicted == test_labels[chosen].to(device)).sum(1)
@@ -207,21 +250,50 @@ def soft_project(clouds: PointClouds, bandwidth: float, saturation: float) -> Te
     return lifts.gaussian_occupancy(clouds, bandwidth, saturation).amax(dim=2)
 
 
+def _refuse_unfit(clouds: PointClouds, test: PointClouds, classifier: Classifier) -> None:
+    """Raise InputError if a classifier with batch norm cannot be trained on the clouds."""
+    if not classifier.own_state:
+        return
+    if len(clouds) < 2:
+        raise InputError(
+            f"evaluation by {classifier.name!r}: batch norm needs two clouds or more, not 1"
+        )
+    for part, name in ((clouds, "set"), (test, "test clouds")):
+        if int(part.sizes.min()) != int(part.sizes.max()):
+            raise InputError(
+                f"evaluation by {classifier.name!r}: the {name} have {part.sizes.min()} to "
+                f"{part.sizes.max()} points; expected clouds of equal sizes"
+            )
+
+
 def _conversion(
     classifier: Classifier, projection: Projection, protocol: Protocol, grid: Grid
 ) -> Conversion:
+    augmentations: dict[str, Callable[[Tensor, torch.Generator], Tensor]]
     if classifier.of_points:
         # Half a cell of difference between training and test points would cost accuracy.
-        return Conversion(
-            lambda clouds: lifts.centred_points(projection.points(clouds)),
-            lifts.centred_points,
-            lambda points, draws: augment_points(points, grid, draws),
+        augmentations = dict.fromkeys(
+            ("published", "fast"), lambda points, draws: augment_points(points, grid, draws)
         )
-    chosen = {"published": augment, "fast": augment_fast}[protocol.augmentation]
-    return Conversion(projection.image, project, chosen)
+        place = in_unit_sphere if protocol.normalise else lifts.centred_points
+        training, test = (lambda clouds: place(projection.points(clouds))), place
+    else:
+        augmentations = {"published": augment, "fast": augment_fast}
+        training, test = projection.image, project
+    augmentations["none"] = lambda inputs, draws: inputs
+    return Conversion(training, test, augmentations[protocol.augmentation])
 
 
-def _new_ensemble(count: int, clouds: PointClouds, classifier: Classifier, seed: int) -> Ensemble:
+def in_unit_sphere(clouds: PointClouds) -> Tensor:
+    """Return clouds of equal sizes with mean 0 and largest distance 1: (clouds, points, 3)."""
+    points = lifts.centred_points(clouds)
+    centred = points - points.mean(1, keepdim=True)
+    return centred / centred.norm(dim=2).amax(1)[:, None, None]
+
+
+def _new_networks(
+    count: int, clouds: PointClouds, classifier: Classifier, seed: int
+) -> Ensemble | Separate:
     height, width = clouds.grid[1:]
     networks = [
         classifier.new(
@@ -229,11 +301,13 @@ def _new_ensemble(count: int, clouds: PointClouds, classifier: Classifier, seed:
         )
         for number in range(count)
     ]
+    if classifier.own_state:
+        return Separate(networks)
     return Ensemble(networks, classifier.one_by_one)
 
 
 def _train(
-    shares: list[Ensemble],
+    shares: Sequence[Ensemble | Separate],
     inputs: Tensor,
     labels: Tensor,
     augment: Callable[[Tensor, torch.Generator], Tensor],
@@ -246,7 +320,7 @@ def _train(
     The second stage starts with fresh momentum. DC's code trains epochs 0 to n and starts the
     second stage after epoch n // 2 + 1. Of 1,001 epochs the first stage has 502.
     """
-    sizes = [len(share.stacked[0]) for share in shares]
+    sizes = [len(share) for share in shares]
     first_stage = (protocol.epochs - 1) // 2 + 2
 
     def step(number: int, batch: Tensor, targets: Tensor) -> Tensor:
@@ -267,12 +341,24 @@ def _train(
                 ]
             draws = generator(seed, "evaluation epoch", epoch)
             order = torch.rand(sum(sizes), len(inputs), generator=draws).argsort(1)
-            for chosen in order.to(inputs.device).split(protocol.batch, dim=1):
+            for chosen in _batches(order.to(inputs.device), protocol.batch, shares[0]):
                 batch, targets = augment(inputs[chosen], draws), labels[chosen]
                 losses = calls(step, range(len(shares)), batch.split(sizes), targets.split(sizes))
             when = f"epoch {epoch} of training classifiers"
             _refuse_non_finite(torch.stack(losses), when)
             progress((epoch + 1) / protocol.epochs)
+
+
+def _batches(order: Tensor, size: int, networks: Ensemble | Separate) -> list[Tensor]:
+    """Split the order of the clouds into batches. The last one may be smaller.
+
+    order: (networks, clouds). For batch norm, a last batch of one cloud joins the one before.
+    """
+    count = order.shape[1]
+    sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+    if isinstance(networks, Separate) and sizes[-1] == 1 and len(sizes) > 1:
+        sizes[-2:] = [size + 1]
+    return list(order.split(sizes, dim=1))
 
 
 def _refuse_non_finite(values: Tensor, when: str) -> None:

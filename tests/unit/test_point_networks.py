@@ -76,7 +76,7 @@ def test_the_largest_value_is_looked_for_in_less_precision_and_computed_in_full(
     """
     net = network(width=200).float()
     points = torch.rand(4, 500, 3, generator=generator(6)) * 2 - 1
-    monkeypatch.setattr(point_networks, "_search_precision", lambda hidden: torch.bfloat16)
+    monkeypatch.setattr(point_networks, "search_precision", lambda hidden: torch.bfloat16)
     features = net.features(points)
     values = net.last(net._hidden(points)[0].transpose(1, 2))
     missed = values.amax(1) - features
