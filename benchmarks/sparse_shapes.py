@@ -2,7 +2,7 @@
 
     python benchmarks/sparse_shapes.py --data DIR
 
-(About half an hour; DIR contains modelnet10_voxels24.) The same network is computed on all cells
+(About half an hour; DIR contains ModelNet10.) The same network is computed on all cells
 (dense) or on occupied cells only (sparse). It has a linear head and as many blocks of convolution,
 instance norm, ReLU and max pooling as leave 4^3 cells.
 
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pcdd_core.data.datasets import ModelNet10Voxels24
+from pcdd_core.data.datasets import ModelNet10
 from pcdd_core.engine import lifts
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import override
@@ -132,7 +132,7 @@ def train(way: str, cells: int, seed: int, options: argparse.Namespace) -> dict:
     """
     torch.set_num_threads(options.threads)
     machine.keep_freed_memory()
-    data = ModelNet10Voxels24(cells=cells).load(options.data)
+    data = ModelNet10(cells=cells).load(options.data)
     draws, names = generator(seed, "training"), data.train.class_names
     counts = [min(options.shapes, len(members)) for members in members_per_class(data.train)]
     train, test = (
@@ -245,9 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", help="folder that contains modelnet10_voxels24 (default: PCDD_DATA)"
-    )
+    parser.add_argument("--data", help="folder that contains ModelNet10 (default: PCDD_DATA)")
     parser.add_argument("--cells", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shapes", type=int, default=60, help="training shapes per class")
@@ -284,7 +282,7 @@ def main() -> None:
     }
     record = {
         "command": "python benchmarks/sparse_shapes.py",
-        "data": "modelnet10-voxels24",
+        "data": "modelnet10",
         "settings": settings | {"norm": "instance", "pooling": "max", "optimiser": "Adam, 0.001"},
         "distillation_settings": DISTILLATION,
         "machine": machine.describe(options.device)

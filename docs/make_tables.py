@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/*.md from the committed records.
+"""Write the tables of README.md and docs/*.md, and figures/tables/modelnet*.csv, from the records.
 
     python docs/make_tables.py
 
@@ -14,12 +14,14 @@ import re
 import runpy
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 import pcdd_core as pcdd
 from pcdd_core.cli.main import main as command
-from pcdd_core.experiments import records, report
+from pcdd_core.experiments import presets, records, report
 from pcdd_core.files import atomic_write_text
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +34,16 @@ SEEDS = {  # where not 5
     "initialisation": 10,
     "ingredients": 1,
     "architectures": 1,
-    "shapes": 3,
 }
+CLASSES = {"modelnet10": 10, "modelnet40": 40}  # of the experiments on shapes
+SHAPE_COLUMNS = (
+    "name",
+    "clouds per class",
+    "points per cloud",
+    *("sadm", "sadm sd", "standard", "standard sd"),
+    "seeds",
+    "bytes",
+)
 # Table: the script that makes it and its record, and the record
 SCRIPTS = {
     "missed gradient": ("figures/missed_gradient.py", "figures/missed-gradient.json"),
@@ -120,6 +130,74 @@ def headline() -> str:
     return "\n".join(lines)
 
 
+def shape_rows(made: Iterable[dict], classes: int) -> list[dict]:
+    """Return one row per set of shapes on the test split: columns `SHAPE_COLUMNS`.
+
+    A score is the mean over seeds, each the mean over its networks, with the standard deviation
+    over seeds. Records of a row may have different protocols and numbers of networks. Of two with
+    the same seed and protocol, the one with more networks counts. `seeds` is the number of the
+    protocol that has the most. `bytes` are those of all coordinates as float32.
+    made: records of one experiment
+    """
+    groups: dict[str, list[dict]] = {}
+    for record in made:
+        if record["scores"] and record["config"]["evaluation"]["split"] == "test":
+            groups.setdefault(shape_name(record), []).append(record)
+    rows = []
+    for name, group in groups.items():
+        clouds, points = group[0]["clouds"], group[0]["points"]
+        row = {"name": name, "points per cloud": points // clouds, "bytes": 3 * 4 * points}
+        row["clouds per class"] = None if clouds % classes else clouds // classes
+        row["seeds"] = 0
+        for protocol in ("sadm", "standard"):
+            scored = [record for record in group if protocol in record["scores"]]
+            scored.sort(key=lambda record: record["scores"][protocol]["networks"])
+            by_seed = {
+                record["config"]["seed"]: record["scores"][protocol]["mean"] for record in scored
+            }
+            means = list(by_seed.values())
+            row[protocol] = round(float(np.mean(means)), 2) if means else None
+            row[f"{protocol} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
+            row["seeds"] = max(row["seeds"], len(means))
+        rows.append({column: row[column] for column in SHAPE_COLUMNS})
+    return sorted(rows, key=lambda row: (row["bytes"], row["name"]))
+
+
+def shape_name(record: dict) -> str:
+    """Return the name of a row: the preset or the baseline, and the settings that are not usual.
+
+    The data set, the protocols and the number of networks are not part of it.
+    """
+    distilled = "network" in record["config"]
+    preset = record["name"] if distilled else "shapes-1"
+    changed = presets.differences(preset, records.settings_of(record))
+    for key in ("data.name", "evaluation.protocols", "evaluation.networks"):
+        changed.pop(key, None)
+    if not distilled:  # a baseline has no other settings
+        changed = {
+            key: value for key, value in changed.items() if key.startswith(("data.", "evaluation."))
+        }
+    return " ".join([record["name"], *(f"{key}={json.dumps(changed[key])}" for key in changed)])
+
+
+def rows_of_shapes(name: str) -> list[dict]:
+    """Return the rows of an experiment on shapes, [] before its first record."""
+    path = RECORDS / f"{name}.jsonl"
+    return shape_rows(records.read_records(path), CLASSES[name]) if path.exists() else []
+
+
+def shapes(name: str) -> str:
+    """Return the table of an experiment on shapes."""
+    rows = rows_of_shapes(name)
+    return report.markdown(rows) if rows else f"Not run yet: `pcdd sweep {name} --seeds 3`."
+
+
+def shapes_csv(name: str) -> str:
+    """Return the same table as CSV. Without records it has the columns only."""
+    rows = rows_of_shapes(name)
+    return report.comma_separated(rows) if rows else ",".join(SHAPE_COLUMNS) + "\n"
+
+
 def attacks() -> str:
     """Return the table of all attacks: what was tried, what failed, and the command."""
 
@@ -181,7 +259,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "modules": modules,
     "attacks": attacks,
     "best": lambda: report.markdown(best_rows()),
-    **{name: lambda name=name: report_of(name) for name in ("table1", "table2", "shapes")},
+    **{name: lambda name=name: report_of(name) for name in ("table1", "table2")},
+    **{name: lambda name=name: shapes(name) for name in CLASSES},
     **{name: lambda name=name: by_its_script(name) for name in SCRIPTS},
 }
 
@@ -199,3 +278,5 @@ if __name__ == "__main__":
         if (made := with_tables(text)) != text:
             atomic_write_text(page, made)
             print(page.relative_to(ROOT))
+    for name in CLASSES:
+        atomic_write_text(ROOT / "figures" / "tables" / f"{name}.csv", shapes_csv(name))

@@ -43,6 +43,7 @@ POINTS = {
     "evaluation.split": "validation",
     "evaluation.networks": 1,
     "evaluation.epochs": 2,
+    "evaluation.protocols": ["standard"],
 }
 UNROLLED = {"objective.unrolled_steps": 3}
 KINDS = {  # preset: settings that make its run short

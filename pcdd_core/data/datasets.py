@@ -23,15 +23,11 @@ from .solids import solids
 
 @dataclass(frozen=True)
 class Splits:
-    """Real clouds in three splits. Choose on `validation`. Use `test` for the final score only.
-
-    also_in_training: number of clouds of `test` that are known to equal a training cloud
-    """
+    """Real clouds in three splits. Choose on `validation`. Use `test` for the final score only."""
 
     train: PointClouds
     validation: PointClouds
     test: PointClouds
-    also_in_training: int = 0
 
     @classmethod
     def held_out(
@@ -184,8 +180,7 @@ class ShapeSet(DataSet):
             points, labels = torch.from_numpy(split.points), torch.from_numpy(split.labels)
             return clouds_from_unit_ball(points, labels, names, self.cells)
 
-        splits = Splits.held_out(clouds(train), clouds(test), self.validation_fraction)
-        return self.chosen(replace(splits, also_in_training=test.also_in_training))
+        return self.chosen(Splits.held_out(clouds(train), clouds(test), self.validation_fraction))
 
 
 class Solids(ShapeSet, name="solids"):
@@ -236,10 +231,6 @@ class ShapeNetPart(PublishedShapes, name="shapenetpart"):
 
 class ScanObjectNN(PublishedShapes, name="scanobjectnn"):
     """ScanObjectNN (Uy et al. 2019)."""
-
-
-class ModelNet10Voxels24(PublishedShapes, name="modelnet10-voxels24"):
-    """ModelNet10 reduced to occupancy grids of 24^3 cells."""
 
 
 def load_data(data: DataSet | str, folder: Path | str | None = None) -> Splits:

@@ -7,13 +7,12 @@ All functions return the same format: equally many points per shape, zero mean, 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..arrays import read_arrays
 from ..errors import InputError
 from ..geometry.names import check_class_names
 from .shape_files import Shapes, normalised, read_all, read_folder, usable
@@ -46,9 +45,9 @@ def read_hdf5(paths: Sequence[Path], points: int, class_names: Sequence[str]) ->
     def reads() -> Iterator[Read]:  # one file after another, because all may not fit into memory
         for path in paths:
             data, label = (_hdf5_array(path, field) for field in ("data", "label"))
-            yield from _reads(path, ("data", data), ("label", label), points, len(class_names))
+            yield from _reads(path, data, label, points, len(class_names))
 
-    return usable(reads(), class_names, f"{paths[0] if paths else 'HDF5'}: no shapes", "shapes")[0]
+    return usable(reads(), class_names, f"{paths[0] if paths else 'HDF5'}: no shapes", "shapes")
 
 
 def _hdf5_array(path: Path, field: str) -> np.ndarray:
@@ -85,38 +84,28 @@ def _hdf5_array(path: Path, field: str) -> np.ndarray:
 
 
 def _reads(
-    path: Path,
-    shapes: tuple[str, np.ndarray],
-    labels: tuple[str, np.ndarray],
-    points: int,
-    classes: int,
+    path: Path, data: np.ndarray, label: np.ndarray, points: int, classes: int
 ) -> list[Read]:
-    """Return label and reader of each shape in arrays of labelled shapes.
+    """Return label and reader of each shape in the arrays of an HDF5 file.
 
-    shapes: name and content of the field (shapes, points or more, 3 or more)
-    labels: name and content of the field (shapes,) or (shapes, 1)
+    data:  (shapes, points or more, 3 or more)
+    label: (shapes,) or (shapes, 1)
     Raises InputError that names the file and the field.
     """
-    (data_field, data), (label_field, label) = shapes, labels
     if data.ndim != 3 or data.shape[2] < 3 or data.shape[1] < points:
         raise InputError(
-            f"{path}: field '{data_field}' is of shape {data.shape}; "
+            f"{path}: field 'data' is of shape {data.shape}; "
             f"expected (shapes, {points} points or more, 3)"
         )
-    for field, array in (shapes, labels):
-        if array.dtype.kind not in "fiu":
-            raise InputError(
-                f"{path}: field '{field}' is of type {array.dtype}; expected floats or integers"
-            )
     if label.size != len(data) or label.shape not in ((len(data),), (len(data), 1)):
         raise InputError(
-            f"{path}: field '{label_field}' is of shape {label.shape}; "
+            f"{path}: field 'label' is of shape {label.shape}; "
             f"expected one for each of {len(data)} shapes"
         )
     label = label.reshape(-1)
     if (wrong := np.flatnonzero(~np.isin(label, np.arange(classes)))).size:
         raise InputError(
-            f"{path}: field '{label_field}' is {label[wrong[0]]} at shape {wrong[0]}; "
+            f"{path}: field 'label' is {label[wrong[0]]} at shape {wrong[0]}; "
             f"expected 0 to {classes - 1}"
         )
 
@@ -241,44 +230,6 @@ def _scanobjectnn(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, .
     return train, test, SCANOBJECTNN
 
 
-REPEATED = "test_voxels_also_in_train"
-
-
-def _voxels24(root: Path, points: int) -> tuple[Shapes, Shapes, tuple[str, ...]]:
-    """Read ModelNet10 reduced to 24^3 occupancy grids, from one .npz, see `PUBLISHED`."""
-    path = root / "modelnet10_voxels24_1024.npz"
-    fields = ("x_train", "y_train", "x_test", "y_test", "class_names", REPEATED)
-    arrays = read_arrays(path, fields, LARGEST_SET)
-    for field in fields:
-        if field not in arrays:
-            raise InputError(f"{path}: field '{field}' is missing; expected {', '.join(fields)}")
-    names, repeated = arrays["class_names"], arrays[REPEATED]
-    if names.ndim != 1 or names.dtype.kind != "U":
-        raise InputError(
-            f"{path}: field 'class_names' is of type {names.dtype} and shape {names.shape}; "
-            "expected text of shape (classes,)"
-        )
-    if repeated.shape != arrays["y_test"].shape or repeated.dtype.kind != "b":
-        raise InputError(
-            f"{path}: field '{REPEATED}' is of type {repeated.dtype} and shape {repeated.shape}; "
-            f"expected bool of shape {arrays['y_test'].shape}, one for each test shape"
-        )
-    class_names = check_class_names(names.tolist(), path)
-
-    def read(split: str) -> tuple[Shapes, list[int]]:
-        data = arrays[f"x_{split}"]
-        if data.ndim == 3 and points > data.shape[1]:
-            raise InputError(
-                f"setting data.points = {points}: {path} has {data.shape[1]} per shape"
-            )
-        shapes, labels = (f"x_{split}", data), (f"y_{split}", arrays[f"y_{split}"])
-        reads = _reads(path, shapes, labels, points, len(class_names))
-        return usable(reads, class_names, f"{path}: no shapes for {split}", "shapes")
-
-    (train, _), (test, places) = read("train"), read("test")
-    return train, replace(test, also_in_training=int(repeated[places].sum())), class_names
-
-
 PUBLISHED = {
     "modelnet10": Published(
         "ModelNet10",
@@ -303,12 +254,6 @@ PUBLISHED = {
         "ScanObjectNN",
         "hkust-vgd.github.io/scanobjectnn, h5_files.zip, after registration",
         _scanobjectnn,
-    ),
-    "modelnet10-voxels24": Published(
-        "modelnet10_voxels24",
-        "made from the 24^3 grids of github.com/guoguo12/modelnet-cnn; "
-        "not comparable with ModelNet10",
-        _voxels24,
     ),
 }
 

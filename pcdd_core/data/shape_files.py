@@ -31,14 +31,12 @@ Named = tuple[Path, int]  # file and label of a shape
 class Shapes:
     """Labelled shapes of equally many points.
 
-    points:           float32 (shapes, points, 3), zero mean, largest norm 1
-    labels:           int64 (shapes,)
-    also_in_training: number of test shapes that are known to equal a training shape
+    points: float32 (shapes, points, 3), zero mean, largest norm 1
+    labels: int64 (shapes,)
     """
 
     points: np.ndarray
     labels: np.ndarray
-    also_in_training: int = 0
 
 
 # --- one file -------------------------------------------------------------------------------------
@@ -214,7 +212,7 @@ def read_all(
         return read_shape(path, points, np.random.default_rng((seed, number)))
 
     reads = [(label, partial(read, path)) for path, label in named]
-    return usable(reads, class_names, f"{root}: no files", "files")[0]
+    return usable(reads, class_names, f"{root}: no files", "files")
 
 
 def usable(
@@ -222,21 +220,20 @@ def usable(
     class_names: Sequence[str],
     none: str,
     kind: str,
-) -> tuple[Shapes, list[int]]:
+) -> Shapes:
     """Read shapes one by one, and skip those that raise InputError.
 
     reads: for each shape its label and a function that returns its points
     none:  message if there is nothing to read
     kind:  plural noun for the shapes in the warning, which has a line for each skipped shape
-    Returns the shapes, and the place of each in `reads`. Raises InputError if nothing can be used,
-    or no shape of a class.
+    Raises InputError if nothing can be used, or no shape of a class.
     """
-    all_labels, shapes, places, refused = [], [], [], []
-    for place, (label, read) in enumerate(reads):
+    all_labels, shapes, labels, refused = [], [], [], []
+    for label, read in reads:
         all_labels.append(label)
         try:
             shapes.append(read())
-            places.append(place)
+            labels.append(label)
         except InputError as error:
             refused.append(str(error))
     if not all_labels:
@@ -246,12 +243,11 @@ def usable(
         warnings.warn(
             f"{len(refused)} of {len(all_labels)} {kind} are left out:\n  {listed}", stacklevel=3
         )
-    labels = [all_labels[place] for place in places]
     for label in sorted(set(all_labels) - set(labels)):
         raise InputError(
             f"class '{class_names[label]}': none of its {kind} can be used; the first: {refused[0]}"
         )
-    return Shapes(np.stack(shapes), np.array(labels, dtype=np.int64)), places
+    return Shapes(np.stack(shapes), np.array(labels, dtype=np.int64))
 
 
 def read_folder(root: Path, points: int, seed: int = 0) -> tuple[Shapes, Shapes, tuple[str, ...]]:

@@ -300,7 +300,7 @@ SHAPES = {
         "networks": 3,
         "epochs": 501,
         "batch": 8,
-        "protocols": ["standard"],
+        "protocols": ["standard", "sadm"],
     },
 }
 SHAPES_SMALL = {"evaluation": {"networks": 1, "split": "validation"}}
@@ -311,7 +311,7 @@ SOLIDS = {
     "network": {"width": 256},
     "objective": {"name": "sorted_feature_matching"},  # moves all points; there are few of them
     "schedule": {"iterations": 300},
-    "evaluation": {"networks": 2, "epochs": 60},
+    "evaluation": {"networks": 2, "epochs": 60, "protocols": ["standard"]},
 }
 LARGE = {
     "network": {"width": 128},
@@ -395,8 +395,6 @@ def _shape_presets() -> dict[str, Preset]:
             settings = _merged(
                 SHAPES, {"clouds": {"clouds_per_class": clouds, "points_per_cloud": points}}
             )
-            if count == 10:
-                settings = _merged(settings, {"evaluation": {"networks": 1}})
             text = f"ModelNet10, by PointNets: {words}"
             presets[name] = Preset(from_dict(settings), text)
             presets[f"{name}-small"] = Preset(

@@ -191,15 +191,12 @@ def _score(
     begun, real = time.monotonic(), getattr(splits, config.evaluation.split)
     scores = config.evaluate(clouds, real, place, progress)
     progress.close()
-    repeated = splits.also_in_training if config.evaluation.split == "test" else 0
-    repeats = f", of which {repeated} equal a training cloud" if repeated else ""
     return {
         "clouds": len(clouds),
         "points": len(clouds.coordinates),
         "occupied_cells": int(occupancy(clouds).sum()),
         "scores": {protocol: score_record(score) for protocol, score in scores.items()},
-        "scored_on": f"{config.data.name}, {config.evaluation.split} split, "
-        f"{len(real)} clouds{repeats}",
+        "scored_on": f"{config.data.name}, {config.evaluation.split} split, {len(real)} clouds",
         "seconds": {"evaluation": time.monotonic() - begun},
         "peak_memory_bytes": machine.peak_memory(place),
     }

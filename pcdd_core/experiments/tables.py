@@ -24,8 +24,9 @@ EXPERIMENTS = {
     "architectures": "the released set and real clouds, one per class, scored by other classifiers",
     "best": "the best of each kind beside as many real clouds, on the test images (small: on the "
     "validation split)",
-    "shapes": "shapes in three dimensions, from scatter and from real clouds, beside as many real "
-    "clouds (small: on the validation split)",
+    "modelnet10": "ModelNet10, from scatter and from real clouds, beside as many real clouds "
+    "(small: on the validation split)",
+    "modelnet40": "ModelNet40, one cloud per class and its points in several clouds, likewise",
     "initialisation": "section 4.5: the paper's two best networks from many scatters "
     "(try --seeds 10)",
 }

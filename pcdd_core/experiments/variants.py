@@ -181,33 +181,23 @@ INGREDIENTS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 SHAPES_PER_CLASS = (1, 3, 10)
-FEWER_POINTS = (256, 128)  # points per cloud instead of 1024
 SHAPES_CHANGED: tuple[dict[str, Any], ...] = (
     {"objective.name": "gradient_matching", "objective.distance": "layerwise_cosine_of_weights"},
     {"objective.name": "distribution_matching"},
     {"objective.name": "sorted_feature_matching", "network.width": 256},
     {"optimiser.turn_step_size": 0.02},
-    *(  # networks on a grid: occupied cells only (sparse), or all cells (torch)
-        {
-            "clouds.points_per_cloud": 384,
-            "lift.name": "gaussian",
-            "lift.closed": True,
-            "lift.bandwidth_start": 6.0,
-            "lift.saturation_start": 1.0,
-            "lift.saturation": 3.0,
-            "network.name": backend,
-            "network.width": 32,
-            "network.norm": "instance",
-            "network.pooling": "average",
-            "schedule.iterations": 300,
-        }
-        for backend in ("sparse", "torch")
-    ),
 )
-OTHER_POINT_NETWORKS = tuple(  # one classifier each, because they take longer than PointNet
-    {"evaluation.classifier.name": kind, "evaluation.networks": 1, "evaluation.epochs": 100}
+# One classifier each, because they take longer than PointNet. `sadm` has a PointNet of its own.
+OTHER_POINT_NETWORKS = tuple(
+    {
+        "evaluation.classifier.name": kind,
+        "evaluation.networks": 1,
+        "evaluation.epochs": 100,
+        "evaluation.protocols": ["standard"],
+    }
     for kind in ("pointnet++", "dgcnn")
 )
+MODELNET40 = {"data.name": "modelnet40"}
 
 
 def _ingredients(scale: str) -> Variants:
@@ -223,23 +213,24 @@ def _best(scale: str) -> Variants:
     return [(name, {}) for name in BEST]
 
 
-def _shapes(scale: str) -> Variants:
-    """Shapes from scatter and from real clouds, with the points in one cloud or in several.
-
-    Also fewer points in the same number of clouds. For one cloud per class also the other
-    objectives, clouds that rotate, and networks on grids.
-    """
-    variants = []
-    for count in SHAPES_PER_CLASS:
-        for name in (f"shapes-{count}", f"shapes-{count}-split"):
-            variants += [(name, {}), (name, {"clouds.name": "real"})]
-    variants += [
-        (f"shapes-{count}", {"clouds.points_per_cloud": few})
-        for count in SHAPES_PER_CLASS
-        for few in FEWER_POINTS
+def _scatter_and_real(count: int, changed: dict[str, Any]) -> Variants:
+    """Points in `count` clouds per class or in several times as many, from scatter or real ones."""
+    return [
+        (name, {**changed, **start})
+        for name in (f"shapes-{count}", f"shapes-{count}-split")
+        for start in ({}, {"clouds.name": "real"})
     ]
+
+
+def _modelnet10(scale: str) -> Variants:
+    """All budgets; for one cloud per class also the other objectives and clouds that rotate."""
+    variants = [row for count in SHAPES_PER_CLASS for row in _scatter_and_real(count, {})]
     variants += [("shapes-1", changed) for changed in SHAPES_CHANGED]
     return variants + [("shapes-1-split", changed) for changed in OTHER_POINT_NETWORKS]
+
+
+def _modelnet40(scale: str) -> Variants:
+    return _scatter_and_real(1, MODELNET40)
 
 
 def _initialisation(scale: str) -> Variants:
@@ -257,7 +248,8 @@ VARIANTS: dict[str, Callable[[str], Variants]] = {
     "ingredients": _ingredients,
     "architectures": _none,
     "best": _best,
-    "shapes": _shapes,
+    "modelnet10": _modelnet10,
+    "modelnet40": _modelnet40,
     "initialisation": _initialisation,
 }
 # Rows for comparison below the rows of a table: (preset, changed settings, baseline).
@@ -270,6 +262,15 @@ BESIDE: Beside = (
     ("gaussian", FIVE, Herding()),
 )
 CORESETS = (Random(), Herding(), KCenter(), ClassMean(), Forgetting(), Craig())
+OF_A_SPLIT = Random(points=1024 // SPLIT_INTO)
+
+
+def _real_shapes(count: int, changed: dict[str, Any]) -> Beside:
+    """As many real shapes, and as many random ones as a split has clouds, of as many points."""
+    chosen = [(f"shapes-{count}", changed, kind) for kind in (Random(), Herding(), KCenter())]
+    return (*chosen, (f"shapes-{count}-split", changed, OF_A_SPLIT))
+
+
 FEWER = {"resnet18": 2}  # number of classifiers; other kinds have 5
 BESIDE_OTHERS: dict[str, Beside] = {
     "why": (),
@@ -281,27 +282,20 @@ BESIDE_OTHERS: dict[str, Beside] = {
         ("mnist-10", {}, Random()),
         ("mnist-10", {}, Herding()),
     ),
-    "shapes": (
-        *(
-            (f"shapes-{count}", {}, baseline)
-            for count in SHAPES_PER_CLASS
-            for baseline in (Random(), Herding(), KCenter())
+    "modelnet10": (
+        *(row for count in SHAPES_PER_CLASS for row in _real_shapes(count, {})),
+        *(("shapes-1-split", changed, OF_A_SPLIT) for changed in OTHER_POINT_NETWORKS),
+        (
+            "shapes-1",
+            {
+                "evaluation.networks": 1,
+                "evaluation.epochs": 30,
+                "evaluation.protocols": ["standard"],
+            },
+            Whole(),
         ),
-        *(
-            (f"shapes-{count}", {}, Herding(points=few))
-            for count in SHAPES_PER_CLASS
-            for few in FEWER_POINTS
-        ),
-        *(
-            (f"shapes-{count}-split", {}, Random(points=1024 // SPLIT_INTO))
-            for count in SHAPES_PER_CLASS
-        ),
-        *(
-            ("shapes-1-split", changed, Random(points=1024 // SPLIT_INTO))
-            for changed in OTHER_POINT_NETWORKS
-        ),
-        ("shapes-1", {"evaluation.networks": 1, "evaluation.epochs": 30}, Whole()),
     ),
+    "modelnet40": _real_shapes(1, MODELNET40),
     "architectures": tuple(
         (
             "mnist-1",

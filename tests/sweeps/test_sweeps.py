@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 
+from pcdd_core.data.datasets import DataSet
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
 from pcdd_core.experiments import checkpoint, records, report, runs, scores, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
@@ -146,59 +147,72 @@ def test_the_best_start_from_scatter_and_score_on_test_images_only_at_full_scale
 
 
 @pytest.mark.parametrize(("scale", "split"), [("small", "validation"), ("paper", "test")])
-def test_shapes_compare_sets_of_as_many_points_in_the_same_protocol(scale, split):
-    planned = experiment("shapes", scale, seeds=3)
+def test_shapes_compare_sets_of_as_many_points_in_the_same_protocols(scale, split):
+    planned = experiment("modelnet10", scale, seeds=3)
     assert len({cell.identity for cell in planned}) == len(planned)
-    assert all(
-        cell.config.evaluation.split == split and cell.config.data.name == "modelnet10-voxels24"
-        for cell in planned
-    )
+    assert {cell.config.data.name for cell in planned} == {"modelnet10"}
+    for cell in planned:
+        evaluation = cell.config.evaluation
+        if evaluation.classifier.name == "pointnet" and cell.baseline != Whole():
+            assert evaluation.protocols == ("standard", "sadm")
+            assert evaluation.networks == (3 if scale == "paper" else 1)
+            assert (evaluation.epochs, evaluation.batch) == (501, 8)
+        else:
+            assert evaluation.protocols == ("standard",) and evaluation.networks == 1
+        assert evaluation.split == split
+
+    def of(name):
+        return [
+            cell
+            for cell in planned
+            if cell.preset == f"{name}{SCALES[scale]}" and cell.config.seed == 0
+        ]
+
     for count in (1, 3, 10):
-        own = [
-            cell
-            for cell in planned
-            if cell.preset == f"shapes-{count}{SCALES[scale]}" and cell.config.seed == 0
-        ]
-        alike = {
-            dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet")
-            for cell in own
-        }
-        split_own = [
-            cell
-            for cell in planned
-            if cell.preset == f"shapes-{count}-split{SCALES[scale]}" and cell.config.seed == 0
-        ]
-        alike |= {
-            dataclasses.replace(cell.config.evaluation, networks=1, epochs=1, classifier="pointnet")
-            for cell in split_own
-        }
-        assert len(alike) == 1
-        assert {cell.config.clouds.name for cell in own} == {"scatter", "real"}
+        own, split_own = of(f"shapes-{count}"), of(f"shapes-{count}-split")
         assert {cell.config.clouds.clouds_per_class for cell in own} == {count}
-        on_a_grid = [cell.config for cell in own if cell.config.network.name != "pointnet"]
-        assert {
-            cell.config.clouds.points_per_cloud for cell in own if cell.config not in on_a_grid
-        } == {1024, 256, 128}
-        assert {(config.network.name, config.lift.closed) for config in on_a_grid} == (
-            {("sparse", True), ("torch", True)} if count == 1 else set()
-        )
-        for clouds in (cell.config.clouds for cell in split_own):
+        for cell in [*own, *split_own]:
+            clouds = cell.config.clouds
             assert clouds.clouds_per_class * clouds.points_per_cloud == count * 1024
-        assert {cell.baseline for cell in own} >= {
+        for cells in (own, split_own):
+            assert {cell.config.clouds.name for cell in cells if not cell.baseline} == {
+                "scatter",
+                "real",
+            }
+        whole = {Whole()} if count == 1 else set()
+        assert {cell.baseline for cell in own} - whole == {
             None,
             Random(count),
             Herding(count),
             KCenter(count),
-            Herding(count, points=256),
-            Herding(count, points=128),
         }
-        assert {cell.config.clouds.name for cell in split_own} == {"scatter", "real"}
         assert {cell.baseline for cell in split_own} == {None, Random(8 * count, points=128)}
+    one = [cell.config for cell in of("shapes-1") if not cell.baseline]
+    assert {config.objective.name for config in one} == {
+        "maximum_mean_discrepancy",
+        "gradient_matching",
+        "distribution_matching",
+        "sorted_feature_matching",
+    }
+    assert [config.optimiser.turn_step_size for config in one].count(None) == len(one) - 1
     seeds = {
         cell.baseline: {other.config.seed for other in planned if other.baseline == cell.baseline}
         for cell in planned
     }
     assert seeds[Herding()] == seeds[Random()] == {0, 1, 2} and seeds[Whole()] == {0}
+
+
+def test_modelnet40_has_one_cloud_per_class_and_its_split_in_the_settings_of_modelnet10():
+    planned = experiment("modelnet40", seeds=1)
+    assert {cell.config.data.name for cell in planned} == {"modelnet40"}
+    beside = {
+        dataclasses.replace(
+            cell, config=dataclasses.replace(cell.config, data=DataSet.of("modelnet10", "data"))
+        )
+        for cell in planned
+    }
+    assert beside <= set(experiment("modelnet10", seeds=1))
+    assert {cell.preset for cell in planned} == {"shapes-1", "shapes-1-split"}
 
 
 @pytest.mark.slow

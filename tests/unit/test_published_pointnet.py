@@ -16,6 +16,7 @@ from pcdd_core.geometry.clouds import clouds_from_list
 from pcdd_core.nn.classifiers import Classifier, Separate
 from pcdd_core.nn.published_pointnet import PublishedPointNet
 from pcdd_core.scoring import evaluate as evaluation
+from pcdd_core.scoring.baselines import Random
 from pcdd_core.scoring.evaluate import PROTOCOLS, SADM, Soft, evaluate, in_unit_sphere
 from pcdd_core.seeds import generator
 
@@ -202,3 +203,11 @@ def test_networks_and_their_dropout_are_drawn_by_their_generator():
     points = torch.randn(4, 10, 3)
     assert torch.equal(*(network(points) for network in networks))
     assert evaluation._new_networks(3, clouds_of(3), Classifier.of("pointnet-sadm"), 0)
+
+
+def test_a_set_of_fewer_points_than_the_test_clouds_is_scored():
+    """As random clouds of 128 points are, beside a set in as many clouds."""
+    few_points = Random(2, points=8).choose(clouds_of(9), seed=0)
+    assert few_points.sizes.tolist() == [8] * 6
+    (score,) = evaluate(few_points, clouds_of(12, seed=1), protocol=few()).values()
+    assert len(score.accuracies) == 2

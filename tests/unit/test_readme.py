@@ -12,6 +12,7 @@ from PIL import Image
 
 import pcdd_core as pcdd
 from pcdd_core.cli.main import main
+from pcdd_core.experiments.config import to_dict
 from pcdd_core.experiments.records import COMMITTED, read_records, slug
 from pcdd_core.experiments.report import comma_separated
 from pcdd_core.experiments.tables import EXPERIMENTS
@@ -67,12 +68,81 @@ def test_saved_tables_are_made_of_the_records(name, tmp_path, capsys):
 
 
 def test_there_are_tables_of_the_paper_and_of_the_ingredients():
-    assert {"table1", "ingredients", "architectures", "shapes"} <= set(TABLES)
+    assert {"table1", "ingredients", "architectures"} <= set(TABLES)
 
 
 def test_the_saved_table_of_our_best_sets_is_made_of_their_records():
     saved = (ROOT / "figures/tables/best-fast.csv").read_text()
     assert saved == comma_separated(made.best_rows())
+
+
+@pytest.mark.parametrize("name", made.CLASSES)
+def test_the_saved_table_of_shapes_is_made_of_their_records(name):
+    saved = (ROOT / f"figures/tables/{name}.csv").read_text()
+    assert saved == made.shapes_csv(name), "stale: python docs/make_tables.py"
+
+
+def shape_record(seed, scores, preset="shapes-1-split", baseline=None, **changed):
+    """Return the parts of a record that the table of shapes reads.
+
+    scores: {protocol: (mean, networks)}
+    """
+    config = to_dict(pcdd.override(pcdd.preset(preset).config, {"seed": seed, **changed}))
+    clouds = config["clouds"]["clouds_per_class"]
+    points = config["clouds"]["points_per_cloud"]
+    if baseline:
+        config = {key: config[key] for key in ("data", "evaluation", "seed")}
+        config["baseline"] = {"name": "random", "clouds_per_class": clouds, "points": None}
+    return {
+        "name": baseline or preset,
+        "config": config,
+        "clouds": 10 * clouds,
+        "points": 10 * clouds * points,
+        "scores": {
+            protocol: {"mean": mean, "networks": networks}
+            for protocol, (mean, networks) in scores.items()
+        },
+    }
+
+
+def test_table_of_shapes_takes_records_of_different_protocols_together():
+    sadm, standard = {"evaluation.protocols": ["sadm"]}, {"evaluation.protocols": ["standard"]}
+    rows = made.shape_rows(
+        [
+            shape_record(0, {"sadm": (80.0, 3), "standard": (88.0, 3)}),
+            shape_record(1, {"sadm": (84.0, 3), "standard": (90.0, 3)}),
+            shape_record(0, {"sadm": (20.0, 2)}, "shapes-1", "random-1", **sadm),
+            shape_record(0, {"sadm": (30.0, 3)}, "shapes-1", "random-1", **sadm),
+            shape_record(1, {"sadm": (40.0, 2)}, "shapes-1", "random-1", **sadm),
+            shape_record(5, {"standard": (50.0, 3)}, "shapes-1", "random-1", **standard),
+            shape_record(0, {"standard": (9.0, 1)}, **{"evaluation.split": "validation"}),
+            shape_record(0, {"sadm": (70.0, 3)}, **{"clouds.name": "real"}),
+            shape_record(0, {}),
+        ],
+        classes=10,
+    )
+    assert [list(row.values()) for row in rows] == [
+        ["random-1", 1, 1024, 35.0, 5.0, 50.0, None, 2, 122_880],
+        ["shapes-1-split", 8, 128, 82.0, 2.0, 89.0, 1.0, 2, 122_880],
+        ['shapes-1-split clouds.name="real"', 8, 128, 70.0, None, None, None, 1, 122_880],
+    ]
+    assert tuple(rows[0]) == made.SHAPE_COLUMNS
+
+
+def test_table_of_shapes_names_another_classifier_and_other_data():
+    other = {"evaluation.classifier.name": "dgcnn", "evaluation.epochs": 100}
+    few = {"data.points": 128, "data.name": "modelnet40"}
+    rows = made.shape_rows(
+        [
+            shape_record(0, {"standard": (70.0, 1)}, baseline="random-8", **other),
+            shape_record(0, {"standard": (71.0, 1)}, baseline="random-8", **few),
+        ],
+        classes=10,
+    )
+    assert [row["name"] for row in rows] == [
+        "random-8 data.points=128",
+        'random-8 evaluation.classifier.name="dgcnn" evaluation.epochs=100',
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,7 @@ from hypothesis import strategies as st
 
 from pcdd_core.data import layouts, meshes, solids
 from pcdd_core.data import shape_files as shapes
-from pcdd_core.data.datasets import ModelNet10Voxels24
 from pcdd_core.errors import InputError
-from pcdd_core.experiments.config import Config, override
-from pcdd_core.experiments.scores import score
-from pcdd_core.scoring.baselines import Random
 
 DRAWS = np.random.default_rng(0)
 
@@ -477,20 +473,6 @@ def hdf5(path, labels, points=20, **changed):
     return shape_samples.hdf5(path, labels, points, **changed)
 
 
-def voxels24(root, **changed):
-    """Write modelnet10_voxels24, with fields changed or left out (None)."""
-    arrays = {
-        "class_names": np.array(["bed", "chair"]),
-        "test_voxels_also_in_train": np.array([True, True, False]),
-    }
-    for split in ("train", "test"):
-        arrays[f"x_{split}"] = np.random.default_rng(1).normal(size=(3, 20, 3)).astype("f2")
-        arrays[f"y_{split}"] = np.array([0, 1, 1])
-    arrays = {name: value for name, value in (arrays | changed).items() if value is not None}
-    (root / "modelnet10_voxels24").mkdir(exist_ok=True)
-    np.savez(root / "modelnet10_voxels24" / "modelnet10_voxels24_1024.npz", **arrays)
-
-
 def lines(path, *text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(text) + "\n")
@@ -579,32 +561,6 @@ def test_shapenet_part(tmp_path):
     )
 
 
-def test_modelnet10_from_voxels(tmp_path):
-    test = {"x_test": DRAWS.normal(size=(1, 20, 3)), "y_test": np.array([1])}
-    voxels24(tmp_path, **test, test_voxels_also_in_train=np.array([True]))
-    train, test, names = layouts.read_published("modelnet10-voxels24", tmp_path, 20)
-    assert names == ("bed", "chair") and train.labels.tolist() == [0, 1, 1]
-    assert (train.also_in_training, test.also_in_training) == (0, 1)
-    assert_well_formed(train.points, 20)
-    config = Config(data=ModelNet10Voxels24(points=20, validation_fraction=0.5))
-    few = override(
-        config,
-        {
-            "evaluation.networks": 1,
-            "evaluation.epochs": 1,
-            "evaluation.classifier": "pointnet",
-            "evaluation.projection": "soft",
-        },
-    )
-    _, record = score(Random(), "random", few, data=tmp_path, device="cpu")
-    assert (
-        record["scored_on"]
-        == "modelnet10-voxels24, test split, 1 clouds, of which 1 equal a training cloud"
-    )
-    with pytest.raises(InputError, match="data.points = 21.*has 20"):
-        layouts.read_published("modelnet10-voxels24", tmp_path, 21)
-
-
 @pytest.mark.parametrize("name", layouts.PUBLISHED)
 def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
     with pytest.raises(
@@ -628,6 +584,7 @@ def test_a_data_set_that_is_not_there_says_where_it_comes_from(name, tmp_path):
             r"field 'label' is of shape \(3,\); expected one for each of 2 shapes",
         ),
         ({"label": np.array([0, 2])}, "field 'label' is 2 at shape 1; expected 0 to 1"),
+        ({"label": np.array([0, 0.5])}, "field 'label' is 0.5 at shape 1; expected 0 to 1"),
     ],
 )
 def test_a_wrong_hdf5_file_names_the_field(changed, said, tmp_path):
@@ -694,44 +651,6 @@ def test_a_class_of_which_no_shape_can_be_used_is_an_error(tmp_path):
     ):
         warnings.simplefilter("ignore")
         layouts.read_hdf5([tmp_path / "some.h5"], 16, ("a", "b"))
-
-
-def test_a_bad_voxel_shape_is_left_out_and_not_counted_as_repeated(tmp_path):
-    points = np.random.default_rng(1).normal(size=(3, 20, 3))
-    points[1, 4, 2] = np.inf
-    voxels24(tmp_path, x_test=points)
-    with pytest.warns(UserWarning, match="1 of 3 shapes are left out:\n .*shape 1: coordinate inf"):
-        train, test, _ = layouts.read_published("modelnet10-voxels24", tmp_path, 16)
-    assert (len(train.points), test.labels.tolist(), test.also_in_training) == (3, [0, 1], 1)
-
-
-# a character beyond Unicode, which numpy's text arrays can contain
-BEYOND = np.array([0x110000, ord("b")], "<u4").view("<U1")
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"y_train": None}, "field 'y_train' is missing"),
-        ({"y_train": np.array([0, 1, 2])}, "field 'y_train' is 2 at shape 2; expected 0 to 1"),
-        ({"y_train": np.array([0, 1, 0.5])}, "field 'y_train' is 0.5 at shape 2"),
-        ({"y_train": np.array([0, 1])}, r"field 'y_train' is of shape \(2,\)"),
-        ({"x_test": np.ones((3, 20, 3), "c8")}, "field 'x_test' is of type complex64"),
-        ({"x_test": np.ones((3, 20))}, r"field 'x_test' is of shape \(3, 20\)"),
-        ({"class_names": np.array([b"bed", b"chair"])}, "field 'class_names' is of type .S5"),
-        ({"class_names": np.array([1, 2])}, "field 'class_names' is of type int64"),
-        ({"class_names": BEYOND}, r"field 'class_names': .*character U\+110000"),
-        ({"class_names": np.array(["bed", "two\nlines"])}, "class 1 is called 'two"),
-        ({"class_names": np.array(["bed", "x" * 200_000])}, "class 1 .*200000 characters"),
-        ({"class_names": np.array([{}, {}])}, "field 'class_names': .*pickle"),
-        ({"test_voxels_also_in_train": np.array([True])}, "field 'test_voxels_also_in_train'"),
-    ],
-)
-def test_a_wrong_field_of_the_voxel_shapes_is_named(changed, said, tmp_path):
-    voxels24(tmp_path, **changed)
-    with pytest.raises(InputError, match=f"modelnet10_voxels24_1024.npz: {said}") as error:
-        layouts.read_published("modelnet10-voxels24", tmp_path, 16)
-    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("listed", ["{}", "[1]", '["a"]', "[" * 100_000, "\udcff"])
