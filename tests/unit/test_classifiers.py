@@ -147,6 +147,7 @@ def test_resnet_keeps_the_image_s_size_in_its_first_layers_and_ends_with_4_x_4()
     assert sizes == {"layer1": (64, 28, 28), "layer4": (512, 4, 4)}
 
 
+@pytest.mark.slow
 def test_logits_of_an_input_do_not_depend_on_the_rest_of_the_batch():
     clouds = tiny.three_digits()
     for name in CLASSIFIERS:

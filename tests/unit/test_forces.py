@@ -24,7 +24,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=str)
-@pytest.mark.parametrize("made", [0, 1, 2])
+@pytest.mark.parametrize("made", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_forces_are_minus_the_gradient_of_the_iteration_that_follows(changes, made):
     config, real = tiny.config(**changes), tiny.three_digits()
     steps = config.distill(real)
