@@ -66,7 +66,7 @@ WATCHED = 10  # seconds
 def cost(rounds: int) -> dict:
     """Measure whole runs without and with scores. The first round is a warm-up and is dropped."""
     from pcdd_core.data.datasets import Digits
-    from pcdd_core.view.lab import start_of
+    from pcdd_core.view.controls import start_of
     from pcdd_core.view.scorer import Scorer
     from pcdd_core.view.session import Session
 

@@ -4,7 +4,7 @@ The style is that of main.py, networks.py and utils.py of VICO-UoE/DatasetConden
 2021): layers of torch.nn, a data loader, one class after another, `autograd.grad` with
 `create_graph`, one classifier after another, images augmented one by one. Only the data differ:
 clouds of points as network input. The code uses nothing of `pcdd_core`, so it is also an
-independent reference (tests/test_benchmarks.py).
+independent reference (tests/parity/test_benchmarks.py).
 """
 
 import random

@@ -36,7 +36,7 @@ import gc, json, threading, time
 import psutil
 from ipywidgets.widgets import widget
 import pcdd_core as pcdd
-from pcdd_core.view import live as live_view
+from pcdd_core.view.session import sessions
 config = pcdd.override(pcdd.preset("gaussian").config, {"data.name": "digits"})
 real = config.data.load().train
 
@@ -46,7 +46,7 @@ def measure():
     return {
         "rss": psutil.Process().memory_info().rss,
         "widgets": len(widget._instances),
-        "views": len(live_view._sessions),
+        "views": len(sessions),
         "runs": len(runs),
     }
 

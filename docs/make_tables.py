@@ -2,8 +2,8 @@
 
     python docs/make_tables.py
 
-A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`. tests/test_readme.py fails if one
-is not what this script writes.
+A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`. tests/unit/test_readme.py fails
+if a table differs from the output of this script.
 """
 
 import ast

@@ -110,10 +110,10 @@ from .scoring.evaluate import evaluate as evaluate
 from .scoring.evaluate import project as project
 from .view.animation import save_animation as save_animation
 from .view.lab import lab as lab
-from .view.live import show as show
 from .view.live import watch as watch
 from .view.page import save_player as save_player
 from .view.parameters import check_parameters as check_parameters
 from .view.recording import Recording as Recording
 from .view.recording import read_recording as read_recording
 from .view.recording import still as still
+from .view.widget import show as show

@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ from ..text import printable
 if TYPE_CHECKING:
     from ..experiments.config import Config
 
-MOST_SEEDS = 10_000
 # Titles of `pcdd presets` and the names in each group. A preset is in the first group that fits.
 PRESET_GROUPS = {
     "Start here, without data files": "demo|quickstart|solids",
@@ -39,7 +37,7 @@ def distill(options: argparse.Namespace) -> dict[str, Any]:
     from ..experiments.config import override
     from ..experiments.presets import preset
 
-    config = override(preset(options.preset).config, _settings(options))
+    config = override(preset(options.preset).config, given_settings(options))
     from .. import ranks
     from ..experiments import records, runs
     from ..experiments.progress import Progress
@@ -221,139 +219,6 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     return {"text": tables.markdown(rows), "json": rows}
 
 
-def sweep(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd sweep`: make the runs of a table or preset."""
-    cells = _cells(options)
-    from ..experiments import sweeps
-
-    def result(states: list) -> dict[str, Any]:
-        listed = [
-            {
-                "number": number,
-                "name": state.cell.label,
-                "seed": state.cell.config.seed,
-                "status": state.status,
-                "attempts": state.attempts,
-                "note": state.note,
-                "folder": str(state.folder),
-            }
-            for number, state in enumerate(states)
-        ]
-        lines = [
-            f"{row['number']:>4}  {row['status']:8}  "
-            f"{row['name']}, seed {row['seed']}  {row['note']}"
-            for row in listed
-        ]
-        counts = {
-            status: sum(row["status"] == status for row in listed)
-            for status in dict.fromkeys(row["status"] for row in listed)
-        }
-        lines.append(
-            f"{len(listed)} runs: "
-            + ", ".join(f"{count} {status}" for status, count in counts.items())
-        )
-        return {"text": "\n".join(lines), "json": listed}
-
-    planned = sweeps.Sweep(
-        cells,
-        options.runs,
-        options.data,
-        options.address,
-        options.cpus_per_run,
-        options.gpus_per_run,
-        options.retries,
-        options.checkpoint_every,
-    )
-    if options.list:
-        return result(planned.states)
-    if options.cell is not None:
-        if not 0 <= options.cell < len(cells):
-            raise InputError(
-                f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` numbers the runs"
-            )
-        with redirect_stdout(sys.stderr):  # standard output has the result only
-            sweeps.obtain([cells[options.cell]], options.runs, options.data)
-        return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
-    from .sweep_view import SweepView
-
-    with SweepView(options.quiet) as view:
-        for states in planned:
-            view.show(states)
-            if options.minutes is not None and view.minutes > options.minutes:
-                break
-    ended = result(planned.states)
-    left = sum(state.status in ("waiting", "running") for state in planned.states)
-    if left:
-        ended["text"] += (
-            f"\nstopped after {options.minutes:g} minutes with {left} runs left; "
-            "the same command continues"
-        )
-    return ended
-
-
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    """`pcdd report`: print and save the table of a sweep."""
-    cells = _cells(options)
-    from ..experiments import records, sweeps
-    from ..experiments import report as tables
-    from ..experiments.tables import COLUMNS, EXPERIMENTS, scale_of
-    from ..files import atomic_write_text
-
-    places = sweeps.default_places(options.runs)
-    # --keep copies records from the run folders, so these come first then
-    by_identity = records.find_records(places[::-1] if options.keep else places)
-    finished = [cell for cell in cells if cell.identity in by_identity]
-    finished_records = [by_identity[cell.identity] for cell in finished]
-    if not finished_records:
-        raise InputError(
-            f"{options.name}: none of its {len(cells)} runs is finished; "
-            "make them with `pcdd sweep`"
-        )
-    if options.keep:
-        records.keep(finished_records, options.keep, options.name, with_clouds=True)
-    rows = tables.table(finished_records, COLUMNS.get(options.name))
-    title = options.name
-    if title in EXPERIMENTS:
-        title += f"-{options.scale or scale_of(title)}"
-    folder = Path(options.output or options.runs or records.runs_folder())
-    all_rows = {title: rows, f"{title}-curve": tables.curve_table(finished_records)}
-    for name, made in all_rows.items():
-        if made:
-            atomic_write_text(folder / f"{name}.md", tables.markdown(made) + "\n")
-            atomic_write_text(folder / f"{name}.csv", tables.comma_separated(made))
-            atomic_write_text(folder / f"{name}.tex", tables.latex(made) + "\n")
-    missing = len(cells) - len(finished_records)
-    text = tables.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
-    if missing:
-        text += f"\n{missing} of {len(cells)} runs are missing; make them with `pcdd sweep`"
-    return {"text": text, "json": {"rows": rows, "missing": missing}}
-
-
-def _cells(options: argparse.Namespace) -> list:
-    """Return the runs that the options of `sweep` and `report` name."""
-    from ..experiments.tables import experiment
-
-    if options.seeds > MOST_SEEDS:
-        raise InputError(f"--seeds {options.seeds}: expected at most {MOST_SEEDS}")
-    vary = {}
-    for name, *values in options.vary or []:
-        if name == "seed":
-            raise InputError(
-                "--vary seed: every run is made with seeds 0 to N - 1; choose N with --seeds N"
-            )
-        if not values:
-            raise InputError(f"--vary {name}: expected a setting, followed by its values")
-        vary[name] = [_value(value) for value in values]
-    options.seed = None
-    settings = _settings(options)
-    if "seed" in settings:
-        raise InputError(
-            f"setting seed = {settings['seed']}: every run is made with seeds 0 to N - 1; choose N "
-            "with --seeds N"
-        )
-    return experiment(options.name, options.scale, options.seeds, settings, vary)
-
-
 def _score(options: argparse.Namespace, clouds, name: str, config: "Config") -> dict[str, Any]:
     from ..experiments import scores
     from ..experiments.progress import Progress
@@ -374,7 +239,7 @@ def _base(options: argparse.Namespace, otherwise: "Config") -> "Config":
     from ..experiments.presets import preset
 
     return override(
-        preset(options.preset).config if options.preset else otherwise, _settings(options)
+        preset(options.preset).config if options.preset else otherwise, given_settings(options)
     )
 
 
@@ -445,7 +310,7 @@ def _config_of_run(folder: Path) -> "Config":
         raise InputError(f"{path}: not the settings of a run ({error})") from None
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
+def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Parse `name=value` arguments. Values are JSON, or else plain text."""
     settings = {}
     for argument in options.settings:
@@ -454,7 +319,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
             raise InputError(
                 f"argument {argument!r}: expected setting=value, for instance network.layers=2"
             )
-        settings[name] = _value(value)
+        settings[name] = json_or_text(value)
         if "\0" in str(settings[name]):
             raise InputError(f"setting {name} = {settings[name]!r}: a value cannot contain NUL")
     if options.seed is not None:
@@ -462,7 +327,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _value(text: str) -> Any:
+def json_or_text(text: str) -> Any:
     """Parse JSON, or return the text if it is not JSON."""
     try:
         return json.loads(text)

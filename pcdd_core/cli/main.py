@@ -1,6 +1,6 @@
 """The command line. It has the functions and settings of the notebooks.
 
-The commands are in `commands`.
+The commands are in `commands` and `sweep_commands`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ..errors import InputError, RunFailed, WriteFailed
 from ..files import STORAGE_ERRORS
 from ..pieces import import_pieces
 from ..text import printable
-from . import commands
+from . import commands, sweep_commands
 
 DESCRIPTION = """\
 Distil a labelled set of point clouds into a few synthetic clouds by moving their points.
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         hints = {
             commands.distill: "; the same command with --resume continues from the last checkpoint",
-            commands.sweep: "; the same command continues, and finished runs are kept",
+            sweep_commands.sweep: "; the same command continues, and finished runs are kept",
         }
         hint = hints.get(options.command, "")
         print(f"\npcdd: stopped{hint}", file=sys.stderr)
@@ -259,7 +259,9 @@ Ray, for instance with Slurm:
   sbatch --array=0-55 --wrap 'pcdd sweep table1 --cell $SLURM_ARRAY_TASK_ID'
 """
     sub = command(
-        commands.sweep, "make all runs of a table or of a preset, many at a time on Ray", epilog
+        sweep_commands.sweep,
+        "make all runs of a table or of a preset, many at a time on Ray",
+        epilog,
     )
     choosing(sub)
     reading(sub)
@@ -301,7 +303,9 @@ Ray, for instance with Slurm:
     )
     sub.add_argument("--quiet", action="store_true", help="print no progress")
 
-    sub = command(commands.report, "print and save the table of a sweep: Markdown, CSV, LaTeX")
+    sub = command(
+        sweep_commands.report, "print and save the table of a sweep: Markdown, CSV, LaTeX"
+    )
     choosing(sub)
     sub.add_argument(
         "--output", metavar="DIR", help="folder for the table (default: the folder of the runs)"

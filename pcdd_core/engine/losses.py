@@ -58,7 +58,7 @@ def in_precision(network: nn.Module, precision: torch.dtype) -> torch.autocast:
 
     Follows Micikevicius et al. 2018. With float32 the context has no effect. Use it for targets
     only: their sampling error exceeds the rounding error. The error of bfloat16 is far below the
-    difference between two batches (tests/test_objectives.py).
+    difference between two batches (tests/unit/test_objectives.py).
     """
     device = next(network.parameters()).device.type
     return torch.autocast(device, precision, enabled=precision != torch.float32)

@@ -29,10 +29,7 @@ SCORED = {"clouds", "points", "occupied_cells", "scores", "scored_on", "seconds"
 
 
 def scored_iteration(config: Config) -> int:
-    """Return the iteration before which the clouds are the result of the run.
-
-    The number of iterations means the end of the run.
-    """
+    """Return the number of updates after which the clouds are the result of the run."""
     iteration = config.evaluation.iteration
     return config.schedule.iterations if iteration is None else iteration
 
@@ -95,7 +92,7 @@ def finished_scores(path: Path, progress: Progress) -> dict[str, Any]:
 
 
 def coordinates_before(trajectory: dict[str, np.ndarray], iteration: int) -> torch.Tensor:
-    """Return the coordinates (points, 3) before an iteration, so after `iteration` updates."""
+    """Return the coordinates (points, 3) after `iteration` updates."""
     return torch.from_numpy(trajectory["coordinates"][list(trajectory["updates"]).index(iteration)])
 
 
@@ -154,6 +151,7 @@ def refuse_impossible(config: Config, data: Path | str | None) -> None:
 
 
 def refuse_empty_split(splits: Splits, config: Config) -> None:
+    """Raise InputError if the split to score on has no clouds."""
     if len(getattr(splits, config.evaluation.split)) == 0:
         raise InputError(
             f"setting data.validation_fraction = {config.data.validation_fraction}: "

@@ -1,4 +1,4 @@
-"""What the Jupyter kernel knows of its front end: whether it has a screen, and which cell runs."""
+"""Queries of the Jupyter kernel: whether its front end has a screen, and which cell runs."""
 
 import re
 import sys

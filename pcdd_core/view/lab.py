@@ -1,13 +1,7 @@
-"""The lab: a panel of settings around the live view, two runs side by side, scores while they run.
-
-The functions at the top turn values of the panel into configurations, and configurations into a
-command and a program. They need no front end.
-"""
+"""The lab: a panel of settings around the live view, two runs side by side, scores during runs."""
 
 import html
 import json
-import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,191 +10,35 @@ from typing import Any
 import torch
 
 from ..data.datasets import Splits
-from ..engine.distances import DISTANCES
 from ..errors import InputError, extra_missing
-from ..experiments.config import Config, described_settings, override, to_dict
-from ..experiments.presets import differences, preset
-from .live import LiveDistillation, SessionView, close_all, replacing
+from ..experiments.config import Config
+from .control_widgets import button, fit, read_value, set_value, short, widget_of
+from .controls import (
+    BY_NAME,
+    COMPARED,
+    CONTROLS,
+    LIVE,
+    PRESETS,
+    another,
+    changed,
+    command,
+    configured,
+    program,
+    second,
+    start_of,
+    values_of,
+)
+from .live import LiveDistillation, replacing
 from .page import save_player
 from .scorer import Scorer
 from .session import Session
+from .session_view import SessionView
+from .widget import close_all
 
 try:
     import ipywidgets as widgets
 except ImportError as missing:
     raise extra_missing(missing.name or "ipywidgets", "notebooks") from None
-
-
-@dataclass(frozen=True)
-class Control:
-    """One setting of the panel.
-
-    name: dotted name of the setting
-    label: the name that the field uses
-    choices: of a menu; empty: a number from `least` to `most`
-    kind: menu, whole, slider (logarithmic) or classes
-    other: the value that a second run gets first, if the first run does not have it
-    """
-
-    name: str
-    label: str
-    kind: str = "menu"
-    choices: tuple[str, ...] = ()
-    least: float = 1
-    most: float = 1
-    other: Any = None
-
-    @property
-    def tooltip(self) -> str:
-        """Help text of the setting, with its dotted name."""
-        piece, _, setting = self.name.partition(".")
-        whole = Config.settings()[piece][1] if setting == "name" else None
-        return f"{self.name}: {whole or described_settings()[self.name][1]}"
-
-
-CONTROLS = (
-    Control("data.name", "Data set", choices=("digits", "mnist", "solids")),
-    Control("data.classes", "Classes", "classes"),
-    Control("clouds.clouds_per_class", "Clouds per class", "whole", most=50),
-    Control("clouds.points_per_cloud", "Points per cloud", "whole", most=2048),
-    Control(
-        "lift.name", "Lift", choices=("gaussian", "coordinates", "points"), other="coordinates"
-    ),
-    Control("lift.bandwidth_start", "Bandwidth, start", "slider", least=-1, most=1, other=0.5),
-    Control("lift.bandwidth_end", "Bandwidth, end", "slider", least=-2, most=1, other=2.5),
-    Control(
-        "objective.name",
-        "Matching loss",
-        choices=(
-            "gradient_matching",
-            "distribution_matching",
-            "maximum_mean_discrepancy",
-            "sorted_feature_matching",
-            "feature_regression",
-            "unrolled_training",
-        ),
-        other="distribution_matching",
-    ),
-    Control(
-        "objective.distance", "Distance", choices=tuple(DISTANCES), other="sum_of_squares"
-    ),
-    Control("objective.real_batch", "Real batch", "whole", most=1024, other=4),
-    Control("network.name", "Network", choices=("torch", "sparse", "pointnet"), other="sparse"),
-    Control("network.layers", "Depth", "whole", most=6, other=1),
-    Control("network.width", "Width", "whole", most=1024, other=8),
-    Control("network.pooling", "Pooling", choices=("average", "max"), other="max"),
-    Control("optimiser.name", "Optimiser", choices=("sgd", "adam"), other="sgd"),
-    Control("optimiser.step_size", "Step size", "slider", least=-3, most=3, other=1.0),
-    Control("schedule.iterations", "Iterations", "whole", most=10_000),
-    Control(
-        "schedule.iterations_per_network", "Per network", "whole", least=0, most=10_000,
-        other=0,
-    ),
-    Control("seed", "Seed", "whole", least=0, most=10_000),
-)  # fmt: skip
-BY_NAME = {control.name: control for control in CONTROLS}
-# Settings that a run in progress can change. A change of any other setting begins another run.
-LIVE = {"lift.bandwidth_start", "lift.bandwidth_end", "optimiser.step_size"}
-# Settings in which a second run may differ: it has the same scatter, and goes in step.
-COMPARED = tuple(control for control in CONTROLS if control.other is not None)
-PRESETS = ("quickstart", "demo", "gaussian", "paper-torch-3-sum-of-squares-small", "solids")
-
-
-def start_of(name: str, settings: Mapping[str, Any] = {}) -> Config:
-    """Return the configuration that the lab begins with: a preset, with digits in place of MNIST.
-
-    settings: changes of it, by dotted name
-    """
-    config = preset(name).config
-    small = {"data.name": "digits"} if config.data.name == "mnist" else {}
-    return override(config, {**small, **settings})
-
-
-def values_of(config: Config) -> dict[str, Any]:
-    """Return the settings as a flat dictionary: values by dotted name, of `CONTROLS` only."""
-    flat: dict[str, Any] = {}
-
-    def visit(settings: Mapping[str, Any], prefix: str) -> None:
-        for key, value in settings.items():
-            if isinstance(value, Mapping):
-                visit(value, f"{prefix}{key}.")
-            elif f"{prefix}{key}" in BY_NAME:
-                flat[f"{prefix}{key}"] = value
-
-    visit(to_dict(config), "")
-    return flat
-
-
-def configured(base: Config, values: Mapping[str, Any]) -> Config:
-    """Return `base` with these settings. Values that the chosen pieces do not have are left out."""
-    chosen = {name: value for name, value in values.items() if name.endswith(".name")}
-    config = override(base, chosen)
-    has = values_of(config)
-    return override(config, {name: value for name, value in values.items() if name in has})
-
-
-def changed(before: Sequence[Config], after: Sequence[Config]) -> set[str]:
-    """Return the names of the settings in which two lists of configurations differ.
-
-    "" stands for a difference in a setting that has no control, or in their number.
-    """
-    if len(before) != len(after):
-        return {""}
-    names: set[str] = set()
-    for one, other in zip(before, after):
-        old, new = values_of(one), values_of(other)
-        names |= {name for name in {*old, *new} if old.get(name) != new.get(name)}
-        if configured(other, old) != one:
-            names.add("")
-    return names
-
-
-def second(config: Config, name: str, value: Any) -> Config:
-    """Return the configuration of the second run: one setting apart.
-
-    Raises InputError if the two runs would be equal, or do not have this setting.
-    """
-    if name not in values_of(config):
-        raise InputError(f"second run: {name} is no setting of the first run; choose another one")
-    other = configured(config, {name: value})
-    if other == config:
-        raise InputError(f"second run: {name} = {value} is what the first run has; change one")
-    return other
-
-
-def words(value: Any) -> str:
-    """Return a value as the command line takes it: JSON, or a plain word."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def command(name: str, config: Config, data: str | None = None, device: str | None = None) -> str:
-    """Return the `pcdd distill` command of a configuration, for a shell.
-
-    name: of a preset
-    data: folder of the data
-    """
-    options = [f"--seed={config.seed}"]
-    options += [f"--data={data}"] if data else []
-    options += [f"--device={device}"] if device else []
-    settings = [f"{key}={words(value)}" for key, value in differences(name, config).items()]
-    return shlex.join(["pcdd", "distill", f"--preset={name}", *options, *settings])
-
-
-def program(name: str, config: Config, data: str | None = None, device: str | None = None) -> str:
-    """Return a Python program that distils with a configuration, and saves the set."""
-    settings = {**differences(name, config), "seed": config.seed}
-    lines = "".join(f"    {key!r}: {value!r},\n" for key, value in settings.items())
-    folder = repr(data) if data else ""
-    where = f", {device!r}" if device else ""
-    return (
-        "import pcdd_core as pcdd\n\n"
-        f"settings = {{\n{lines}}}\n"
-        f"config = pcdd.override(pcdd.preset({name!r}).config, settings)\n"
-        f"real = config.data.load({folder})\n"
-        f"for step in config.distill(real.train{where}):\n"
-        "    print(step.iteration, sum(step.matching_loss))\n"
-        'pcdd.save_clouds(step.clouds, "clouds.npz")\n'
-    )
 
 
 def lab(
@@ -211,9 +49,9 @@ def lab(
 ) -> "Lab":
     """Return a lab: a live view with a panel of settings. A notebook cell displays it.
 
-    Without a front end it is a live distillation that is finished when `lab` returns, see `watch`.
+    Without a front end, `lab` returns when the distillation is finished, see `watch`.
 
-    preset: name of the preset to begin with; MNIST is replaced by the digits of scikit-learn
+    preset: name of the first preset; the digits of scikit-learn replace MNIST
     settings: changes of the preset, by dotted name, for instance {"data.name": "mnist"}
     data: folder of the data, see `DataSet.load`
     device: see `machine.choose_device`
@@ -224,7 +62,7 @@ def lab(
 
 
 class Lab(LiveDistillation):
-    """A lab, see `lab`. Its buttons are also methods, those of `LiveDistillation`."""
+    """A lab, see `lab`. Its buttons are also methods, see `LiveDistillation`."""
 
     def __init__(
         self,
@@ -251,7 +89,7 @@ class Lab(LiveDistillation):
 
 @dataclass
 class Desk:
-    """What the panel works on: the preset, its configuration and the data."""
+    """State of the panel: the preset, its configuration, the data and the configurations in use."""
 
     preset: str
     base: Config
@@ -264,7 +102,7 @@ class Desk:
         self.configs = self.configs or [self.base]
 
     def load(self, config: Config) -> Splits:
-        """Return the data of a configuration. Those in use are not read again."""
+        """Return the data of a configuration. Data in use are not read again."""
         if config.data == self.configs[0].data:
             return self.splits
         return config.data.load(self.data)
@@ -275,24 +113,24 @@ class LabView(SessionView):
 
     def __init__(self, session: Session, desk: Desk):
         self.desk = desk
-        self.quiet = False  # widgets change by program
+        self.quiet = False  # the program sets the widgets, so their events are ignored
         self.scorer: Scorer | None = None
-        self.controls = {control.name: _widget(control) for control in CONTROLS}
+        self.controls = {control.name: widget_of(control) for control in CONTROLS}
         self.preset = widgets.Dropdown(
             options=list(dict.fromkeys((desk.preset, *PRESETS))),
             value=desk.preset,
             description="Preset",
-            tooltip="settings to begin with",
+            tooltip="settings at the beginning",
         )
-        self.reset_button = _button("Reset", "all settings as the lab began with them")
-        self.copy_button = _button("Copy settings", "as a command and as Python, to the clipboard")
+        self.reset_button = button("Reset", "set all settings to their first values")
+        self.copy_button = button("Copy settings", "as a command and as Python, to the clipboard")
         self.copied = widgets.Textarea(
             layout={"display": "none", "width": "100%", "height": "16em"}
         )
         self.compare = widgets.Dropdown(
             options=[("none", ""), *((control.label, control.name) for control in COMPARED)],
             description="Second run",
-            tooltip="a second run beside the first: same scatter and seed, one setting apart",
+            tooltip="a second run beside the first, which differs in one setting",
         )
         self.other = widgets.HBox()
         self.delay = widgets.FloatSlider(
@@ -329,7 +167,7 @@ class LabView(SessionView):
         top = widgets.HBox([self.preset, self.reset_button, self.copy_button], layout=wrap)
         below = widgets.HBox([self.compare, self.other, self.delay, self.every], layout=wrap)
         for control in (*self.controls.values(), self.preset, self.compare, self.delay, self.every):
-            _fit(control)
+            fit(control)
         return [top, grid, below, self.message, self.copied, self.player]
 
     def _listen(self) -> None:
@@ -342,18 +180,18 @@ class LabView(SessionView):
         self.reset_button.on_click(lambda _: self._begin_with(self.desk.base))
         self.copy_button.on_click(lambda _: self._copy())
 
-    # What the panel says.
+    # Settings and messages.
 
     def read(self) -> list[Config]:
         """Return the configurations of one or two runs.
 
         Raises InputError if the settings contradict each other.
         """
-        values = {name: _value(widget) for name, widget in self.controls.items()}
+        values = {name: read_value(widget) for name, widget in self.controls.items()}
         first = configured(self.desk.base, values)
         if not self.compare.value:
             return [first]
-        return [first, second(first, self.compare.value, _value(self.other.children[0]))]
+        return [first, second(first, self.compare.value, read_value(self.other.children[0]))]
 
     def _names(self, configs: Sequence[Config]) -> list[str]:
         if len(configs) == 1:
@@ -368,7 +206,7 @@ class LabView(SessionView):
             values = values_of(config)
             for name, widget in self.controls.items():
                 if name in values:
-                    _set(widget, values[name])
+                    set_value(widget, values[name])
                 widget.disabled = name not in values
         finally:
             self.quiet = False
@@ -378,10 +216,10 @@ class LabView(SessionView):
         sign = "⚠ " if wrong else ""
         self.message.value = html.escape(sign + text)
 
-    # What the panel does.
+    # Events of the panel.
 
     def _changed(self, _change: Any = None) -> None:
-        """Follow a change of a control, at once or with another run."""
+        """Apply a change of a control to the run, or make another run."""
         if self.quiet:
             return
         try:
@@ -400,7 +238,7 @@ class LabView(SessionView):
             session.change(configs)
             desk.configs = configs
             values = values_of(configs[0])
-            which = ", ".join(f"{BY_NAME[name].label} {_short(values.get(name))}" for name in names)
+            which = ", ".join(f"{BY_NAME[name].label} {short(values.get(name))}" for name in names)
             update = session.run.tracks[0].updates + 1
             since = "after Restart" if session.run.ended else f"from update {update} on"
             self.say_message(f"{which}, {since}.")
@@ -428,12 +266,12 @@ class LabView(SessionView):
             close_all(widget)
         if self.compare.value:
             control = BY_NAME[self.compare.value]
-            widget = _fit(_widget(control))
+            widget = fit(widget_of(control))
             widget.description = "with"
             current = values_of(self.desk.configs[0]).get(control.name)
-            _set(widget, control.other)
+            set_value(widget, control.other)
             if current == control.other:
-                _set(widget, _another(control, current))
+                set_value(widget, another(control, current))
             widget.observe(self._changed, "value")
             self.other.children = (widget,)
         self._changed()
@@ -468,7 +306,7 @@ class LabView(SessionView):
         self.say_message("Settings copied.")
 
     def copies(self) -> list[str]:
-        """Return command and program of each run."""
+        """Return the command and the program of each run."""
         desk = self.desk
         where = desk.data, desk.device
         return [
@@ -476,7 +314,7 @@ class LabView(SessionView):
             for config in desk.configs
         ]
 
-    # What the session does.
+    # Calls of the session and of the scorer.
 
     def say(self) -> None:
         """Update the status and the buttons, and start to score when points begin to move."""
@@ -499,68 +337,3 @@ class LabView(SessionView):
         scorer = Scorer(self.session, self.desk.splits, self.every.value, tell)
         self.scorer = scorer
         self.player.scores = json.loads(json.dumps(scorer.scores))
-
-
-def _widget(control: Control) -> Any:
-    shared = {"description": control.label, "tooltip": control.tooltip}
-    if control.kind == "menu":
-        return widgets.Dropdown(options=control.choices, **shared)
-    if control.kind == "classes":
-        return widgets.Text(value="all", continuous_update=False, **shared)
-    if control.kind == "slider":
-        return widgets.FloatLogSlider(
-            value=1, min=control.least, max=control.most, step=0.05, continuous_update=False,
-            readout_format=".3g", **shared,
-        )  # fmt: skip
-    return widgets.BoundedIntText(
-        value=int(control.least), min=int(control.least), max=int(control.most), **shared
-    )
-
-
-def _fit(widget: Any) -> Any:
-    """Give the label of a widget the room that the longest label needs."""
-    widget.style.description_width = "9.5em"
-    widget.layout.width = "auto"
-    widget.layout.min_width = "245px"
-    return widget
-
-
-def _button(text: str, tooltip: str) -> widgets.Button:
-    return widgets.Button(description=text, tooltip=tooltip)
-
-
-def _value(widget: Any) -> Any:
-    """Return the value of a control as a setting."""
-    if isinstance(widget, widgets.Text):
-        names = [name.strip() for name in widget.value.split(",") if name.strip()]
-        return None if names in ([], ["all"]) else names
-    return float(_short(widget.value)) if isinstance(widget.value, float) else widget.value
-
-
-def _set(widget: Any, value: Any) -> None:
-    """Set a control to the value of a setting. A value outside of its range extends the range."""
-    if isinstance(widget, widgets.Text):
-        widget.value = "all" if value is None else ", ".join(value)
-    elif isinstance(widget, widgets.Dropdown):
-        if value not in widget.options:
-            widget.options = [*widget.options, value]
-        widget.value = value
-    elif isinstance(widget, widgets.FloatLogSlider):
-        widget.min = min(widget.min, math.floor(math.log10(value)))
-        widget.max = max(widget.max, math.ceil(math.log10(value)))
-        widget.value = value
-    else:
-        widget.max = max(widget.max, value)
-        widget.value = value
-
-
-def _another(control: Control, value: Any) -> Any:
-    """Return another value of a control."""
-    if control.kind == "menu":
-        return next(choice for choice in control.choices if choice != value)
-    return value * 2 if value else 1
-
-
-def _short(value: Any) -> str:
-    """Return a number with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 // The view of moving points: clouds in tiles, a slider over the frames, two curves.
 // No dependencies, no network.
 //
-// One renderer for two places. In JupyterLab it is the front end of live.PlayerWidget, which sends
+// One renderer for two places. In JupyterLab it is the front end of widget.PlayerWidget, which gets
 // frames while a distillation runs (`render`, anywidget's entry). In the page of page.save_player it
 // shows a recording that is in the page (`mount`). All that can be chosen here needs no kernel, so it
 // works in a saved notebook, too. Only the buttons of the run (Start, Pause, ...) need one.

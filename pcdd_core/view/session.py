@@ -1,7 +1,7 @@
 """Distillations that iterate in a thread, and follow orders at the end of each iteration.
 
-`Session` has the orders: start, pause, step, stop, restart, change and close. It tells its view
-what changes. `live.py` has the view and the handle for users.
+`Session` has the orders: start, pause, step, stop, restart, change and close. It calls its view
+after each change. `session_view.py` has the view, `live.py` the handle for users.
 """
 
 import atexit
@@ -26,7 +26,7 @@ from .recording import Recorder, Recording
 # Seconds of rest before the saved view and the picture are updated. The update takes a second.
 REST = 0.7
 CLOSED = "this live view is closed; watch() makes another one"
-# All runs that exist. A run is kept by its LiveDistillation, its thread and its displayed view.
+# All sessions. The LiveDistillation, the thread and the displayed view of a session refer to it.
 sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 
 
@@ -122,7 +122,7 @@ class Run:
 
 
 class View(Protocol):
-    """What a session needs of its view. `send` and `keep` are called in the run's thread."""
+    """The methods of a view that a session calls, `send` and `keep` in the thread of the run."""
 
     def display(self) -> None:
         """Display the view."""
@@ -134,20 +134,20 @@ class View(Protocol):
         """Show the latest step of the run."""
 
     def keep(self, run: Run) -> None:
-        """Save what a reader of the notebook sees later."""
+        """Update the outputs that a saved notebook contains."""
 
     def reset(self) -> None:
         """Show the recording of the session from its beginning."""
 
     def close(self, recordings: Sequence[Recording]) -> None:
-        """End the view; `recordings`, if any, are what is left to see."""
+        """End the view. If there are recordings, a picture of them remains."""
 
 
 class Session:
-    """The work behind a LiveDistillation: a run, its thread and its view.
+    """The work of a LiveDistillation: a run, its thread and its view.
 
-    The orders return at once; `LiveDistillation` describes them. Its view reads `run` and
-    `recording` while it holds `changed`.
+    The orders return at once. The docstrings of the buttons' orders are their tooltips. The view
+    reads `run` and `recording` while it holds `changed`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Session:
         self.closed = False
         self.delay = 0.0  # seconds between iterations
         self._helpers: set[threading.Thread] = set()
-        self._leaving = False  # Python exits: nothing is sent or drawn any more
+        self._leaving = False  # Python exits, so the session sends and draws nothing
         self.handle: weakref.ref[Any] | None = None
         # the cell and the execution that called `watch`
         self.cell: str | None = None
@@ -172,20 +172,24 @@ class Session:
         sessions.add(self)
 
     def start(self) -> None:
+        """Run to the end, from the start or from a pause."""
         self._allow(math.inf)
 
     def pause(self) -> None:
+        """Pause after the current iteration."""
         with self.changed:
             self.run.allowed = 0
             self.changed.notify_all()
         self.say()
 
     def step(self) -> None:
+        """Make one iteration, then pause."""
         with self.changed:
             allowed = self.run.allowed
             self._allow(1 if allowed == math.inf else allowed + 1)
 
     def stop(self) -> None:
+        """End the run after the current iteration. The recording is kept."""
         with self.changed:
             self.run.allowed = 0
             self.run.ended = self.run.ended or "stopped"
@@ -193,6 +197,7 @@ class Session:
         self.say()
 
     def restart(self) -> None:
+        """Start again from the beginning and run. The recording is dropped."""
         self._refuse_if_closed()
         assert self._settings
         self.replace(*self._settings[:2])
@@ -233,6 +238,7 @@ class Session:
                 track.next_config = config
 
     def wait(self) -> None:
+        """Wait until the run rests. Raises the exception of the run if it has failed."""
         with self.changed:
             self.changed.wait_for(lambda: self.run.resting)
             error = self.run.error
@@ -240,7 +246,7 @@ class Session:
             raise error
 
     def close(self, cleared: bool = False) -> None:
-        """Stop the run and close the view. Drop what only a run needs.
+        """Stop the run, close the view, and free the memory of the run.
 
         cleared: the front end has removed the outputs, so the picture needs no update
         """
@@ -257,7 +263,7 @@ class Session:
             view.close([] if cleared else self.recordings())
 
     def leave(self) -> None:
-        """Stop the run without a word to the front end, and wait for its thread."""
+        """Stop the run, send nothing to the front end, and wait for all threads."""
         with self.changed:
             self._leaving = True
             self.view = None
@@ -268,7 +274,7 @@ class Session:
                 thread.join()
 
     def help(self, work: Callable[[], None]) -> None:
-        """Do some work in another thread. It should end soon when `ending` is true."""
+        """Call `work` in another thread. It should return soon when `ending` is true."""
 
         def helper() -> None:
             try:
@@ -285,17 +291,18 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether points move, or more than one helper works."""
+        """Return whether points move, or more than one helper works."""
         return not self.run.resting or len(self._helpers) > 1
 
     @property
     def ending(self) -> bool:
-        """Whether the session is closed, or Python exits."""
+        """Return whether the session is closed, or Python exits."""
         return self.closed or self._leaving
 
     # State.
 
     def recording(self) -> Recording:
+        """Return the recording of the first track, up to the latest update."""
         with self.changed:
             return self.run.recorder.recording()
 
@@ -317,6 +324,7 @@ class Session:
             return "stopping" if run.ended else "pausing"
 
     def status(self) -> str:
+        """Return the state of the run and the number of updates, in one line."""
         with self.changed:
             run = self.run
             if run.error:
@@ -324,6 +332,7 @@ class Session:
             return f"{self.state()}, update {run.tracks[0].updates} of {run.recorder.iterations}"
 
     def running(self) -> bool:
+        """Return whether the run is in progress."""
         with self.changed:
             return not self.run.resting
 
@@ -401,12 +410,14 @@ class Session:
         return self._may_go_on(run)
 
     def say(self) -> None:
+        """Show the status and the buttons in the view, if there is one."""
         view = self.view
         if view:
             view.say()
 
 
 def stop_all() -> None:
+    """Stop the runs of all sessions after their current iterations."""
     for session in list(sessions):
         if session.running():
             session.stop()

@@ -16,7 +16,7 @@ from test_live import (  # noqa: F401
     update_of,
 )
 
-from pcdd_core.view.lab import COMPARED, CONTROLS
+from pcdd_core.view.controls import COMPARED, CONTROLS
 
 NOTEBOOK = headless.ROOT / "notebooks" / "13_lab.ipynb"
 THREE_CLASSES = SETTINGS | {"data.classes": ["2", "3", "7"]}

@@ -941,8 +941,8 @@ until(lambda: runs() == 0)
 KERNEL = """
 import gc, threading, time, weakref, tiny, pcdd_core as pcdd
 from ipywidgets.widgets import widget
-import pcdd_core.view.live as live_view
 from pcdd_core.view.session import sessions
+from pcdd_core.view.widget import PlayerWidget
 config = tiny.config(schedule__iterations=100_000)
 real = tiny.three_digits()
 
@@ -1021,7 +1021,7 @@ def test_views_opened_and_closed_leave_nothing(kernel):
         execute("live.close()\nold = weakref.ref(live.recording.clouds)", "x")
     assert execute("print(len(widget._instances))", "x") == before
     # Drawn players are not kept by anywidget either.
-    code = "sum(issubclass(type(thing), live_view.PlayerWidget) for thing in gc.get_objects())"
+    code = "sum(issubclass(type(thing), PlayerWidget) for thing in gc.get_objects())"
     assert execute(f"gc.collect()\nprint({code})", "x") == "0\n"
 
 

@@ -25,12 +25,14 @@ from pcdd_core.experiments.config import Config
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list
 from pcdd_core.geometry.storage import save_clouds
 from pcdd_core.view import animation, page
-from pcdd_core.view import live as live_view
 from pcdd_core.view import recording as recordings
 from pcdd_core.view.animation import save_animation
+from pcdd_core.view.kernel import has_screen
+from pcdd_core.view.live import LiveDistillation, watch
 from pcdd_core.view.page import encode, encoded_in, save_player
 from pcdd_core.view.recording import Recorder, Recording, read_recording, still
 from pcdd_core.view.session import Session
+from pcdd_core.view.widget import show
 
 
 def recording(
@@ -327,9 +329,9 @@ def test_one_frame_can_be_animated(tmp_path):
 # --- live distillation controlled from code -------------------------------------------------------
 
 
-def live(iterations: int = 6, **changes) -> live_view.LiveDistillation:
+def live(iterations: int = 6, **changes) -> LiveDistillation:
     config = tiny.config(schedule__iterations=iterations, **changes)
-    return live_view.LiveDistillation(config, tiny.three_digits(), "cpu")
+    return LiveDistillation(config, tiny.three_digits(), "cpu")
 
 
 ENDLESS = 10**6  # iterations: more than any test waits for
@@ -343,7 +345,7 @@ def until(condition) -> None:
         time.sleep(0.005)
 
 
-def updates(of: live_view.LiveDistillation) -> int:
+def updates(of: LiveDistillation) -> int:
     return int(of.recording.updates[-1])
 
 
@@ -469,15 +471,15 @@ def test_settings_that_do_not_fit_are_refused_at_once():
 
 
 def test_without_a_front_end_watch_has_run_to_the_end_and_shows_a_picture(capsys):
-    watched = live_view.watch(tiny.config(schedule__iterations=3), tiny.three_digits(), "cpu")
-    assert not live_view.has_screen() and watched.status == "finished, update 3 of 3"
-    assert live_view.show(watched.recording).data.startswith(b"\x89PNG")
+    watched = watch(tiny.config(schedule__iterations=3), tiny.three_digits(), "cpu")
+    assert not has_screen() and watched.status == "finished, update 3 of 3"
+    assert show(watched.recording).data.startswith(b"\x89PNG")
 
 
 def test_3d_clouds_can_be_watched(tmp_path):
     config = tiny.config(schedule__iterations=2, objective__real_batch=2)
     solid: PointClouds = tiny.three_solids()
-    watched = live_view.watch(config, solid, "cpu")
+    watched = watch(config, solid, "cpu")
     save_player(watched.recording, tmp_path / "solid.html")
     assert decoded(encoded_in((tmp_path / "solid.html").read_text()))["grid"] == [6, 6, 6]
 

@@ -347,6 +347,7 @@ def test_table_as_text_names_columns_and_rows(run, capsys):
     assert "quickstart" in text and "standard" in text and "peak memory MiB" in text
 
 
+@pytest.mark.slow
 def test_animate_writes_a_page_a_gif_and_a_video(run, here, json_of):
     written = json_of("animate", "run", "out/run.html", "out/run.gif", "out/run.mp4")
     assert written["frames"] == len(read_trajectory(run)["updates"])

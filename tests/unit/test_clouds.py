@@ -472,6 +472,7 @@ def test_a_file_truncated_anywhere_is_an_input_error(tmp_path):
             load_clouds(path)
 
 
+@pytest.mark.slow
 def test_a_damaged_byte_is_an_input_error_or_does_no_harm(tmp_path):
     path = tmp_path / "set.npz"
     np.savez_compressed(path, **GOOD)

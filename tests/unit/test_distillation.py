@@ -364,7 +364,7 @@ def test_learned_labels_of_a_set_are_where_further_learning_begins(tmp_path):
     assert torch.allclose(still.label_probabilities, first.label_probabilities, atol=1e-5)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("optimiser", ["sgd", pytest.param("adam", marks=pytest.mark.slow)])
 def test_resume_holds_for_learned_labels(optimiser):
     config = learning_labels(optimiser__name=optimiser)
     state = through_a_file(
@@ -375,6 +375,7 @@ def test_resume_holds_for_learned_labels(optimiser):
     assert torch.equal(resumed.label_probabilities, unbroken.label_probabilities)
 
 
+@pytest.mark.slow
 def test_training_on_real_clouds_teaches_the_network_the_real_classes():
     config = tiny.config(
         schedule__training_data="real",
@@ -502,6 +503,7 @@ def test_first_step_follows_the_gradient_computed_by_hand(backend, lift):
     torch.testing.assert_close(step.clouds.coordinates, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "sparse"])
 def test_matching_loss_falls_where_network_batch_and_bandwidth_stay_the_same(backend):
     config = tiny.config(
@@ -542,7 +544,14 @@ def through_a_file(state: dict) -> dict:
 
 @pytest.mark.parametrize(  # every pair of values
     ("optimiser", "iterations_per_network", "training_steps"),
-    [("sgd", 0, 0), ("sgd", 1, 2), ("sgd", 3, 2), ("adam", 0, 2), ("adam", 1, 0), ("adam", 3, 0)],
+    [
+        ("sgd", 0, 0),
+        pytest.param("sgd", 1, 2, marks=pytest.mark.slow),
+        pytest.param("sgd", 3, 2, marks=pytest.mark.slow),
+        pytest.param("adam", 0, 2, marks=pytest.mark.slow),
+        ("adam", 1, 0),
+        pytest.param("adam", 3, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_run_equals_the_unbroken_one(optimiser, iterations_per_network, training_steps):
     config = tiny.config(

@@ -24,7 +24,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=str)
-@pytest.mark.parametrize("made", [0, 1, 2])
+@pytest.mark.parametrize("made", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_forces_are_minus_the_gradient_of_the_iteration_that_follows(changes, made):
     config, real = tiny.config(**changes), tiny.three_digits()
     steps = config.distill(real)
@@ -33,7 +33,9 @@ def test_forces_are_minus_the_gradient_of_the_iteration_that_follows(changes, ma
     forces, value = energy.forces(), energy.of(energy.clouds.coordinates)
     following = next(steps)
     assert energy.iteration == following.iteration
-    assert torch.allclose(-forces, following.gradient, rtol=1e-4, atol=1e-7)
+    # threads sum in another order, so tolerate rounding in units of the largest force
+    rounding = 1e-6 * following.gradient.abs().max().item()
+    assert torch.allclose(-forces, following.gradient, rtol=1e-4, atol=rounding)
     assert value == pytest.approx(sum(following.matching_loss), rel=1e-4)
     assert forces.abs().max() > 0
 

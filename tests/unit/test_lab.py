@@ -17,12 +17,14 @@ import pytest
 import torch
 
 from pcdd_core.data.datasets import Digits
+from pcdd_core.engine.objectives import GradientMatching, Objective
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import override, to_dict
 from pcdd_core.experiments.presets import preset
 from pcdd_core.geometry.storage import load_clouds
-from pcdd_core.view import lab as labs
+from pcdd_core.view import controls
 from pcdd_core.view import scorer as scorers
+from pcdd_core.view.lab import Lab, LabView, lab
 from pcdd_core.view.scorer import SHARE, Scorer, Stopped, Throttle
 from pcdd_core.view.session import Session
 
@@ -45,11 +47,16 @@ def until(condition) -> None:
         time.sleep(0.005)
 
 
-def panel(**settings) -> labs.LabView:
+def threads() -> list[str]:
+    """Return the names of the threads that iterate, score or compute forces."""
+    return [thread.name for thread in threading.enumerate() if "distillation" in thread.name]
+
+
+def panel(**settings) -> LabView:
     """Return the panel of a small lab. Its widgets have no front end."""
-    lab = labs.Lab("quickstart", {**SMALL, **settings})
-    view = lab._make_view(lab._session)
-    lab._session.view = view
+    made = Lab("quickstart", {**SMALL, **settings})
+    view = made._make_view(made._session)
+    made._session.view = view
     return view
 
 
@@ -62,55 +69,72 @@ def view():
     made = panel()
     yield made
     made.session.close()
-    until(lambda: not [t for t in threading.enumerate() if "distillation" in t.name])
+    until(lambda: not threads())
 
 
 # --- settings -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", labs.PRESETS)
+@pytest.mark.parametrize("name", controls.PRESETS)
 def test_every_preset_of_the_panel_can_be_configured_and_is_itself(name):
-    base = labs.start_of(name)
-    values = labs.values_of(base)
-    assert labs.configured(base, values) == base and base.data.name != "mnist"
-    for control in labs.CONTROLS:
+    base = controls.start_of(name)
+    values = controls.values_of(base)
+    assert controls.configured(base, values) == base and base.data.name != "mnist"
+    for control in controls.CONTROLS:
         assert control.tooltip.startswith(f"{control.name}: ")
         if control.name in values and control.choices:
             assert values[control.name] in control.choices
 
 
+def test_an_objective_of_a_notebook_is_in_the_menu():
+    before = tuple(Objective.choices)
+
+    class Mine(GradientMatching, name="mine_in_the_lab"):
+        """An objective that is made after the lab was imported."""
+
+    view = panel()
+    try:
+        menu = view.controls["objective.name"]
+        assert menu.options == (*before, "mine_in_the_lab")
+        menu.value = "mine_in_the_lab"
+        assert isinstance(view.desk.configs[0].objective, Mine) and view.message.value == ""
+    finally:
+        view.session.close()
+        del Objective.choices["mine_in_the_lab"]
+
+
 def test_values_that_a_piece_does_not_have_are_left_out():
-    base = labs.start_of("quickstart")
-    config = labs.configured(base, {**labs.values_of(base), "lift.name": "coordinates"})
+    base = controls.start_of("quickstart")
+    config = controls.configured(base, {**controls.values_of(base), "lift.name": "coordinates"})
     assert to_dict(config)["lift"] == {"name": "coordinates"}
     assert config == override(base, {"lift.name": "coordinates"})
 
 
-@pytest.mark.parametrize("control", labs.COMPARED, ids=lambda control: control.name)
+@pytest.mark.parametrize("control", controls.COMPARED, ids=lambda control: control.name)
 def test_second_run_is_one_setting_apart_and_has_the_same_scatter(control):
-    config = labs.start_of("quickstart", SMALL)
-    value = labs.values_of(config)[control.name]
-    other = control.other if control.other != value else labs._another(control, value)
-    second = labs.second(config, control.name, other)
-    assert labs.values_of(second)[control.name] == other
+    config = controls.start_of("quickstart", SMALL)
+    value = controls.values_of(config)[control.name]
+    other = control.other if control.other != value else controls.another(control, value)
+    second = controls.second(config, control.name, other)
+    assert controls.values_of(second)[control.name] == other
     real = config.data.load().train
     assert torch.equal(config.start(real).coordinates, second.start(real).coordinates)
     assert config.schedule.iterations == second.schedule.iterations
-    with pytest.raises(InputError, match="is what the first run has"):
-        labs.second(config, control.name, value)
+    with pytest.raises(InputError, match="equals the first run"):
+        controls.second(config, control.name, value)
 
 
 def test_live_changes_are_told_from_others():
-    base = labs.start_of("quickstart")
+    base = controls.start_of("quickstart")
     step = override(base, {"optimiser.step_size": 0.2})
     wider = override(step, {"lift.bandwidth_end": 1.5})
     deeper = override(wider, {"network.layers": 2})
     hidden = override(base, {"optimiser.momentum": 0.1})
-    assert labs.changed([base], [base]) == set()
-    assert labs.changed([base], [step]) == {"optimiser.step_size"}
-    assert labs.changed([base], [wider]) == {"optimiser.step_size", "lift.bandwidth_end"}
-    assert not labs.changed([base], [deeper]) <= labs.LIVE
-    assert labs.changed([base], [hidden]) == {""} == labs.changed([base], [base, base])
+    assert controls.changed([base], [base]) == set()
+    assert controls.changed([base], [step]) == {"optimiser.step_size"}
+    assert controls.changed([base], [wider]) == {"optimiser.step_size", "lift.bandwidth_end"}
+    assert not controls.changed([base], [deeper]) <= controls.LIVE
+    assert controls.changed([base], [hidden]) == {""} == controls.changed([base], [base, base])
 
 
 # --- copies ---------------------------------------------------------------------------------------
@@ -128,7 +152,7 @@ COPIED = {
 
 @pytest.fixture(scope="module")
 def distilled():
-    config = labs.start_of("quickstart", COPIED)
+    config = controls.start_of("quickstart", COPIED)
     *_, last = config.distill(config.data.load().train)
     return config, last.clouds
 
@@ -148,7 +172,7 @@ def run_in(folder: Path, *words: str) -> None:
 @pytest.mark.slow
 def test_copied_command_makes_the_clouds_of_the_lab(distilled, tmp_path):
     config, clouds = distilled
-    program, *words = shlex.split(labs.command("quickstart", config, device="cpu"))
+    program, *words = shlex.split(controls.command("quickstart", config, device="cpu"))
     assert program == "pcdd"
     run_in(tmp_path, "-m", "pcdd_core", *words, "--quiet")
     (path,) = tmp_path.glob("runs/*/clouds.npz")
@@ -158,18 +182,18 @@ def test_copied_command_makes_the_clouds_of_the_lab(distilled, tmp_path):
 @pytest.mark.slow
 def test_copied_program_makes_the_clouds_of_the_lab(distilled, tmp_path):
     config, clouds = distilled
-    run_in(tmp_path, "-c", labs.program("quickstart", config, device="cpu"))
+    run_in(tmp_path, "-c", controls.program("quickstart", config, device="cpu"))
     assert torch.equal(load_clouds(tmp_path / "clouds.npz").coordinates, clouds.coordinates)
 
 
 def test_copies_name_what_differs_from_the_preset_and_folders_with_spaces():
-    config = labs.start_of("quickstart", {"data.classes": ["0", "1"], "seed": 3})
-    words = shlex.split(labs.command("quickstart", config, "my data", "cpu"))
+    config = controls.start_of("quickstart", {"data.classes": ["0", "1"], "seed": 3})
+    words = shlex.split(controls.command("quickstart", config, "my data", "cpu"))
     assert words == [
         "pcdd", "distill", "--preset=quickstart", "--seed=3", "--data=my data", "--device=cpu",
         "data.name=digits", 'data.classes=["0", "1"]',
     ]  # fmt: skip
-    text = labs.program("quickstart", config, "my data", "cpu")
+    text = controls.program("quickstart", config, "my data", "cpu")
     assert "config.data.load('my data')" in text and "real.train, 'cpu'" in text
 
 
@@ -216,10 +240,10 @@ def test_a_change_in_a_run_starts_the_other_run_and_leaves_none_behind():
     for layers in (1, 2, 1, 2):
         view.controls["network.layers"].value = layers
         assert view.session.state() == "running"
-    until(lambda: len([t for t in threading.enumerate() if t.name == "distillation"]) == 1)
+    until(lambda: threads().count("distillation") == 1)
     until(lambda: view.session.run.tracks[0].updates > 1)
     view.session.close()
-    until(lambda: not [t for t in threading.enumerate() if "distillation" in t.name])
+    until(lambda: not threads())
 
 
 def test_settings_that_contradict_are_explained_and_the_run_goes_on(view):
@@ -271,7 +295,7 @@ def test_reset_and_presets_show_their_settings(view):
     assert view.desk.configs == [view.desk.base] and view.compare.value == ""
     assert view.controls["network.layers"].value == 2
     view.preset.value = "demo"
-    assert view.desk.configs == [labs.start_of("demo")]
+    assert view.desk.configs == [controls.start_of("demo")]
     count = preset("demo").config.clouds.clouds_per_class
     assert view.controls["clouds.clouds_per_class"].value == count > 1
     assert len(view.session.run.recorder.clouds) == 10 * count
@@ -282,18 +306,18 @@ def test_copy_shows_what_runs(view):
     view.copy_button.click()
     assert view.copied.layout.display == ""
     for config in view.desk.configs:
-        assert labs.command("quickstart", config) in view.copied.value
-        assert labs.program("quickstart", config) in view.copied.value
+        assert controls.command("quickstart", config) in view.copied.value
+        assert controls.program("quickstart", config) in view.copied.value
 
 
 def test_page_of_two_runs_has_both(view, tmp_path):
     view.compare.value = "lift.name"
     press(view, "Step")
     view.session.wait()
-    lab = labs.Lab("quickstart", SMALL)
-    lab._session.close()
-    lab._session = view.session
-    lab.save(tmp_path / "two.html")
+    made = Lab("quickstart", SMALL)
+    made._session.close()
+    made._session = view.session
+    made.save(tmp_path / "two.html")
     text = (tmp_path / "two.html").read_text()
     unzipped = gzip.decompress(base64.b64decode(re.search(r'atob\("([^"]*)"\)', text)[1]))
     (length,) = struct.unpack_from("<I", unzipped)
@@ -304,13 +328,13 @@ def test_page_of_two_runs_has_both(view, tmp_path):
 
 def test_settings_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match="no preset"):
-        labs.lab("quickstrat")
+        lab("quickstrat")
     with pytest.raises(InputError, match="network.layers"):
-        labs.lab(settings={"network.layer": 3})
+        lab(settings={"network.layer": 3})
 
 
 def test_lab_without_a_front_end_runs_to_the_end():
-    made = labs.lab(settings=SMALL)
+    made = lab(settings=SMALL)
     assert made.status == "finished, update 4 of 4" and len(made.recording) == 5
 
 
@@ -346,8 +370,8 @@ def scored(session: Session, every: int = 2) -> list[dict]:
 
 
 def session_of(iterations: int, *changes: dict) -> Session:
-    configs = [labs.start_of("quickstart", {**SMALL, "schedule.iterations": iterations, **change})
-               for change in changes]  # fmt: skip
+    small = {**SMALL, "schedule.iterations": iterations}
+    configs = [controls.start_of("quickstart", {**small, **change}) for change in changes]
     return Session(configs, configs[0].data.load().train, "cpu")
 
 
@@ -362,17 +386,19 @@ def test_scores_of_each_run_beside_those_of_baselines():
         assert 0 <= value <= 100
     assert max(told[-1]["baselines"].values()) > 50  # three digits: a third by chance
     assert "10%" in told[-1]["note"]
-    until(lambda: not [t for t in threading.enumerate() if "distillation helper" in t.name])
+    until(lambda: "distillation helper" not in threads())
 
 
 @pytest.mark.slow
 def test_scoring_ends_with_its_session():
     session = session_of(100_000, {})
-    scored(session)
+    told = scored(session)
     session.start()
-    until(lambda: session.run.tracks[0].updates > 1)
+    until(lambda: told)
+    assert set(threads()) == {"distillation", "distillation helper"}
     session.close()
-    until(lambda: not [t for t in threading.enumerate() if "distillation" in t.name])
+    until(lambda: not threads())
+    assert told[-1]["baselines"]["random"] > 0 and session.run.ended == "stopped"
 
 
 def test_score_is_that_of_the_evaluation():

@@ -283,7 +283,7 @@ HALVINGS = (1, 16, 16)  # room for 4 layers
 
 # every pooling with every norm; more layers repeat the same operations, so one case is enough
 DEPTHS = [(2, *pair) for pair in itertools.product(POOLINGS, NORMS)]
-DEPTHS += [(4, "max", "none")]
+DEPTHS += [pytest.param(4, "max", "none", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("layers, pooling, norm", DEPTHS)

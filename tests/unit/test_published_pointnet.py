@@ -110,6 +110,7 @@ def few(**changes):
     return replace(SADM, **{"networks": 2, "epochs": 3, **changes})
 
 
+@pytest.mark.slow
 def test_training_depends_on_the_seed_only_and_not_on_place_or_scale(logits):
     train, test = clouds_of(9), clouds_of(12, seed=1)
     expected = logits(train, test)
@@ -119,6 +120,7 @@ def test_training_depends_on_the_seed_only_and_not_on_place_or_scale(logits):
     assert torch.equal(logits(train, test), expected)
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_training(logits):
     train, test, threads = clouds_of(6), clouds_of(12, seed=1), torch.get_num_threads()
     results = []
