@@ -155,7 +155,7 @@ def entries() -> Iterator[tuple[str, str, pcdd.Recording, dict | None]]:
         still = pcdd.still(pcdd.released(name))
         yield "Sets that come with pcdd", f"released-{name}", still, record
     for name, record in sorted(kept.items()):
-        preset = pcdd.PRESETS.get(record["name"])
+        preset = pcdd.PRESETS.get(record["row"])
         if record["clouds_file"] and preset and preset.paper_accuracy is not None:
             still = pcdd.still(pcdd.load_clouds(record["clouds_file"]))
             yield "Sets of the paper's networks", name, still, record
