@@ -260,12 +260,13 @@ def bytes_of(clouds: int) -> int:
     return clouds * 28 * 28 // 8
 
 
+PAPER = ("table1", "table2", "ablation", "why")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "modules": modules,
     "attacks": attacks,
     "best": lambda: report.markdown(best_rows()),
-    **{name: lambda name=name: report_of(name) for name in ("table1", "table2")},
+    **{name: lambda name=name: report_of(name) for name in PAPER},
     **{name: lambda name=name: shapes(name) for name in CLASSES},
     **{name: lambda name=name: by_its_script(name) for name in SCRIPTS},
 }
