@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 scale = "paper"  # "paper": the paper's own; "small": a smoke run whose scores mean nothing
 run_missing = False  # True: also run what has no record, about 20 minutes each on one core
-seeds = 5  # runs per cell of the table
+seeds = 5  # runs per row of the table
 dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
 data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"optimiser.step_size": 0.2}
@@ -75,24 +75,24 @@ runs_folder = runs_folder or pcdd.runs_folder()
 
 # %%
 def records_of(name, **options):
-    """The cells of an experiment, and the records that there are of them."""
-    cells = pcdd.experiment(name, scale, seeds, {"data.name": dataset, **settings}, **options)
+    """Return the runs of an experiment, and the records of those that are finished."""
+    plans = pcdd.experiment(name, scale, seeds, {"data.name": dataset, **settings}, **options)
     if run_missing:
-        found = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+        found = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
     else:
-        found = pcdd.finished(cells, runs_folder)
-    if len(found) < len(cells):
+        found = pcdd.finished(plans, runs_folder)
+    if len(found) < len(plans):
         changed = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         words = ["pcdd", "sweep", name, f"data.name={dataset}", *changed, "--scale", scale]
         words += ["--seeds", str(seeds), "--runs", str(Path(runs_folder).resolve())]
-    missing = f"; the others: {shlex.join(words)}" if len(found) < len(cells) else ""
-    print(f"{name}: {len(found)} of {len(cells)} records{missing}")
+    missing = f"; the others: {shlex.join(words)}" if len(found) < len(plans) else ""
+    print(f"{name}: {len(found)} of {len(plans)} records{missing}")
     for scored_on in {record["scored_on"]: None for record in found if "scored_on" in record}:
         print(f"scored on: {scored_on}")
-    return cells, found
+    return plans, found
 
 
-cells, records = records_of("table1")
+plans, records = records_of("table1")
 
 # %% [markdown]
 # Each run is scored on its clouds **before iteration 1,250**, by 5 ConvNets of width 128 that train
@@ -117,7 +117,7 @@ def say(sentence):
     print(sentence)
 
 
-def cell_of(config):
+def key_of(config):
     return backends[config["network"]["name"]], config["network"]["layers"]
 
 
@@ -135,23 +135,23 @@ def moved_of(record):
 of_paper = [record for record in records if record["name"].startswith("paper-")]
 rows = []
 for record in of_paper:
-    row = dict(zip(("backend", "layers"), cell_of(record["config"])))
+    row = dict(zip(("backend", "layers"), key_of(record["config"])))
     row |= {protocol: score_of(record, protocol) for protocol in protocols}
     row |= {"seed": record["config"]["seed"], "moved": moved_of(record)}
     rows.append(row)
 runs = pd.DataFrame(rows, columns=["backend", "layers", "seed", *protocols, "moved"])
 runs = runs.astype({name: float for name in (*protocols, "moved")})
-starts, stated = {}, {}  # of every cell of the table: the settings of seed 0, the paper's figure
-for cell in cells:
-    if cell.preset.startswith("paper-") and cell.config.seed == 0:
-        key = cell_of(pcdd.to_dict(cell.config))
-        starts[key] = cell.config
-        stated[key] = pcdd.PRESETS[cell.preset].paper_accuracy if comparable else None
+starts, stated = {}, {}  # of each row of the table: the settings of seed 0, the paper's figure
+for plan in plans:
+    if plan.preset.startswith("paper-") and plan.config.seed == 0:
+        key = key_of(pcdd.to_dict(plan.config))
+        starts[key] = plan.config
+        stated[key] = pcdd.PRESETS[plan.preset].paper_accuracy if comparable else None
 stated = dict(sorted(stated.items()))
 
 
-def of_cell(frame, cell):
-    return frame[(frame.backend == cell[0]) & (frame.layers == cell[1])]
+def rows_of(frame, row):
+    return frame[(frame.backend == row[0]) & (frame.layers == row[1])]
 
 
 # %%
@@ -185,11 +185,11 @@ def verdict(scores, figure):
 
 # %%
 lines = {}
-for cell, figure in stated.items():
-    found = of_cell(runs, cell)
-    lines[cell] = {protocol: in_words(found[protocol]) for protocol in protocols}
-    lines[cell]["the paper's figure"] = "" if figure is None else f"{figure:g}"
-    lines[cell]["verdict"] = verdict(found["paper"], figure)
+for row, figure in stated.items():
+    found = rows_of(runs, row)
+    lines[row] = {protocol: in_words(found[protocol]) for protocol in protocols}
+    lines[row]["the paper's figure"] = "" if figure is None else f"{figure:g}"
+    lines[row]["verdict"] = verdict(found["paper"], figure)
 table = pd.DataFrame(lines).T.rename_axis(["backend", "layers"])
 table
 
@@ -197,7 +197,7 @@ table
 counts = table["verdict"][table["verdict"] != ""].value_counts(sort=False)
 of = sum(figure is not None for figure in stated.values())
 for words, count in counts.items():
-    say(f"{count} of the paper's {of} cells: {words}.")
+    say(f"{count} of the paper's {of} rows: {words}.")
 for backend in backends.values():
     depths = runs[runs.backend == backend].groupby("layers")["paper"].mean().dropna()
     if len(depths) == 3:
@@ -245,7 +245,7 @@ points = []
 for record in of_paper:
     for iteration, scores in record.get("scores_at", {}).items():
         score = scores.get("paper", {}).get("mean")
-        points.append((*cell_of(record["config"]), int(iteration), score))
+        points.append((*key_of(record["config"]), int(iteration), score))
 curve = pd.DataFrame(points, columns=["backend", "layers", "iteration", "score"]).dropna()
 shades = {2: "#20508a", 3: "#e08a1e", 4: "#4f9153"}
 
@@ -284,7 +284,7 @@ if not curve.empty:
         lost = (means.max(axis=1) - means[1250]).dropna()
         (backend, layers), most = lost.idxmax(), lost.max()
         say(
-            f"Iteration 1250 is the best of these in {sum(lost == 0)} of {len(lost)} cells; its "
+            f"Iteration 1250 is the best of these in {sum(lost == 0)} of {len(lost)} rows; its "
             f"largest loss to the best is {most:.1f} points ({backend}, {layers} layers)."
         )
 
@@ -336,16 +336,16 @@ plt.show()
 
 # %%
 kept = {
-    cell_of(record["config"]): record
+    key_of(record["config"]): record
     for record in of_paper
     if record["config"]["seed"] == 0 and record["clouds_file"] and record["scores"]
 }
 for backend in backends.values():
-    sets = {cell: record for cell, record in kept.items() if cell[0] == backend}
+    sets = {row: record for row, record in kept.items() if row[0] == backend}
     if not sets:
         print(f"{backend}: no set of seed 0")
         continue
-    best = max(sets, key=lambda cell: score_of(sets[cell], "paper"))
+    best = max(sets, key=lambda row: score_of(sets[row], "paper"))
     print(f"{backend}, {best[1]} layers: {score_of(sets[best], 'paper'):.1f} % (paper protocol)")
     display(pcdd.figures.gallery(pcdd.load_clouds(sets[best]["clouds_file"])))
 
@@ -402,7 +402,7 @@ moved = []
 for record in of_paper:
     found = record.get("curves", {"iteration": [], "mean_absolute_displacement": []})
     for iteration, cells_moved in zip(found["iteration"], found["mean_absolute_displacement"]):
-        moved.append((*cell_of(record["config"]), iteration, cells_moved))
+        moved.append((*key_of(record["config"]), iteration, cells_moved))
 curves = pd.DataFrame(moved, columns=["backend", "layers", "iteration", "moved"])
 if curves.empty:
     print("no record here has curves")
@@ -418,17 +418,17 @@ else:
 
 # %%
 lines = {}
-for cell in stated:
-    moved = of_cell(runs, cell)["moved"].dropna()
-    lines[cell] = {"seeds": len(moved), "cells per iteration": moved.mean()}
-    if cell in kept:
-        end = pcdd.load_clouds(kept[cell]["clouds_file"])
-        start = starts[cell].start(end).coordinates
+for row in stated:
+    moved = rows_of(runs, row)["moved"].dropna()
+    lines[row] = {"seeds": len(moved), "cells per iteration": moved.mean()}
+    if row in kept:
+        end = pcdd.load_clouds(kept[row]["clouds_file"])
+        start = starts[row].start(end).coordinates
         start = start.minimum(start.new_tensor(end.grid) - 1)  # as iteration 0 begins
         way = (end.coordinates - start).norm(dim=1)
         left = (end.coordinates.floor() != start.floor()).any(1)
-        lines[cell]["median distance in cells"] = way.median().item()
-        lines[cell]["in another cell"] = left.float().mean().item()
+        lines[row]["median distance in cells"] = way.median().item()
+        lines[row]["in another cell"] = left.float().mean().item()
 columns = ["seeds", "cells per iteration", "median distance in cells", "in another cell"]
 moves = pd.DataFrame(lines).T.reindex(columns=columns).rename_axis(["backend", "layers"])
 formats = dict(zip(columns, ["{:.0f}", "{:.2g}", "{:.2f}", "{:.0%}"]))
@@ -450,8 +450,8 @@ for backend in backends.values():
 # %%
 lines = {}
 for layers in (2, 3, 4):
-    ours = of_cell(runs, ("sparse", layers)).set_index("seed")
-    theirs = of_cell(runs, ("MinkowskiEngine", layers)).set_index("seed")
+    ours = rows_of(runs, ("sparse", layers)).set_index("seed")
+    theirs = rows_of(runs, ("MinkowskiEngine", layers)).set_index("seed")
     for protocol in protocols:
         gain = (ours[protocol] - theirs[protocol]).dropna()
         error = f" ± {gain.sem():.1f}" if len(gain) > 1 else ""

@@ -32,7 +32,7 @@
 # %% tags=["parameters"]
 scale = "paper"  # "paper": the paper's own; "small": a smoke run whose scores mean nothing
 run_missing = False  # True: also run what has no record, about 20 minutes each on one core
-seeds = 5  # runs per cell of the table (of the step sizes in section 7, three at most)
+seeds = 5  # runs per row of the table (of the step sizes in section 7, three at most)
 dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
 data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"network.width": 64}
@@ -66,25 +66,25 @@ runs_folder = runs_folder or pcdd.runs_folder()
 
 # %%
 def records_of(name, most_seeds=seeds, **options):
-    """The cells of an experiment, and the records that there are of them."""
+    """Return the runs of an experiment, and the records of those that are finished."""
     changes = {"data.name": dataset, **settings}
-    cells = pcdd.experiment(name, scale, min(seeds, most_seeds), changes, **options)
+    plans = pcdd.experiment(name, scale, min(seeds, most_seeds), changes, **options)
     if run_missing:
-        found = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+        found = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
     else:
-        found = pcdd.finished(cells, runs_folder)
-    if len(found) < len(cells):
+        found = pcdd.finished(plans, runs_folder)
+    if len(found) < len(plans):
         changed = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         words = ["pcdd", "sweep", name, f"data.name={dataset}", *changed, "--scale", scale]
         words += ["--seeds", str(seeds), "--runs", str(Path(runs_folder).resolve())]
-    missing = f"; the others: {shlex.join(words)}" if len(found) < len(cells) else ""
-    print(f"{name}: {len(found)} of {len(cells)} records{missing}")
+    missing = f"; the others: {shlex.join(words)}" if len(found) < len(plans) else ""
+    print(f"{name}: {len(found)} of {len(plans)} records{missing}")
     for scored_on in {record["scored_on"]: None for record in found if "scored_on" in record}:
         print(f"scored on: {scored_on}")
-    return cells, found
+    return plans, found
 
 
-cells, records = records_of("table2")
+plans, records = records_of("table2")
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
@@ -105,7 +105,7 @@ def say(sentence):
     print(sentence)
 
 
-def cell_of(config):
+def key_of(config):
     """The network and the distance."""
     network = config["network"]
     name = f"{backends[network['name']]}, {network['layers']} layers"
@@ -137,7 +137,7 @@ def frame_of(records):
     rows = []
     for record in records:
         if record["name"].startswith("paper-"):
-            row = dict(zip(("network", "distance"), cell_of(record["config"])))
+            row = dict(zip(("network", "distance"), key_of(record["config"])))
             row |= {protocol: score_of(record, protocol) for protocol in protocols}
             row["seed"] = record["config"]["seed"]
             row["step size"] = record["config"]["optimiser"]["step_size"]
@@ -151,18 +151,18 @@ def frame_of(records):
     return frame.astype({name: float for name in numbers})
 
 
-def of_cell(frame, cell):
-    return frame[(frame.network == cell[0]) & (frame.distance == cell[1])]
+def rows_of(frame, row):
+    return frame[(frame.network == row[0]) & (frame.distance == row[1])]
 
 
 of_paper = [record for record in records if record["name"].startswith("paper-")]
 runs = frame_of(records)
-starts, stated = {}, {}  # of every cell of the table: the settings of seed 0, the paper's accuracy
-for cell in cells:
-    if cell.preset.startswith("paper-") and cell.config.seed == 0:
-        key = cell_of(pcdd.to_dict(cell.config))
-        starts[key] = cell.config
-        stated[key] = pcdd.PRESETS[cell.preset].paper_accuracy if comparable else None
+starts, stated = {}, {}  # of each row of the table: the settings of seed 0, the paper's accuracy
+for plan in plans:
+    if plan.preset.startswith("paper-") and plan.config.seed == 0:
+        key = key_of(pcdd.to_dict(plan.config))
+        starts[key] = plan.config
+        stated[key] = pcdd.PRESETS[plan.preset].paper_accuracy if comparable else None
 stated = dict(sorted(stated.items()))
 if not comparable:
     stated_gradients = {}
@@ -180,9 +180,9 @@ if not comparable:
 
 # %%
 lines = {}
-for cell, accuracy in stated.items():
-    found, gradient = of_cell(runs, cell), stated_gradients.get(cell)
-    lines[cell] = {
+for row, accuracy in stated.items():
+    found, gradient = rows_of(runs, row), stated_gradients.get(row)
+    lines[row] = {
         "gradient": in_words(found["gradient"], ".2g"),
         "the paper's gradient": "" if gradient is None else f"{gradient:g}",
         "standard": in_words(found["standard"]),
@@ -195,12 +195,12 @@ pd.DataFrame(lines).T.rename_axis(["network", "distance"])
 # How many times larger is the gradient of the sum of squares? Same network, mean over seeds:
 
 # %%
-means = {cell: of_cell(runs, cell)["gradient"].mean() for cell in stated}
+means = {row: rows_of(runs, row)["gradient"].mean() for row in stated}
 ratios = {}
 for network in dict.fromkeys(network for network, _ in stated):
     pair = [(network, "sum of squares"), (network, "layerwise cosine")]
     ours, theirs = (
-        values[pair[0]] / values[pair[1]] if all(values.get(cell) for cell in pair) else np.nan
+        values[pair[0]] / values[pair[1]] if all(values.get(row) for row in pair) else np.nan
         for values in (means, stated_gradients)
     )
     ratios[network] = {"ours": ours, "the paper's": theirs}
@@ -212,7 +212,7 @@ pd.DataFrame(ratios).T.style.format("{:.0f}", na_rep="")
 # %%
 for network in ratios:
     scores = {
-        distance: of_cell(runs, (network, distance))["paper"] for distance in distances.values()
+        distance: rows_of(runs, (network, distance))["paper"] for distance in distances.values()
     }
     if all(len(found.dropna()) for found in scores.values()):
         words = ", ".join(f"{distance} {in_words(found)}" for distance, found in scores.items())
@@ -234,11 +234,11 @@ quantities = {
 grouped = {}
 for record in of_paper:
     if "curves" in record:
-        grouped.setdefault(cell_of(record["config"]), []).append(record["curves"])
+        grouped.setdefault(key_of(record["config"]), []).append(record["curves"])
 if grouped:
     figure, panels = plt.subplots(1, 2, figsize=(10.5, 3.4), layout="constrained")
-    for cell, curves in sorted(grouped.items()):
-        style = {"color": colours[cell[1]], "ls": dashes[cell[0][0]], "label": ", ".join(cell)}
+    for row, curves in sorted(grouped.items()):
+        style = {"color": colours[row[1]], "ls": dashes[row[0][0]], "label": ", ".join(row)}
         for panel, quantity in zip(panels, quantities):
             mean = np.mean([curve[quantity] for curve in curves], axis=0)
             panel.plot(curves[0]["iteration"], mean, **style)
@@ -306,24 +306,24 @@ pd.DataFrame(lines).T.style.format("{:.6g}")
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 kept = {
-    cell_of(record["config"]): record
+    key_of(record["config"]): record
     for record in of_paper
     if record["config"]["seed"] == 0 and record["clouds_file"] and record["scores"]
 }
 lines, ways = {}, {}
-for cell, config in ((cell, starts[cell]) for cell in stated):
+for row, config in ((row, starts[row]) for row in stated):
     n = config.evaluation.iteration or config.schedule.iterations  # updates before scoring
     per_gradient = n * config.optimiser.step_size / (1 - config.optimiser.momentum)
-    lines[cell] = {"reach": per_gradient * means[cell]}
-    lines[cell]["reach, the paper's"] = per_gradient * stated_gradients.get(cell, np.nan)
-    if cell in kept:
-        end = pcdd.load_clouds(kept[cell]["clouds_file"])
+    lines[row] = {"reach": per_gradient * means[row]}
+    lines[row]["reach, the paper's"] = per_gradient * stated_gradients.get(row, np.nan)
+    if row in kept:
+        end = pcdd.load_clouds(kept[row]["clouds_file"])
         start = config.start(end).coordinates
         start = start.minimum(start.new_tensor(end.grid) - 1)  # as iteration 0 begins
-        ways[cell] = (end.coordinates - start).norm(dim=1)
+        ways[row] = (end.coordinates - start).norm(dim=1)
         left = (end.coordinates.floor() != start.floor()).any(1)
-        lines[cell]["moved"] = ways[cell].median().item()
-        lines[cell]["in another cell"] = left.float().mean().item()
+        lines[row]["moved"] = ways[row].median().item()
+        lines[row]["in another cell"] = left.float().mean().item()
 columns = ["reach", "reach, the paper's", "moved", "in another cell"]
 reach = pd.DataFrame(lines).T.reindex(columns=columns).rename_axis(["network", "distance"])
 formats = dict(zip(columns, ["{:.2g}", "{:.2g}", "{:.2g}", "{:.0%}"]))
@@ -363,7 +363,7 @@ for distance in distances.values():
 # %%
 missed = {}
 for record in of_paper:
-    found, distance = record.get("second_derivatives"), cell_of(record["config"])[1]
+    found, distance = record.get("second_derivatives"), key_of(record["config"])[1]
     if found and found["gradients_without_graph"]:
         layers = found["layers"] | {"all": {"share": 1.0, "missed": found["missed"]}}
         for layer, part in layers.items():
@@ -432,7 +432,7 @@ if varied:
 # %%
 of_cosine = sizes[sizes.distance == "layerwise cosine"].groupby("network")["paper"].max().dropna()
 for record in of_sizes if varied and len(of_cosine) else ():
-    if cell_of(record["config"]) != (of_cosine.idxmax(), "layerwise cosine"):
+    if key_of(record["config"]) != (of_cosine.idxmax(), "layerwise cosine"):
         continue
     if record["config"]["seed"] == 0 and record["clouds_file"]:
         step, score = record["config"]["optimiser"]["step_size"], score_of(record, "paper")

@@ -31,7 +31,7 @@
 # %% tags=["parameters"]
 scale = "paper"  # "paper": the paper's own; "small": a smoke run whose scores mean nothing
 run_missing = False  # True: also run what has no record, about 20 minutes each on one core
-seeds = 5  # runs per cell of the table
+seeds = 5  # runs per row of the table
 dataset = "mnist"  # the records kept in the repository are of it; "digits" needs no files
 data_folder = ""  # for mnist: the folder that holds MNIST/raw; empty: PCDD_DATA, else a download
 settings = {}  # any setting changed in every run, for instance {"optimiser.step_size": 5}
@@ -65,24 +65,24 @@ runs_folder = runs_folder or pcdd.runs_folder()
 
 # %%
 def records_of(name, **options):
-    """The cells of an experiment, and the records that there are of them."""
-    cells = pcdd.experiment(name, scale, seeds, {"data.name": dataset, **settings}, **options)
+    """Return the runs of an experiment, and the records of those that are finished."""
+    plans = pcdd.experiment(name, scale, seeds, {"data.name": dataset, **settings}, **options)
     if run_missing:
-        found = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+        found = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
     else:
-        found = pcdd.finished(cells, runs_folder)
-    if len(found) < len(cells):
+        found = pcdd.finished(plans, runs_folder)
+    if len(found) < len(plans):
         changed = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         words = ["pcdd", "sweep", name, f"data.name={dataset}", *changed, "--scale", scale]
         words += ["--seeds", str(seeds), "--runs", str(Path(runs_folder).resolve())]
-    missing = f"; the others: {shlex.join(words)}" if len(found) < len(cells) else ""
-    print(f"{name}: {len(found)} of {len(cells)} records{missing}")
+    missing = f"; the others: {shlex.join(words)}" if len(found) < len(plans) else ""
+    print(f"{name}: {len(found)} of {len(plans)} records{missing}")
     for scored_on in {record["scored_on"]: None for record in found if "scored_on" in record}:
         print(f"scored on: {scored_on}")
-    return cells, found
+    return plans, found
 
 
-cells, records = records_of("ablation")
+plans, records = records_of("ablation")
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 backends = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
@@ -96,7 +96,7 @@ def say(sentence):
     print(sentence)
 
 
-def cell_of(config):
+def key_of(config):
     network = config["network"]
     return backends[network["name"]], network["layers"]
 
@@ -120,7 +120,7 @@ def moved_of(record):
 rows = []
 for record in records:
     if record["name"].startswith("paper-"):
-        row = dict(zip(("backend", "layers"), cell_of(record["config"])))
+        row = dict(zip(("backend", "layers"), key_of(record["config"])))
         row |= {"pooling": record["config"]["network"]["pooling"], "seed": record["config"]["seed"]}
         for protocol in protocols:
             row[protocol] = record["scores"].get(protocol, {}).get("mean")
@@ -131,8 +131,8 @@ for record in records:
 numbers = [*protocols, "gradient", "moved"]
 runs = pd.DataFrame(rows, columns=["backend", "layers", "pooling", "seed", *numbers])
 runs = runs.astype({name: float for name in numbers})
-of_paper = [cell for cell in cells if cell.preset.startswith("paper-")]
-networks = sorted({cell_of(pcdd.to_dict(cell.config)) for cell in of_paper})
+of_paper = [plan for plan in plans if plan.preset.startswith("paper-")]
+networks = sorted({key_of(pcdd.to_dict(plan.config)) for plan in of_paper})
 
 
 def by_pooling(network, column):
@@ -186,7 +186,7 @@ shades = {"max": ("#20508a", -0.1), "average": ("#e08a1e", 0.1)}
 for panel, (column, label) in zip(panels, quantities.items()):
     for pooling, (colour, shift) in shades.items():
         found = runs[runs.pooling == pooling]
-        places = [networks.index(cell) + shift for cell in zip(found.backend, found.layers)]
+        places = [networks.index(row) + shift for row in zip(found.backend, found.layers)]
         panel.plot(found[column], places, "o", color=colour, ms=5, alpha=0.7, label=pooling)
     names = [f"{backend}, {layers} layers" for backend, layers in networks]
     panel.set(xlabel=label, ylim=(len(networks) - 0.5, -0.5))

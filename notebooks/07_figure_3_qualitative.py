@@ -86,22 +86,22 @@ def control(config):
 
 
 chosen = {"table1": [], "why": []}
-for cell in pcdd.experiment("table1", scale, seeds, changed):
-    if cell.name.removesuffix("-small") in rows:
-        chosen["table1"].append(cell)
+for plan in pcdd.experiment("table1", scale, seeds, changed):
+    if plan.name.removesuffix("-small") in rows:
+        chosen["table1"].append(plan)
 chosen["why"] = [c for c in pcdd.experiment("why", scale, seeds, changed) if control(c.config)]
 
 records = []
 options = f"--seeds {seeds} --runs {Path(runs_folder).resolve()}"
 options += "" if scale == "paper" else f" --scale {scale}"
 options += "" if dataset == "mnist" else f" data.name={dataset}"
-for name, cells in chosen.items():
+for name, plans in chosen.items():
     if run_missing:
-        found = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+        found = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
     else:
-        found = pcdd.finished(cells, runs_folder)
-    missing = f"; `pcdd sweep {name} {options}` makes them" if len(found) < len(cells) else ""
-    print(f"{name}: {len(found)} of {len(cells)} records{missing}")
+        found = pcdd.finished(plans, runs_folder)
+    missing = f"; `pcdd sweep {name} {options}` makes them" if len(found) < len(plans) else ""
+    print(f"{name}: {len(found)} of {len(plans)} records{missing}")
     records += found
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]

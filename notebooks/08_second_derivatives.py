@@ -138,23 +138,23 @@ pd.concat({name: forces(layer) for name, layer in layers.items()})
 backends, depths = ("minkowski", "sparse"), (2, 3, 4)
 distances = {"sum-of-squares": "sum of squares", "layerwise-cosine": "layerwise cosine"}
 ending = "" if scale == "paper" else f"-{scale}"
-cells = [
-    cell
+plans = [
+    plan
     for distance in distances
     for layers in depths
     for backend in backends
-    for cell in pcdd.experiment(
+    for plan in pcdd.experiment(
         f"paper-{backend}-{layers}-{distance}{ending}",
         seeds=seeds if layers == 2 or distance == "sum-of-squares" else seeds_beyond,
         settings={"data.name": dataset, **settings},
     )
 ]
 if run_missing:
-    records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+    records = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
 else:
-    records = pcdd.finished(cells, runs_folder)
-print(f"{len(records)} of {len(cells)} runs have a record")
-if len(records) < len(cells):
+    records = pcdd.finished(plans, runs_folder)
+print(f"{len(records)} of {len(plans)} runs have a record")
+if len(records) < len(plans):
     options = f"--seeds {seeds} --runs {Path(runs_folder).resolve()}"
     options += "" if scale == "paper" else f" --scale {scale}"
     options += "" if dataset == "mnist" else f" data.name={dataset}"
@@ -414,11 +414,11 @@ for (distance, layers), group in runs.dropna(subset=["clouds"]).groupby(["distan
         if set(pair.backend) == set(backends):
             ends = pair.set_index("backend").clouds.map(pcdd.load_clouds)
             config = next(
-                cell.config
-                for cell in cells
-                if cell.config.network.layers == layers
-                and cell.config.objective.distance.__name__.replace("_", " ") == distance
-                and cell.config.seed == seed
+                plan.config
+                for plan in plans
+                if plan.config.network.layers == layers
+                and plan.config.objective.distance.__name__.replace("_", " ") == distance
+                and plan.config.seed == seed
             )
             start = config.start(ends["sparse"]).coordinates
             at = {backend: ends[backend].coordinates for backend in backends}

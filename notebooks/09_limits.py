@@ -65,16 +65,16 @@ columns += ["momentum", "health"]
 def runs_of(name, count, **options):
     """The runs of an experiment that have a record, a row per run."""
     changed = {"data.name": dataset, **settings}
-    cells = pcdd.experiment(name, scale, count, changed, **options)
+    plans = pcdd.experiment(name, scale, count, changed, **options)
     if run_missing:
-        records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
+        records = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
     else:
-        records = pcdd.finished(cells, runs_folder)
+        records = pcdd.finished(plans, runs_folder)
     options = f"--seeds {count} --runs {Path(runs_folder).resolve()}"
     options += "" if scale == "paper" else f" --scale {scale}"
     options += "" if dataset == "mnist" else f" data.name={dataset}"
-    missing = f"; `pcdd sweep {name} {options}` makes them" if len(records) < len(cells) else ""
-    print(f"{name}: {len(records)} of {len(cells)} records{missing}")
+    missing = f"; `pcdd sweep {name} {options}` makes them" if len(records) < len(plans) else ""
+    print(f"{name}: {len(records)} of {len(plans)} records{missing}")
     rows = []
     for record in records:
         network, scores = record["config"].get("network", {}), record["scores"]

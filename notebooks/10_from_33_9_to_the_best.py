@@ -68,8 +68,8 @@ runs_folder = runs_folder or pcdd.runs_folder()
 
 # %%
 changes = [changed for group in groups for changed in pcdd.INGREDIENTS[group]]
-cells = pcdd.experiment("ingredients", scale, seeds, {"data.name": dataset, **settings})
-base_settings = pcdd.to_dict(cells[0].config)
+plans = pcdd.experiment("ingredients", scale, seeds, {"data.name": dataset, **settings})
+base_settings = pcdd.to_dict(plans[0].config)
 
 
 def changed_in(config):
@@ -83,16 +83,16 @@ def changed_in(config):
     }
 
 
-def wanted(cell):
+def wanted(plan):
     """Return whether a run belongs to the chosen baselines and groups."""
-    if cell.baseline:
-        return cell.baseline.name in baselines
-    return changed_in(pcdd.to_dict(cell.config)) in [{}, *changes]
+    if plan.baseline:
+        return plan.baseline.name in baselines
+    return changed_in(pcdd.to_dict(plan.config)) in [{}, *changes]
 
 
-cells = [cell for cell in cells if wanted(cell)]
-records = pcdd.obtain(cells, runs_folder, data_folder or None, device or None)
-print(f"{len(records)} of {len(cells)} runs, scored on: {records[0]['scored_on']}")
+plans = [plan for plan in plans if wanted(plan)]
+records = pcdd.obtain(plans, runs_folder, data_folder or None, device or None)
+print(f"{len(records)} of {len(plans)} runs, scored on: {records[0]['scored_on']}")
 
 # %% [markdown]
 # ## 2. The effect of each ingredient

@@ -278,13 +278,13 @@ def row_of(record):
     return f"split, {start}" if record["name"].endswith("split") else start, int(count)
 
 
-def in_main_table(cell):
+def in_main_table(plan):
     """Return whether a run belongs to this table."""
-    if cell.config.evaluation.classifier.name != "pointnet":
+    if plan.config.evaluation.classifier.name != "pointnet":
         return False
-    if cell.baseline:
-        return cell.baseline.name != "whole"
-    return cell.label.split()[1:] in ([], ['clouds.name="real"'])
+    if plan.baseline:
+        return plan.baseline.name != "whole"
+    return plan.label.split()[1:] in ([], ['clouds.name="real"'])
 
 
 def scores_of(record):
@@ -305,8 +305,8 @@ def with_spread(values):
     return f"{values.mean():.1f}{spread}" if len(values) else ""
 
 
-cells = pcdd.experiment("modelnet10", "paper", seeds=3)
-records = pcdd.finished([cell for cell in cells if in_main_table(cell)])
+plans = pcdd.experiment("modelnet10", "paper", seeds=3)
+records = pcdd.finished([plan for plan in plans if in_main_table(plan)])
 rows = [(*row_of(record), *scores_of(record), minutes_of(record)) for record in records]
 scores = pd.DataFrame(rows, columns=["set", "per class", *PROTOCOLS, "minutes"])
 scores = scores.astype(dict.fromkeys([*PROTOCOLS, "minutes"], float))
@@ -337,7 +337,7 @@ def draw():
             means = group.groupby("per class")[column].mean().dropna()
             if len(means):
                 (handles[kind],) = panel.plot(means.index, means, way, **style)
-    for record in pcdd.finished([cell for cell in cells if isinstance(cell.baseline, pcdd.Whole)]):
+    for record in pcdd.finished([plan for plan in plans if isinstance(plan.baseline, pcdd.Whole)]):
         whole = record["scores"]["standard"]["mean"]
         handles["all real shapes"] = panels[1].axhline(whole, color="grey", linewidth=0.8)
     labels = ["accuracy (sadm), %", "accuracy (standard), %", "minutes of distillation"]
@@ -374,13 +374,13 @@ COMPARED = {
 }
 
 
-def from_scatter(cell):
+def from_scatter(plan):
     """Return whether a run starts from scatter, with one cloud per class."""
-    return cell.preset == "shapes-1" and not cell.baseline and cell.config.clouds.name == "scatter"
+    return plan.preset == "shapes-1" and not plan.baseline and plan.config.clouds.name == "scatter"
 
 
 rows = []
-for record in pcdd.finished([cell for cell in cells if from_scatter(cell)]):
+for record in pcdd.finished([plan for plan in plans if from_scatter(plan)]):
     settings = record["config"]
     kind = COMPARED[settings["objective"]["name"]]
     kind += ", clouds rotate" if settings["optimiser"]["turn_step_size"] else ""
@@ -401,7 +401,7 @@ else:
 # these networks more than random real clouds of as many points?
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-other = [cell for cell in cells if cell.config.evaluation.classifier.name != "pointnet"]
+other = [plan for plan in plans if plan.config.evaluation.classifier.name != "pointnet"]
 rows = []
 for record in pcdd.finished(other):
     clouds = "random real" if record["name"].startswith("random") else "distilled"

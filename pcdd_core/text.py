@@ -26,14 +26,14 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
-def markdown_cell(value: object) -> str:
-    """Return a value as a cell of a Markdown table: no markup, HTML or link, and no new column."""
+def markdown_entry(value: object) -> str:
+    """Return a value as an entry of a Markdown table: no markup, HTML, link or new column."""
     text = printable(value).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("](", "]\\(")
 
 
-def csv_cell(value: Any) -> Any:
+def csv_entry(value: Any) -> Any:
     """Return a value for a CSV file. An apostrophe precedes text that a spreadsheet would compute.
 
     Numbers and None stay as they are.

@@ -256,7 +256,7 @@ the repository. A killed run is started again and continues from its checkpoint.
 Ray, for instance with Slurm:
 
   pcdd sweep table1 --list                               number and list the runs
-  sbatch --array=0-55 --wrap 'pcdd sweep table1 --cell $SLURM_ARRAY_TASK_ID'
+  sbatch --array=0-55 --wrap 'pcdd sweep table1 --run $SLURM_ARRAY_TASK_ID'
 """
     sub = command(
         sweep_commands.sweep,
@@ -299,7 +299,7 @@ Ray, for instance with Slurm:
     )
     sub.add_argument("--list", action="store_true", help="only list the runs and their status")
     sub.add_argument(
-        "--cell", type=int, metavar="N", help="make only run N of the list, here and without Ray"
+        "--run", type=int, metavar="N", help="make only run N of the list, here and without Ray"
     )
     sub.add_argument("--quiet", action="store_true", help="print no progress")
 

@@ -17,15 +17,15 @@ MOST_SEEDS = 10_000
 
 def sweep(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd sweep`: make the runs of a table or preset."""
-    cells = _cells(options)
+    plans = _plans(options)
     from ..experiments import sweeps
 
     def result(states: list) -> dict[str, Any]:
         listed = [
             {
                 "number": number,
-                "name": state.cell.label,
-                "seed": state.cell.config.seed,
+                "name": state.plan.label,
+                "seed": state.plan.config.seed,
                 "status": state.status,
                 "attempts": state.attempts,
                 "note": state.note,
@@ -49,7 +49,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
         return {"text": "\n".join(lines), "json": listed}
 
     planned = sweeps.Sweep(
-        cells,
+        plans,
         options.runs,
         options.data,
         options.address,
@@ -60,14 +60,14 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
     )
     if options.list:
         return result(planned.states)
-    if options.cell is not None:
-        if not 0 <= options.cell < len(cells):
+    if options.run is not None:
+        if not 0 <= options.run < len(plans):
             raise InputError(
-                f"--cell {options.cell}: expected 0 to {len(cells) - 1}; `--list` numbers the runs"
+                f"--run {options.run}: expected 0 to {len(plans) - 1}; `--list` numbers the runs"
             )
         with redirect_stdout(sys.stderr):  # standard output has the result only
-            sweeps.obtain([cells[options.cell]], options.runs, options.data)
-        return result(sweeps.Sweep([cells[options.cell]], options.runs).states)
+            sweeps.obtain([plans[options.run]], options.runs, options.data)
+        return result(sweeps.Sweep([plans[options.run]], options.runs).states)
     from .sweep_view import SweepView
 
     with SweepView(options.quiet) as view:
@@ -87,7 +87,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd report`: print and save the table of a sweep."""
-    cells = _cells(options)
+    plans = _plans(options)
     from ..experiments import records, sweeps
     from ..experiments import report as tables
     from ..experiments.tables import COLUMNS, EXPERIMENTS, scale_of
@@ -96,11 +96,11 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     places = sweeps.default_places(options.runs)
     # --keep copies records from the run folders, so these come first then
     by_identity = records.find_records(places[::-1] if options.keep else places)
-    finished = [cell for cell in cells if cell.identity in by_identity]
-    finished_records = [by_identity[cell.identity] for cell in finished]
+    finished = [plan for plan in plans if plan.identity in by_identity]
+    finished_records = [by_identity[plan.identity] for plan in finished]
     if not finished_records:
         raise InputError(
-            f"{options.name}: none of its {len(cells)} runs is finished; "
+            f"{options.name}: none of its {len(plans)} runs is finished; "
             "make them with `pcdd sweep`"
         )
     if options.keep:
@@ -116,14 +116,14 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             atomic_write_text(folder / f"{name}.md", tables.markdown(made) + "\n")
             atomic_write_text(folder / f"{name}.csv", tables.comma_separated(made))
             atomic_write_text(folder / f"{name}.tex", tables.latex(made) + "\n")
-    missing = len(cells) - len(finished_records)
+    missing = len(plans) - len(finished_records)
     text = tables.markdown(rows) + f"\n\n{folder / title}.md, .csv, .tex"
     if missing:
-        text += f"\n{missing} of {len(cells)} runs are missing; make them with `pcdd sweep`"
+        text += f"\n{missing} of {len(plans)} runs are missing; make them with `pcdd sweep`"
     return {"text": text, "json": {"rows": rows, "missing": missing}}
 
 
-def _cells(options: argparse.Namespace) -> list:
+def _plans(options: argparse.Namespace) -> list:
     """Return the runs that the options of `sweep` and `report` name."""
     from ..experiments.tables import experiment
 

@@ -59,7 +59,7 @@ class SweepView:
         note = f" ({state.note})" if state.note else ""
         text = (
             f"{self.minutes:6.1f} min  {state.status:8}  "
-            f"{state.cell.label}, seed {state.cell.config.seed}{note}"
+            f"{state.plan.label}, seed {state.plan.config.seed}{note}"
         )
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -71,21 +71,21 @@ class SweepView:
         table = Table(title=title, title_justify="left", box=None)
         for column in ("status", "at", "try", "seed"):
             table.add_column(column, no_wrap=True)
-        table.add_column("cell", overflow="fold")
+        table.add_column("run", overflow="fold")
         table.add_column("note", overflow="fold")
         # settings that all runs share are left out
-        common = set.intersection(*(set(state.cell.label.split()) for state in states))
+        common = set.intersection(*(set(state.plan.label.split()) for state in states))
         for state in states:
             if state.status in ("running", "failed") or state.attempts > 1:
                 at = f"{state.stage} {state.fraction:.0%}" if state.status == "running" else ""
-                settings = [word for word in state.cell.label.split()[1:] if word not in common]
-                cell = " ".join([state.cell.name, *settings])
+                settings = [word for word in state.plan.label.split()[1:] if word not in common]
+                plan = " ".join([state.plan.name, *settings])
                 table.add_row(
                     state.status,
                     at,
                     str(state.attempts),
-                    str(state.cell.config.seed),
-                    Text(printable(cell)),
+                    str(state.plan.config.seed),
+                    Text(printable(plan)),
                     Text(printable(state.note)),
                 )
         return table

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..text import csv_cell, markdown_cell, printable
+from ..text import csv_entry, markdown_entry, printable
 from .config import Config
 from .presets import PRESETS
 from .records import row_of, settings_of
@@ -101,16 +101,16 @@ def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Format rows of `table` as Markdown. Column `x sd` joins `x` after a plus-minus sign."""
-    cells, columns = _as_text(rows), _columns(rows)
-    cells = [[markdown_cell(cell) for cell in line] for line in [columns, *cells]]
-    lines = [cells[0], ["---"] * len(columns), *cells[1:]]
+    entries, columns = _as_text(rows), _columns(rows)
+    entries = [[markdown_entry(entry) for entry in line] for line in [columns, *entries]]
+    lines = [entries[0], ["---"] * len(columns), *entries[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def latex(rows: list[dict[str, Any]]) -> str:
     """Format rows of `table` as a LaTeX tabular (package booktabs); columns as in `markdown`."""
     return tabulate(
-        [[printable(cell) for cell in line] for line in _as_text(rows)],
+        [[printable(entry) for entry in line] for line in _as_text(rows)],
         [printable(column) for column in _columns(rows)],
         tablefmt="latex_booktabs",
         disable_numparse=True,
@@ -122,8 +122,8 @@ def comma_separated(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     columns = list({column: None for row in rows for column in row})
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([csv_cell(column) for column in columns])
-    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
+    writer.writerow([csv_entry(column) for column in columns])
+    writer.writerows([csv_entry(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
 
 
@@ -136,10 +136,10 @@ def _columns(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _as_text(rows: list[dict[str, Any]]) -> list[list[str]]:
-    def cell(row: dict[str, Any], column: str) -> str:
+    def entry(row: dict[str, Any], column: str) -> str:
         if row.get(column) is None:
             return ""
         deviation = row.get(f"{column} sd")
         return str(row[column]) if deviation is None else f"{row[column]} ± {deviation}"
 
-    return [[cell(row, column) for column in _columns(rows)] for row in rows]
+    return [[entry(row, column) for column in _columns(rows)] for row in rows]

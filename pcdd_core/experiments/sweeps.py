@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import EngineMissing, FolderInUse, InputError, RunFailed, extra_missing
 from . import records, runs, scores
 from .progress import Progress
-from .tables import Cell
+from .tables import PlannedRun
 
 
 def default_places(runs_folder: Path | str | None = None) -> list[Path]:
@@ -24,8 +24,8 @@ def default_places(runs_folder: Path | str | None = None) -> list[Path]:
     return [records.COMMITTED, Path(runs_folder or records.runs_folder())]
 
 
-def run_cell(
-    cell: Cell,
+def make_planned(
+    plan: PlannedRun,
     folder: Path | str,
     data: str | None = None,
     device: str | None = None,
@@ -37,16 +37,16 @@ def run_cell(
     Raises the errors of `runs.run`.
     """
     folder = Path(folder)
-    if cell.baseline:
+    if plan.baseline:
         clouds, record = scores.score(
-            cell.baseline, cell.name, cell.config, data=data, device=device, progress=progress
+            plan.baseline, plan.name, plan.config, data=data, device=device, progress=progress
         )
         scores.keep_score(clouds, record, folder)
     else:
         started = folder.is_dir() and any(folder.iterdir())
         runs.run(
-            cell.config,
-            cell.name,
+            plan.config,
+            plan.name,
             folder,
             data,
             device,
@@ -57,12 +57,12 @@ def run_cell(
 
 
 def obtain(
-    cells: Sequence[Cell],
+    plans: Sequence[PlannedRun],
     runs_folder: Path | str | None = None,
     data: str | None = None,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the records of the cells, in their order. Missing runs are made here, one by one.
+    """Return the records of planned runs, in their order. Missing runs are made here, one by one.
 
     runs_folder: default: `records.runs_folder`
     A run that diverged in distillation or scoring has a record with this fact; a baseline that
@@ -70,33 +70,35 @@ def obtain(
     installed, with a message.
     """
     found = records.find_records(default_places(runs_folder))
-    missing = [cell for cell in cells if cell.identity not in found]
+    missing = [plan for plan in plans if plan.identity not in found]
     left_out: dict[str, int] = {}
-    for number, cell in enumerate(missing):
-        folder = Path(runs_folder or records.runs_folder()) / cell.folder
+    for number, plan in enumerate(missing):
+        folder = Path(runs_folder or records.runs_folder()) / plan.folder
         try:
-            print(f"run {number + 1} of {len(missing)}: {cell.label}, seed {cell.config.seed}")
-            run_cell(cell, folder, data or None, device or None)
+            print(f"run {number + 1} of {len(missing)}: {plan.label}, seed {plan.config.seed}")
+            make_planned(plan, folder, data or None, device or None)
         except EngineMissing as error:
             left_out[str(error)] = left_out.get(str(error), 0) + 1
             continue
         except RunFailed as error:
             print(f"failed at {error}")
-            if cell.baseline:  # a failed baseline has no record
+            if plan.baseline:  # a failed baseline has no record
                 continue
-        found[cell.identity] = records.read_record(folder)
+        found[plan.identity] = records.read_record(folder)
     for reason, count in left_out.items():
         print(f"{count} runs left out: {reason}")
-    return [found[cell.identity] for cell in cells if cell.identity in found]
+    return [found[plan.identity] for plan in plans if plan.identity in found]
 
 
-def finished(cells: Sequence[Cell], runs_folder: Path | str | None = None) -> list[dict[str, Any]]:
-    """Return the records of the cells that are finished, in their order. Makes no run.
+def finished(
+    plans: Sequence[PlannedRun], runs_folder: Path | str | None = None
+) -> list[dict[str, Any]]:
+    """Return the records of planned runs that are finished, in their order. Makes no run.
 
     runs_folder: default: `records.runs_folder`
     """
     found = records.find_records(default_places(runs_folder))
-    return [found[cell.identity] for cell in cells if cell.identity in found]
+    return [found[plan.identity] for plan in plans if plan.identity in found]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class State:
     note: node of a running run, or reason of a restart or failure
     """
 
-    cell: Cell
+    plan: PlannedRun
     folder: Path
     status: str = "waiting"
     stage: str = ""
@@ -138,7 +140,7 @@ class Sweep:
     checkpoint_every: iterations between checkpoints
     """
 
-    cells: Sequence[Cell]
+    plans: Sequence[PlannedRun]
     runs_folder: Path | str | None = None
     data: str | None = None
     address: str | None = None
@@ -152,10 +154,10 @@ class Sweep:
         found = records.find_records(default_places(self.runs_folder))
         folder = Path(self.runs_folder or records.runs_folder()).resolve()
         self.states = [
-            State(cell, Path(found[cell.identity]["place"]), "found")
-            if cell.identity in found
-            else State(cell, folder / cell.folder)
-            for cell in self.cells
+            State(plan, Path(found[plan.identity]["place"]), "found")
+            if plan.identity in found
+            else State(plan, folder / plan.folder)
+            for plan in self.plans
         ]
 
     def __iter__(self) -> Iterator[list[State]]:
@@ -190,7 +192,7 @@ class Sweep:
                 state = self.states[number]
                 self.states[number] = replace(state, status="waiting", attempts=state.attempts + 1)
                 attempt = (number, state.attempts + 1)
-                running[work.remote(state.cell, str(state.folder), attempt, teller, place)] = number
+                running[work.remote(state.plan, str(state.folder), attempt, teller, place)] = number
 
             for number, state in enumerate(self.states):
                 if state.status == "waiting":
@@ -243,7 +245,7 @@ class Sweep:
 
 
 def _work(
-    cell: Cell, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]
+    plan: PlannedRun, folder: str, attempt: tuple[int, int], teller, place: dict[str, Any]
 ) -> str | None:
     """Make one run in a Ray worker. Returns None, or the reason why this run cannot be made.
 
@@ -261,8 +263,8 @@ def _work(
     deadline = time.monotonic() + 60
     while True:
         try:
-            run_cell(
-                cell, folder, place["data"], place["device"], progress, place["checkpoint_every"]
+            make_planned(
+                plan, folder, place["data"], place["device"], progress, place["checkpoint_every"]
             )
             return None
         except FolderInUse as error:
@@ -312,7 +314,7 @@ def _ray(address: str | None):
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
     except ImportError:
-        raise extra_missing("ray", "sweeps", "(or make runs one by one with --cell)") from None
+        raise extra_missing("ray", "sweeps", "(or make runs one by one with --run)") from None
     if address is not None:
         host, _, port = address.rpartition(":")
         try:  # Ray itself waits minutes for a missing cluster

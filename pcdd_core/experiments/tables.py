@@ -1,4 +1,4 @@
-"""List the runs of an experiment. A `Cell` is one run: a preset, changed settings and a seed."""
+"""List the runs of an experiment. A `PlannedRun` is one: a preset, changed settings, a seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ BESIDE_SEEDS = 5  # largest number of seeds of the rows for comparison
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run, or one baseline to score.
 
     preset: name of the preset that the configuration starts from
@@ -98,7 +98,7 @@ def experiment(
     settings: Mapping[str, Any] | None = None,
     vary: Mapping[str, Sequence[Any]] | None = None,
     beside: bool = True,
-) -> list[Cell]:
+) -> list[PlannedRun]:
     """List the runs of a table (a key of EXPERIMENTS) or of a preset, with seeds 0 to `seeds` - 1.
 
     scale: "paper", or "small" for a smoke run; None: `scale_of` the experiment; a preset ignores it
@@ -128,7 +128,7 @@ def experiment(
     kinds = [(f"{base}{suffix}", changed, None, False) for base, changed in variants]
     rows = BESIDE_OTHERS.get(name, BESIDE) if beside else ()
     kinds += [(f"{base}{suffix}", changed, baseline, True) for base, changed, baseline in rows]
-    cells: dict[str, Cell] = {}
+    plans: dict[str, PlannedRun] = {}
     for seed in range(seeds):
         for base, changed, baseline, beside_row in kinds:
             config = override(preset(base).config, {**(settings or {}), **changed, "seed": seed})
@@ -150,6 +150,6 @@ def experiment(
                 enough = 1 if baseline.fixed and not chosen_by_network else BESIDE_SEEDS
             if seed >= enough:
                 continue
-            cell = Cell(base, config, baseline)
-            cells.setdefault(cell.identity, cell)
-    return list(cells.values())
+            plan = PlannedRun(base, config, baseline)
+            plans.setdefault(plan.identity, plan)
+    return list(plans.values())

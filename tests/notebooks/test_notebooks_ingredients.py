@@ -61,9 +61,9 @@ def test_released_sets_are_listed_with_what_they_cost(tiny_run):
 def test_with_default_parameters_records_are_read_and_nothing_is_run(tmp_path, monkeypatch):
     committed = find_records([COMMITTED])
     lacking = [
-        cell.label
-        for cell in experiment("ingredients", seeds=SEEDS)
-        if cell.identity not in committed
+        plan.label
+        for plan in experiment("ingredients", seeds=SEEDS)
+        if plan.identity not in committed
     ]
     assert not lacking, f"figures/records lacks {len(lacking)} records: {'; '.join(lacking[:5])}"
     monkeypatch.setenv("PCDD_DATA", str(tmp_path / "no_data"))  # any run would fail

@@ -31,41 +31,41 @@ def tiny_run(tmp_path_factory):
 
 def chosen(label, seeds=1, planned=tuple(experiment("modelnet10", "paper", seeds=3))):
     """Return the cells with a label, for the first seeds."""
-    return [cell for cell in planned if cell.label == label and cell.config.seed < seeds]
+    return [plan for plan in planned if plan.label == label and plan.config.seed < seeds]
 
 
-def write_record(cell, folder, **scores):
+def write_record(plan, folder, **scores):
     """Write a record of a cell with these mean accuracies."""
-    config = to_dict(cell.config)
-    if cell.baseline:
+    config = to_dict(plan.config)
+    if plan.baseline:
         config = {key: config[key] for key in ("data", "evaluation", "seed")}
-        config["baseline"] = cell.baseline.to_dict()
+        config["baseline"] = plan.baseline.to_dict()
     record = {
         "schema": SCHEMA,
-        "kind": "baseline" if cell.baseline else "distilled",
-        "name": cell.name,
-        "row": cell.label,
+        "kind": "baseline" if plan.baseline else "distilled",
+        "name": plan.name,
+        "row": plan.label,
         "config": config,
         "scores": {
             name: {"mean": mean, "standard_deviation": 1.0, "networks": 3}
             for name, mean in scores.items()
         },
         "scored_on": "modelnet10, test split, 908 clouds",
-        "seconds": {"evaluation": 60.0} | ({} if cell.baseline else {"distillation": 120.0}),
+        "seconds": {"evaluation": 60.0} | ({} if plan.baseline else {"distillation": 120.0}),
     }
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(as_json(sealed(record)))
 
 
-def in_main_table(cell):
-    if cell.config.evaluation.classifier.name != "pointnet" or cell.name == "whole-1":
+def in_main_table(plan):
+    if plan.config.evaluation.classifier.name != "pointnet" or plan.name == "whole-1":
         return False
-    return bool(cell.baseline) or cell.label.split()[1:] in ([], ['clouds.name="real"'])
+    return bool(plan.baseline) or plan.label.split()[1:] in ([], ['clouds.name="real"'])
 
 
-def committed(cells):
+def committed(plans):
     found = find_records([COMMITTED])
-    return [found[cell.identity] for cell in cells if cell.identity in found]
+    return [found[plan.identity] for plan in plans if plan.identity in found]
 
 
 def test_a_mesh_becomes_a_cloud_and_scatter_a_set_that_is_scored(tiny_run):
@@ -101,13 +101,13 @@ def test_run_all_scores_no_points_that_have_not_moved(tmp_path):
 
 
 def test_the_tables_are_of_the_committed_records_or_say_that_there_are_none(tiny_run):
-    cells = experiment("modelnet10", "paper", seeds=3)
-    main = [cell for cell in cells if in_main_table(cell)]
-    other = [cell for cell in cells if cell.config.evaluation.classifier.name != "pointnet"]
+    plans = experiment("modelnet10", "paper", seeds=3)
+    main = [plan for plan in plans if in_main_table(plan)]
+    other = [plan for plan in plans if plan.config.evaluation.classifier.name != "pointnet"]
     first = [
-        cell
-        for cell in cells
-        if cell.preset == "shapes-1" and not cell.baseline and cell.config.clouds.name == "scatter"
+        plan
+        for plan in plans
+        if plan.preset == "shapes-1" and not plan.baseline and plan.config.clouds.name == "scatter"
     ]
     # the main part has a table and a figure
     missing = 2 * (not committed(main)) + (not committed(first)) + (not committed(other))
@@ -127,12 +127,12 @@ def test_tables_of_some_rows(tmp_path, monkeypatch):
         ("herding-3 evaluation.classifier=pointnet", 1, (77.0, 78.0)),
         ('shapes-1 objective.name="gradient_matching"', 1, (15.0, 14.0)),
     ):
-        for cell in chosen(label, seeds):
-            sadm, standard = (mean + 2 * cell.config.seed for mean in means)
-            write_record(cell, runs / cell.folder, sadm=sadm, standard=standard)
+        for plan in chosen(label, seeds):
+            sadm, standard = (mean + 2 * plan.config.seed for mean in means)
+            write_record(plan, runs / plan.folder, sadm=sadm, standard=standard)
     other = "random-8-of-128-points evaluation.classifier=dgcnn"
-    for cell in chosen(other):
-        write_record(cell, runs / cell.folder, standard=71.5)
+    for plan in chosen(other):
+        write_record(plan, runs / plan.folder, standard=71.5)
     (whole,) = chosen("whole-1 evaluation.classifier=pointnet")
     write_record(whole, runs / whole.folder, standard=90.5)
     found = find_records([COMMITTED, runs])
@@ -140,7 +140,7 @@ def test_tables_of_some_rows(tmp_path, monkeypatch):
 
     def expected(label):
         """Return the texts of both protocols, over all seeds that have records."""
-        records = [found[cell.identity] for cell in chosen(label, 3) if cell.identity in found]
+        records = [found[plan.identity] for plan in chosen(label, 3) if plan.identity in found]
         for protocol in ("sadm", "standard"):
             means = [record["scores"][protocol]["mean"] for record in records]
             spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""

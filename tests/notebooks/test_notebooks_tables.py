@@ -28,7 +28,7 @@ from pcdd_core.experiments.records import (
     read_record,
 )
 from pcdd_core.experiments.sweeps import obtain
-from pcdd_core.experiments.tables import Cell, experiment
+from pcdd_core.experiments.tables import PlannedRun, experiment
 from pcdd_core.experiments.variants import UNTIL_TABLE
 from pcdd_core.geometry.grid import boundary_check
 from pcdd_core.geometry.storage import released, save_clouds
@@ -48,7 +48,7 @@ NAMES = {"minkowski": "MinkowskiEngine", "torch": "PyTorch", "sparse": "sparse"}
 PROTOCOLS = ("standard", "paper")
 
 
-def tiny_cells(name: str) -> list[Cell]:
+def tiny_plans(name: str) -> list[PlannedRun]:
     changed = {"data.name": SMOKE["dataset"], **SMOKE["settings"]}
     return experiment(name, "small", SMOKE["seeds"], changed, beside=name != "step-size")
 
@@ -61,11 +61,11 @@ def runs(tmp_path_factory):
     the time; the notebooks make the rest.
     """
     folder, tables = tmp_path_factory.mktemp("runs"), sum(EXPERIMENTS.values(), ())
-    left = {tiny_cells(table)[0].identity for table in tables}
-    cells = {cell.identity: cell for table in tables for cell in tiny_cells(table)}
+    left = {tiny_plans(table)[0].identity for table in tables}
+    plans = {plan.identity: plan for table in tables for plan in tiny_plans(table)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "migration", lambda trajectory, clouds: Figure(figsize=(1, 1)))
-        obtain([cells[key] for key in cells if key not in left], folder, device="cpu")
+        obtain([plans[key] for key in plans if key not in left], folder, device="cpu")
     return folder
 
 
@@ -88,13 +88,13 @@ def results(executed: Executed) -> list[str]:
     return [line[2:] for line in executed.printed.splitlines() if line.startswith("- ")]
 
 
-def records_in(place, cells: list[Cell]) -> list[dict]:
+def records_in(place, plans: list[PlannedRun]) -> list[dict]:
     found = find_records([place])
-    return [found[cell.identity] for cell in cells if cell.identity in found]
+    return [found[plan.identity] for plan in plans if plan.identity in found]
 
 
 def tiny_records(runs, name: str) -> list[dict]:
-    return records_in(runs, tiny_cells(name))
+    return records_in(runs, tiny_plans(name))
 
 
 def scores_of(records: list[dict], protocol: str, **network) -> list[float]:
@@ -378,9 +378,9 @@ def test_table_1_says_what_made_up_records_say(folder, tmp_path, monkeypatch):
     corner = r"Points of seed 0 in the corner at \(0, 0\): [67]% \(MinkowskiEngine, 2 layers\), .*"
     assert [line for line in results(executed) if re.fullmatch(corner, line)]
     assert [line for line in results(executed) if "in the corner" not in line] == [
-        *(f"1 of the paper's 6 cells: {row[3]}." for row in rows if row[3]),
+        *(f"1 of the paper's 6 rows: {row[3]}." for row in rows if row[3]),
         "PyTorch: the best depth is 3, 40.5 %; the paper's is 3.",
-        "Iteration 1250 is the best of these in 0 of 1 cells; its largest loss to the best is 6.0 "
+        "Iteration 1250 is the best of these in 0 of 1 rows; its largest loss to the best is 6.0 "
         "points (PyTorch, 3 layers).",
         "PyTorch: 2 layers move points furthest per iteration, 20 times as far as 4.",
         "All second derivatives, gain in points: 2 layers +1.5 (1).",
@@ -438,10 +438,10 @@ def test_with_default_parameters_records_are_read_and_nothing_is_run(name, tmp_p
     assert not (tmp_path / "runs").exists()
     assert executed.pictures >= ALWAYS[name]
     for table in EXPERIMENTS[name]:
-        cells = experiment(table, seeds=5)
+        plans = experiment(table, seeds=5)
         if table == "step-size":
-            cells = experiment(table, seeds=3, beside=False)
-        found, total = records_in(COMMITTED, cells), len(cells)
+            plans = experiment(table, seeds=3, beside=False)
+        found, total = records_in(COMMITTED, plans), len(plans)
         line = f"{table}: {len(found)} of {total} records"
         assert f"{line}\n" in executed.printed or f"{line}; the others: " in executed.printed
     records = records_in(COMMITTED, experiment(EXPERIMENTS[name][0], seeds=5))

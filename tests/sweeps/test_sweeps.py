@@ -1,4 +1,4 @@
-"""Many runs: the cells of experiments, records that are found again, and sweeps on Ray."""
+"""Many runs: the planned runs of experiments, records that are found again, and sweeps on Ray."""
 
 import dataclasses
 import json
@@ -20,8 +20,8 @@ from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, Input
 from pcdd_core.experiments import checkpoint, records, report, runs, scores, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
 from pcdd_core.experiments.presets import PRESETS, preset
-from pcdd_core.experiments.sweeps import Sweep, obtain, run_cell
-from pcdd_core.experiments.tables import COLUMNS, Cell, experiment
+from pcdd_core.experiments.sweeps import Sweep, make_planned, obtain
+from pcdd_core.experiments.tables import COLUMNS, PlannedRun, experiment
 from pcdd_core.experiments.variants import INGREDIENTS, SCALES, STEP_SIZES
 from pcdd_core.files import sole_user
 from pcdd_core.geometry.storage import load_clouds, released
@@ -42,11 +42,11 @@ HUNG = 30 * 60  # seconds: far above the time on a busy machine
 SHORT = {"schedule.iterations": 2, "objective.name": "feature_regression"}
 
 
-def cells(seeds=2, **more):
+def plans(seeds=2, **more):
     return experiment("quickstart", seeds=seeds, settings={**TINY, **SHORT, **more})
 
 
-# --- which cells ----------------------------------------------------------------------------------
+# --- which runs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
@@ -64,13 +64,13 @@ def cells(seeds=2, **more):
 )
 def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
     planned = experiment(name, scale, seeds=3)
-    # one of our settings and random have a cell for every seed, herding has one cell
+    # one of our settings and random have a run for every seed, herding has one run
     beside = 0 if name in ("initialisation", "why", "pool") else 3 * 2 + 1
-    assert len({cell.identity for cell in planned}) == len(planned) == 3 * kinds + beside
-    distilled = [cell for cell in planned if cell.preset.startswith("paper-")]
-    assert len(distilled) == 3 * kinds and {cell.config.seed for cell in planned} == {0, 1, 2}
-    assert all(cell.preset.endswith("-small") == (scale == "small") for cell in planned)
-    widths = {cell.config.evaluation.classifier.width for cell in planned}
+    assert len({plan.identity for plan in planned}) == len(planned) == 3 * kinds + beside
+    distilled = [plan for plan in planned if plan.preset.startswith("paper-")]
+    assert len(distilled) == 3 * kinds and {plan.config.seed for plan in planned} == {0, 1, 2}
+    assert all(plan.preset.endswith("-small") == (scale == "small") for plan in planned)
+    widths = {plan.config.evaluation.classifier.width for plan in planned}
     assert widths == ({32} if scale == "small" else {128}), "all rows of a table are scored alike"
 
 
@@ -86,11 +86,11 @@ def test_rows_for_comparison_need_one_number_of_clouds_per_class(clouds):
 
 def test_ingredients_score_on_the_validation_split_and_differ_from_the_base_as_named():
     planned = experiment("ingredients", seeds=2)
-    assert {cell.config.evaluation.split for cell in planned} == {"validation"}
-    assert len({cell.identity for cell in planned}) == len(planned)
-    distilled = [cell for cell in planned if cell.baseline is None]
+    assert {plan.config.evaluation.split for plan in planned} == {"validation"}
+    assert len({plan.identity for plan in planned}) == len(planned)
+    distilled = [plan for plan in planned if plan.baseline is None]
     kinds = 1 + sum(map(len, INGREDIENTS.values()))
-    chosen = {cell.baseline.name for cell in planned if cell.baseline}
+    chosen = {plan.baseline.name for plan in planned if plan.baseline}
     assert len(distilled) == 2 * kinds and chosen == set(Baseline.choices) - {"whole", "released"}
     for changed in (changed for group in INGREDIENTS.values() for changed in group):
         for name, value in changed.items():
@@ -98,31 +98,31 @@ def test_ingredients_score_on_the_validation_split_and_differ_from_the_base_as_n
             one = override(distilled[0].config, {**pieces, name: value})
             assert one != distilled[0].config, changed
     # no variant equals the base or another variant
-    assert len({cell.label for cell in distilled}) == kinds
+    assert len({plan.label for plan in distilled}) == kinds
 
 
 def test_architectures_score_the_released_set_beside_real_clouds_by_every_classifier(tmp_path):
     planned = experiment("architectures", seeds=2)
-    assert {(cell.baseline.name, cell.config.evaluation.classifier.name) for cell in planned} == {
+    assert {(plan.baseline.name, plan.config.evaluation.classifier.name) for plan in planned} == {
         (scored, kind) for scored in ("released", "class_mean", "random") for kind in OF_DIGITS
     }
-    assert all(cell.config.seed == 0 or cell.baseline.name == "random" for cell in planned)
+    assert all(plan.config.seed == 0 or plan.baseline.name == "random" for plan in planned)
     # random has two seeds
-    folders = {cell.folder for cell in planned}
-    assert len({cell.label for cell in planned}) == len(folders) - len(OF_DIGITS)
-    assert not any(":" in cell.folder for cell in planned)
+    folders = {plan.folder for plan in planned}
+    assert len({plan.label for plan in planned}) == len(folders) - len(OF_DIGITS)
+    assert not any(":" in plan.folder for plan in planned)
     small = [
-        cell
-        for cell in experiment(
+        plan
+        for plan in experiment(
             "architectures", seeds=1, settings={"data.name": "digits", **UNSIZED}
         )
-        if cell.name != "random-1"
+        if plan.name != "random-1"
     ]
-    chosen = [cell for cell in small if cell.config.evaluation.classifier.name == "mlp"]
+    chosen = [plan for plan in small if plan.config.evaluation.classifier.name == "mlp"]
     made = obtain(chosen, tmp_path)
     assert [record["name"] for record in made] == ["released-mnist-1", "class_mean-1"]
     assert made[0]["points"] == len(released("mnist-1").coordinates)
-    assert [row["name"] for row in report.table(made)] == [cell.label for cell in chosen]
+    assert [row["name"] for row in report.table(made)] == [plan.label for plan in chosen]
 
 
 @pytest.mark.parametrize(
@@ -132,28 +132,28 @@ def test_architectures_score_the_released_set_beside_real_clouds_by_every_classi
 def test_the_best_start_from_scatter_and_score_on_test_images_only_at_full_scale(
     scale, split, protocols
 ):
-    for cell in experiment("best", scale, seeds=1):
-        config = cell.config
+    for plan in experiment("best", scale, seeds=1):
+        config = plan.config
         assert config.evaluation.split == split and set(config.evaluation.protocols) == protocols
         assert (config.evaluation.classifier.width, config.evaluation.epochs) == (
             (128, 1001) if scale == "paper" else (64, 500)
         )
         assert config.clouds.name == "scatter" and config.clouds.points_per_cloud <= 250
-        if cell.name.startswith("mnist-1-split"):
+        if plan.name.startswith("mnist-1-split"):
             assert config.clouds.points_per_cloud * config.clouds.clouds_per_class <= 250
         assert config.evaluation.projection.name == (
-            "soft" if cell.name.startswith("mnist-1-soft") else "hard"
+            "soft" if plan.name.startswith("mnist-1-soft") else "hard"
         )
 
 
 @pytest.mark.parametrize(("scale", "split"), [("small", "validation"), ("paper", "test")])
 def test_shapes_compare_sets_of_as_many_points_in_the_same_protocols(scale, split):
     planned = experiment("modelnet10", scale, seeds=3)
-    assert len({cell.identity for cell in planned}) == len(planned)
-    assert {cell.config.data.name for cell in planned} == {"modelnet10"}
-    for cell in planned:
-        evaluation = cell.config.evaluation
-        if evaluation.classifier.name == "pointnet" and cell.baseline != Whole():
+    assert len({plan.identity for plan in planned}) == len(planned)
+    assert {plan.config.data.name for plan in planned} == {"modelnet10"}
+    for plan in planned:
+        evaluation = plan.config.evaluation
+        if evaluation.classifier.name == "pointnet" and plan.baseline != Whole():
             assert evaluation.protocols == ("standard", "sadm")
             assert evaluation.networks == (3 if scale == "paper" else 1)
             assert (evaluation.epochs, evaluation.batch) == (501, 8)
@@ -163,31 +163,31 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocols(scale, spli
 
     def of(name):
         return [
-            cell
-            for cell in planned
-            if cell.preset == f"{name}{SCALES[scale]}" and cell.config.seed == 0
+            plan
+            for plan in planned
+            if plan.preset == f"{name}{SCALES[scale]}" and plan.config.seed == 0
         ]
 
     for count in (1, 3, 10):
         own, split_own = of(f"shapes-{count}"), of(f"shapes-{count}-split")
-        assert {cell.config.clouds.clouds_per_class for cell in own} == {count}
-        for cell in [*own, *split_own]:
-            clouds = cell.config.clouds
+        assert {plan.config.clouds.clouds_per_class for plan in own} == {count}
+        for plan in [*own, *split_own]:
+            clouds = plan.config.clouds
             assert clouds.clouds_per_class * clouds.points_per_cloud == count * 1024
-        for cells in (own, split_own):
-            assert {cell.config.clouds.name for cell in cells if not cell.baseline} == {
+        for plans in (own, split_own):
+            assert {plan.config.clouds.name for plan in plans if not plan.baseline} == {
                 "scatter",
                 "real",
             }
         whole = {Whole()} if count == 1 else set()
-        assert {cell.baseline for cell in own} - whole == {
+        assert {plan.baseline for plan in own} - whole == {
             None,
             Random(count),
             Herding(count),
             KCenter(count),
         }
-        assert {cell.baseline for cell in split_own} == {None, Random(8 * count, points=128)}
-    one = [cell.config for cell in of("shapes-1") if not cell.baseline]
+        assert {plan.baseline for plan in split_own} == {None, Random(8 * count, points=128)}
+    one = [plan.config for plan in of("shapes-1") if not plan.baseline]
     assert {config.objective.name for config in one} == {
         "maximum_mean_discrepancy",
         "gradient_matching",
@@ -196,23 +196,23 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocols(scale, spli
     }
     assert [config.optimiser.turn_step_size for config in one].count(None) == len(one) - 1
     seeds = {
-        cell.baseline: {other.config.seed for other in planned if other.baseline == cell.baseline}
-        for cell in planned
+        plan.baseline: {other.config.seed for other in planned if other.baseline == plan.baseline}
+        for plan in planned
     }
     assert seeds[Herding()] == seeds[Random()] == {0, 1, 2} and seeds[Whole()] == {0}
 
 
 def test_modelnet40_has_one_cloud_per_class_and_its_split_in_the_settings_of_modelnet10():
     planned = experiment("modelnet40", seeds=1)
-    assert {cell.config.data.name for cell in planned} == {"modelnet40"}
+    assert {plan.config.data.name for plan in planned} == {"modelnet40"}
     beside = {
         dataclasses.replace(
-            cell, config=dataclasses.replace(cell.config, data=DataSet.of("modelnet10", "data"))
+            plan, config=dataclasses.replace(plan.config, data=DataSet.of("modelnet10", "data"))
         )
-        for cell in planned
+        for plan in planned
     }
     assert beside <= set(experiment("modelnet10", seeds=1))
-    assert {cell.preset for cell in planned} == {"shapes-1", "shapes-1-split"}
+    assert {plan.preset for plan in planned} == {"shapes-1", "shapes-1-split"}
 
 
 @pytest.mark.slow
@@ -228,8 +228,8 @@ def test_a_baseline_may_be_of_fewer_points(tmp_path):
             "clouds.clouds_per_class": 2,
         },
     )
-    run_cell(Cell("solids", config, Random(2, points=40)), tmp_path / "fewer")
-    run_cell(Cell("solids", config, Random(2)), tmp_path / "all")
+    make_planned(PlannedRun("solids", config, Random(2, points=40)), tmp_path / "fewer")
+    make_planned(PlannedRun("solids", config, Random(2)), tmp_path / "all")
     fewer, whole = (load_clouds(tmp_path / name / "clouds.npz") for name in ("fewer", "all"))
     assert fewer.sizes.tolist() == [40] * 16 and whole.sizes.tolist() == [64] * 16
     for cloud in range(16):
@@ -240,20 +240,20 @@ def test_a_baseline_may_be_of_fewer_points(tmp_path):
 
 def test_table1_holds_every_cell_of_the_papers_table_1():
     stated = {
-        PRESETS[cell.preset].paper_accuracy for cell in experiment("table1", "paper", seeds=1)
+        PRESETS[plan.preset].paper_accuracy for plan in experiment("table1", "paper", seeds=1)
     }
     assert {33.9, 12.78, 10.48, 25.69, 30.22, 17.43} <= stated
 
 
 def test_table2_holds_every_cell_of_the_papers_table_2():
     stated = {
-        PRESETS[cell.preset].paper_accuracy for cell in experiment("table2", "paper", seeds=1)
+        PRESETS[plan.preset].paper_accuracy for plan in experiment("table2", "paper", seeds=1)
     }
     assert {11.37, 33.9, 10.23, 30.22} <= stated
 
 
 def test_ablation_compares_the_poolings_and_nothing_else():
-    configs = {cell.preset: cell.config for cell in experiment("ablation", seeds=1, beside=False)}
+    configs = {plan.preset: plan.config for plan in experiment("ablation", seeds=1, beside=False)}
     assert any(name.endswith("average-pooling") for name in configs)
     for name, config in configs.items():
         if name.endswith("average-pooling"):
@@ -270,27 +270,27 @@ def test_ablation_compares_the_poolings_and_nothing_else():
 def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks():
     planned = experiment("why", seeds=1)
     rows = [
-        {name: column(cell.config) for name, column in COLUMNS["why"].items()} for cell in planned
+        {name: column(plan.config) for name, column in COLUMNS["why"].items()} for plan in planned
     ]
     assert len({tuple(row.values()) for row in rows}) == 16
-    assert {cell.preset for cell in planned} == {
+    assert {plan.preset for plan in planned} == {
         f"paper-{backend}-2-sum-of-squares" for backend in ("minkowski", "sparse")
     }
-    as_in_table1 = {cell.identity for cell in experiment("table1", seeds=1)}
+    as_in_table1 = {plan.identity for plan in experiment("table1", seeds=1)}
     of_paper = [
-        cell
-        for cell, row in zip(planned, rows)
+        plan
+        for plan, row in zip(planned, rows)
         if row["norm"] == "none" and row["origin shift"] and row["network"] == "fixed"
     ]
-    assert len(of_paper) == 2 and all(cell.identity in as_in_table1 for cell in of_paper)
-    assert {scores.scored_iteration(cell.config) for cell in planned} == {1250}
+    assert len(of_paper) == 2 and all(plan.identity in as_in_table1 for plan in of_paper)
+    assert {scores.scored_iteration(plan.config) for plan in planned} == {1250}
 
 
 def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
-    for seed_cells in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
-        kinds = {(cell.preset, cell.config.objective.real_gradients) for cell in seed_cells}
-        assert len(kinds) == 4 and len({cell.config.seed for cell in seed_cells}) == 1
-        assert len({scores.scored_iteration(cell.config) for cell in seed_cells}) == 1
+    for plans_of_seed in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
+        kinds = {(plan.preset, plan.config.objective.real_gradients) for plan in plans_of_seed}
+        assert len(kinds) == 4 and len({plan.config.seed for plan in plans_of_seed}) == 1
+        assert len({scores.scored_iteration(plan.config) for plan in plans_of_seed}) == 1
 
 
 def test_paper_tables_have_the_paper_s_scale_by_default():
@@ -304,7 +304,7 @@ def test_paper_tables_have_the_paper_s_scale_by_default():
 def test_step_sizes_multiply_the_presets_own():
     planned = experiment("step-size", seeds=1, beside=False)
     usual = preset("paper-torch-3-sum-of-squares").config.optimiser.step_size
-    assert sorted({cell.config.optimiser.step_size for cell in planned}) == [
+    assert sorted({plan.config.optimiser.step_size for plan in planned}) == [
         usual * f for f in STEP_SIZES
     ]
 
@@ -312,8 +312,8 @@ def test_step_sizes_multiply_the_presets_own():
 def test_vary_makes_every_combination():
     vary = {"optimiser.step_size": [0.1, 0.2], "network.layers": [2, 3, 4]}
     planned = experiment("quickstart", seeds=2, settings={"data.name": "digits"}, vary=vary)
-    assert len(planned) == 12 and all(cell.config.data.name == "digits" for cell in planned)
-    assert {(cell.config.optimiser.step_size, cell.config.network.layers) for cell in planned} == {
+    assert len(planned) == 12 and all(plan.config.data.name == "digits" for plan in planned)
+    assert {(plan.config.optimiser.step_size, plan.config.network.layers) for plan in planned} == {
         (size, layers) for size in (0.1, 0.2) for layers in (2, 3, 4)
     }
 
@@ -361,7 +361,7 @@ def test_every_committed_set_belongs_to_a_record():
 
 
 def test_finished_reads_records_and_makes_no_run(tmp_path):
-    both = cells(seeds=2)
+    both = plans(seeds=2)
     assert sweeps.finished(both, tmp_path / "runs") == [] and not (tmp_path / "runs").exists()
     obtain(both[1:], tmp_path / "runs")
     assert [record["config"]["seed"] for record in sweeps.finished(both, tmp_path / "runs")] == [1]
@@ -369,40 +369,42 @@ def test_finished_reads_records_and_makes_no_run(tmp_path):
 
 def test_cell_and_its_record_have_the_same_identity(tmp_path):
     kinds = [
-        *cells(seeds=1),
-        *[cell for cell in experiment("table1", "small", seeds=1, settings=TINY) if cell.baseline],
+        *plans(seeds=1),
+        *[plan for plan in experiment("table1", "small", seeds=1, settings=TINY) if plan.baseline],
     ]
     made = obtain(kinds, tmp_path / "runs")
-    assert [records.identity(record) for record in made] == [cell.identity for cell in kinds]
+    assert [records.identity(record) for record in made] == [plan.identity for plan in kinds]
     assert [record["name"] for record in made] == ["quickstart", "random-1", "herding-1"]
     assert all(Path(record["clouds_file"]).is_file() for record in made)
 
 
 def test_finished_cells_are_not_run_again(tmp_path, capsys, monkeypatch):
-    first = obtain(cells(), tmp_path / "runs")
+    first = obtain(plans(), tmp_path / "runs")
     assert "run 2 of 2: quickstart" in capsys.readouterr().out
-    monkeypatch.setattr(sweeps, "run_cell", lambda *_: pytest.fail("a finished cell was run again"))
-    assert obtain(cells(), tmp_path / "runs") == first
+    monkeypatch.setattr(
+        sweeps, "make_planned", lambda *_: pytest.fail("a finished run was made again")
+    )
+    assert obtain(plans(), tmp_path / "runs") == first
     assert capsys.readouterr().out == ""
-    assert [state.status for state in Sweep(cells(), tmp_path / "runs").states] == [
+    assert [state.status for state in Sweep(plans(), tmp_path / "runs").states] == [
         "found",
         "found",
     ]
 
 
 def test_record_from_before_a_setting_existed_is_found(tmp_path):
-    (record,) = obtain(cells(seeds=1), tmp_path / "runs")
+    (record,) = obtain(plans(seeds=1), tmp_path / "runs")
     del record["config"]["network"]["padding"]
     records.write_records([record], tmp_path / "old" / "experiment.jsonl")
-    assert cells(seeds=1)[0].identity in records.find_records([tmp_path / "old"])
+    assert plans(seeds=1)[0].identity in records.find_records([tmp_path / "old"])
 
 
 def test_cells_that_need_minkowski_are_left_out_where_it_is_missing(tmp_path, capsys, monkeypatch):
     def missing(*_, **__):
         raise EngineMissing("MinkowskiEngine is not installed; make minkowski")
 
-    monkeypatch.setattr(sweeps, "run_cell", missing)
-    assert obtain(cells(), tmp_path / "runs") == []
+    monkeypatch.setattr(sweeps, "make_planned", missing)
+    assert obtain(plans(), tmp_path / "runs") == []
     assert "left out: MinkowskiEngine is not installed" in capsys.readouterr().out
 
 
@@ -411,16 +413,16 @@ def test_failed_scoring_is_printed_and_only_a_run_leaves_a_record(tmp_path, caps
         raise EvaluationFailed("scoring: no numbers")
 
     monkeypatch.setattr(Config, "evaluate", diverging)
-    (cell,) = cells(seeds=1)
-    (record,) = obtain([dataclasses.replace(cell, baseline=Random()), cell], tmp_path / "runs")
+    (plan,) = plans(seeds=1)
+    (record,) = obtain([dataclasses.replace(plan, baseline=Random()), plan], tmp_path / "runs")
     assert records.health_of(record) == "failed: scoring: no numbers"
     assert record["name"] == "quickstart" and record["health"]["state"] == "failed"
     assert capsys.readouterr().out.count("failed at scoring: no numbers") == 2
 
 
 def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
-    (cell,) = cells(seeds=1)
-    (whole,) = obtain([cell], tmp_path / "runs")
+    (plan,) = plans(seeds=1)
+    (whole,) = obtain([plan], tmp_path / "runs")
     path = records.keep([whole], tmp_path / "kept", "quickstart", with_clouds=True)
     (kept,) = records.read_records(path)
     assert "network.width-4" in kept.pop("set") and kept["curves"]
@@ -429,7 +431,7 @@ def test_kept_record_holds_curves_and_goes_with_its_clouds(tmp_path):
     stored, made = ({k: v for k, v in one.items() if k not in added} for one in (kept, whole))
     assert stored == made
     assert copied != own and copied.read_bytes() == own.read_bytes()
-    assert list(records.find_records([path.parent])) == [cell.identity]
+    assert list(records.find_records([path.parent])) == [plan.identity]
     records.keep([whole], tmp_path / "bare", "quickstart", with_clouds=False)
     assert not (tmp_path / "bare" / "sets").exists()
 
@@ -438,8 +440,8 @@ def test_records_of_other_settings_are_kept_beside_each_other(tmp_path):
     score = {"mean": 50.0, "standard_deviation": 0.0, "networks": 1, "accuracies": [50.0]}
     whole = {"schema": records.SCHEMA, "kind": "baseline", "scores": {"standard": score}}
     for split in ("test", "validation", "test", "validation"):
-        (cell,) = cells(1, **{"evaluation.split": split})
-        config = {key: to_dict(cell.config)[key] for key in ("data", "evaluation", "seed")}
+        (plan,) = plans(1, **{"evaluation.split": split})
+        config = {key: to_dict(plan.config)[key] for key in ("data", "evaluation", "seed")}
         one = whole | {"name": "random-1", "config": config}
         path = records.keep([one], tmp_path, "both", with_clouds=False)
     splits = [record["config"]["evaluation"]["split"] for record in records.read_records(path)]
@@ -451,8 +453,8 @@ def test_long_rows_have_short_file_names():
         "clouds.clouds_per_class": list(range(1, 11)),
         "clouds.points_per_cloud": list(range(1, 56)),
     }
-    (cell,) = cells(1, **settings)
-    assert len(records.slug({"name": "quickstart", "config": to_dict(cell.config)})) < 140
+    (plan,) = plans(1, **settings)
+    assert len(records.slug({"name": "quickstart", "config": to_dict(plan.config)})) < 140
 
 
 def test_records_are_written_with_lists_of_numbers_on_one_line():
@@ -470,10 +472,10 @@ def test_records_are_written_with_lists_of_numbers_on_one_line():
 
 
 def test_folder_in_use_is_refused_and_free_afterwards(tmp_path):
-    (cell,) = cells(seeds=1)
+    (plan,) = plans(seeds=1)
     with sole_user(tmp_path / "run"), pytest.raises(FolderInUse, match="another process"):
-        runs.run(cell.config, "quickstart", tmp_path / "run")
-    runs.run(cell.config, "quickstart", tmp_path / "run")
+        runs.run(plan.config, "quickstart", tmp_path / "run")
+    runs.run(plan.config, "quickstart", tmp_path / "run")
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert made == set(runs.RUN_FILES) - {"checkpoint-previous.pt"}  # one checkpoint only
 
@@ -511,10 +513,10 @@ def watched(sweep: Sweep, on_change=lambda states: None) -> list[sweeps.State]:
 
 
 def assert_as_run_alone(states, tmp_path):
-    """Assert that the clouds of every cell equal those of the same cell run alone."""
+    """Assert that the clouds of every run equal those of the same run alone."""
     for state in states:
-        alone = tmp_path / "alone" / state.cell.folder
-        sweeps.run_cell(state.cell, alone)
+        alone = tmp_path / "alone" / state.plan.folder
+        sweeps.make_planned(state.plan, alone)
         assert torch.equal(
             load_clouds(alone / "clouds.npz").coordinates,
             load_clouds(state.folder / "clouds.npz").coordinates,
@@ -554,7 +556,7 @@ def test_sweep_runs_every_cell_keeps_failures_apart_and_survives_a_killed_worker
                     killed.append(process.pid)
                     process.kill()
 
-    sweep = Sweep([*slow, *wrong, *failing, *cells()], tmp_path / "runs", cpus_per_run=1)
+    sweep = Sweep([*slow, *wrong, *failing, *plans()], tmp_path / "runs", cpus_per_run=1)
     states = watched(sweep, kill_once)
     assert len(killed) == 1
     assert [state.status for state in states] == [
@@ -596,9 +598,9 @@ def test_ctrl_c_leaves_whole_records_and_the_same_command_goes_on(tmp_path):
         if (folder / "checkpoint.pt").exists():
             kept, damage = checkpoint.load(folder, 10**6)
             assert damage is None and kept.state["iteration"] >= 24
-    cell = experiment("quickstart", seeds=1, settings=endless)[0]
-    with sole_user(tmp_path / "runs" / cell.folder):  # no process uses the folder any more
-        assert (tmp_path / "runs" / cell.folder / "config.json").exists()
+    plan = experiment("quickstart", seeds=1, settings=endless)[0]
+    with sole_user(tmp_path / "runs" / plan.folder):  # no process uses the folder any more
+        assert (tmp_path / "runs" / plan.folder / "config.json").exists()
 
 
 def two_nodes(attempts: int = 5):
@@ -645,16 +647,16 @@ def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
             if not lost and any(
                 path.exists() and len(path.read_text().splitlines()) >= 50 for path in steps
             ):
-                lost.append(on_doomed[0].cell)
+                lost.append(on_doomed[0].plan)
                 cluster.remove_node(doomed, allow_graceful=False)
 
         planned = experiment("quickstart", seeds=2, settings=SLOW)
         states = watched(Sweep(planned, tmp_path / "runs", address=cluster.address), lose_node_once)
         assert len(lost) == 1 and waited[0].startswith("started again after: NodeDiedError")
         assert [state.status for state in states] == ["finished"] * 2
-        attempts = {state.cell: state.attempts for state in states}
+        attempts = {state.plan: state.attempts for state in states}
         assert attempts[lost[0]] == 2 and sum(attempts.values()) == 3
-        assert_as_run_alone([state for state in states if state.cell == lost[0]], tmp_path)
+        assert_as_run_alone([state for state in states if state.plan == lost[0]], tmp_path)
     finally:
         cluster.shutdown()
 
@@ -663,7 +665,7 @@ def test_sweep_survives_the_loss_of_a_node(tmp_path, one_thread):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:99999999"])
 def test_no_cluster_at_the_address_is_an_input_error(tmp_path, address):
     with pytest.raises(InputError, match=f"{address}: no Ray cluster"):
-        list(Sweep(cells(seeds=1), tmp_path, address=address))
+        list(Sweep(plans(seeds=1), tmp_path, address=address))
 
 
 # --- on the command line --------------------------------------------------------------------------
@@ -674,11 +676,11 @@ def test_list_cell_and_report_on_the_command_line(tmp_path, capsys, monkeypatch)
     chosen = ["quickstart", "--seeds", "2", *tiny.arguments(TINY | SHORT)]
     assert tiny.main(["report", *chosen]) == 2
     assert "none of its 2 runs is finished" in capsys.readouterr().err
-    assert tiny.main(["sweep", *chosen, "--cell", "0"]) == 0
+    assert tiny.main(["sweep", *chosen, "--run", "0"]) == 0
     capsys.readouterr()
     assert tiny.main(["sweep", *chosen, "--list"]) == 0
     assert "2 runs: 1 found, 1 waiting" in capsys.readouterr().out
-    assert tiny.main(["sweep", *chosen, "--cell", "2"]) == 2
+    assert tiny.main(["sweep", *chosen, "--run", "2"]) == 2
     assert "expected 0 to 1" in capsys.readouterr().err
     assert tiny.main(["report", *chosen, "--output", "tables", "--keep", "kept"]) == 0
     text = capsys.readouterr().out

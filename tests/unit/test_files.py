@@ -28,7 +28,7 @@ from pcdd_core.experiments.records import (
 from pcdd_core.experiments.report import comma_separated, latex, markdown, table
 from pcdd_core.files import atomic_write, atomic_write_text
 from pcdd_core.geometry.storage import save_clouds
-from pcdd_core.text import csv_cell, drawable, markdown_cell, printable
+from pcdd_core.text import csv_entry, drawable, markdown_entry, printable
 
 # --- writing --------------------------------------------------------------------------------------
 
@@ -84,20 +84,20 @@ def test_printable_text_has_no_control_characters_and_one_line():
     assert printable("a\nb\r", keep="\n") == "a\nb\\r"
 
 
-def test_markdown_cell_is_one_cell_without_markup():
-    cell = markdown_cell(EVIL)
+def test_markdown_entry_is_one_entry_without_markup():
+    cell = markdown_entry(EVIL)
     assert "\n" not in cell and "\x1b" not in cell and "<" not in cell and "](" not in cell
     unescaped = cell.replace("\\\\", "")
     assert unescaped.count("|") == unescaped.count("\\|") == 2
-    assert markdown_cell('objective.distance="sum_of_squares" [0, 5]') == (
+    assert markdown_entry('objective.distance="sum_of_squares" [0, 5]') == (
         'objective.distance="sum_of_squares" [0, 5]'
     )
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", " =", "\t=", "\r=", "＝"])
 def test_formulas_are_text_in_csv(start):
-    assert csv_cell(f'{start}HYPERLINK("http://x")').startswith(("'", "\\"))
-    assert csv_cell(-3.5) == -3.5 and csv_cell("a=b") == "a=b" and csv_cell(None) is None
+    assert csv_entry(f'{start}HYPERLINK("http://x")').startswith(("'", "\\"))
+    assert csv_entry(-3.5) == -3.5 and csv_entry("a=b") == "a=b" and csv_entry(None) is None
 
 
 def test_names_in_pictures_are_short():
@@ -306,7 +306,7 @@ def test_cell_of_a_sweep_prints_only_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings = tiny.arguments({**tiny.DISTILLATION, **tiny.EVALUATION, "schedule.iterations": 1})
     words = ["sweep", "quickstart", *settings, "--seeds", "1", "--runs", str(tmp_path)]
-    assert main([*words, "--cell", "0", "--json"]) == 0
+    assert main([*words, "--run", "0", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)[0]["status"] == "found"
     assert "run 1 of 1" in said.err
