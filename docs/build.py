@@ -111,7 +111,8 @@ def execute(path: Path) -> None:
         if file.is_file() and file.suffix not in LINKED:
             file.unlink()
     # The paths of this machine say nothing to a reader.
-    notebook = nbformat.reads(part.read_text().replace(f"{folder}/", ""), as_version=4)
+    text = part.read_text().replace(f"{folder}/", "").replace(str(ROOT), ".")
+    notebook = nbformat.reads(text, as_version=4)
     source = f"../../../notebooks/{path.stem}"
     links = (
         f"Download: {{download}}`notebook <{source}.ipynb>`, {{download}}`script <{source}.py>`."

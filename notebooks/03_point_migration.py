@@ -40,7 +40,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from IPython.display import HTML, FileLink, Image, display
+from IPython.display import FileLink, IFrame, Image, display
 from matplotlib import cbook
 
 import pcdd_core as pcdd
@@ -160,7 +160,7 @@ page = folder / "points.html"
 if len(recording) > 1:
     source = b64encode(page.read_bytes()).decode()
     address = f"data:text/html;base64,{source}"
-    display(HTML(f'<iframe src="{address}" width="100%" height="660" style="border: 0"></iframe>'))
+    display(IFrame(address, width="100%", height=660))
 
 # %% [markdown]
 # ## 5. The lab: change the settings while points move
