@@ -48,7 +48,7 @@ POINTS = {
 UNROLLED = {"objective.unrolled_steps": 3}
 KINDS = {  # preset: settings that make its run short
     **{
-        f"paper-{backend}-2-{distance}": IMAGES
+        f"paper-{backend}-2-{distance}": IMAGES | {"objective.real_gradients": 8}
         for backend in ("torch", "sparse", "minkowski")
         for distance in ("sum-of-squares", "layerwise-cosine", "average-pooling")
     },

@@ -22,7 +22,7 @@ from pcdd_core.experiments.config import (
     override,
     to_dict,
 )
-from pcdd_core.experiments.presets import PRESETS, preset
+from pcdd_core.experiments.presets import PRESETS, STORED_BATCHES, preset
 from pcdd_core.experiments.scores import scored_iteration
 from pcdd_core.scoring.evaluate import Projection
 
@@ -370,7 +370,7 @@ def test_paper_scale_is_the_scale_of_the_paper_s_code(name):
     assert config.evaluation.curve == ((0, 250, 625, 1250, 1875, 2499) if whole else ())
     assert scored_iteration(config) == 1250
     assert config.data.validation_fraction == 0  # the paper draws from all 60,000 training clouds
-    assert config.objective.real_gradients == 8
+    assert config.objective.real_gradients == STORED_BATCHES[config.network.name]
 
 
 @pytest.mark.parametrize("name", [cell[0] for cell in CELLS])
