@@ -47,6 +47,7 @@ SHAPE_COLUMNS = (
 # Table: the script that makes it and its record, and the record
 SCRIPTS = {
     "missed gradient": ("figures/missed_gradient.py", "figures/missed-gradient.json"),
+    "batch gradients": ("figures/batch_gradients.py", "figures/batch-gradients.json"),
     "speed": ("benchmarks/bench.py", "benchmarks/results/cpu.json"),
     "sparse layers": (
         "benchmarks/sparse_layers.py",
