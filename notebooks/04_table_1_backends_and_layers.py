@@ -68,9 +68,14 @@ runs_folder = runs_folder or pcdd.runs_folder()
 # - **PyTorch**: convolution, ReLU, max pooling on the dense grid, then a linear head. No norm.
 # - **sparse**: ours. MinkowskiEngine's network with all second derivatives.
 #
-# Scale and networks are the paper's. One thing differs: real gradients come from a pool of 8
-# batches per class, which saves most of the time. The experiment `pool` compares them with fresh
-# ones.
+# Scale and networks are the paper's. One thing differs: real gradients come from a pool of batches
+# per class (32 for PyTorch, 8 for the other two), which saves most of the time. The experiment
+# `pool` compares them with fresh ones.
+#
+# PyTorch needs the larger pool because of its **origin shift**: it subtracts the smallest occupied
+# cell of the whole batch before its first convolution. One cloud near the edge of the grid shifts
+# the other 255, so the gradient depends on the extremes of the batch. A small pool estimates the
+# mean gradient badly, and the points then move towards a wrong target.
 
 
 # %%

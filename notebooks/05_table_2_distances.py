@@ -61,7 +61,7 @@ runs_folder = runs_folder or pcdd.runs_folder()
 #
 # The paper takes each backend at its best depth: MinkowskiEngine with 2 layers, PyTorch with 3. The
 # third network, `sparse`, is MinkowskiEngine's with all second derivatives. Scale and networks are
-# the paper's, except that real gradients come from a pool of 8 batches per class.
+# the paper's, except that real gradients come from a pool of batches per class.
 
 
 # %%

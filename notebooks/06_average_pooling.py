@@ -60,7 +60,7 @@ runs_folder = runs_folder or pcdd.runs_folder()
 #
 # Each network of the paper with 2 and with 3 layers, pooled by the maximum and by the average.
 # Nothing else changes. `sparse` is MinkowskiEngine's network with all second derivatives. Scale and
-# networks are the paper's, except that real gradients come from a pool of 8 batches per class.
+# networks are the paper's, except that real gradients come from a pool of batches per class.
 
 
 # %%

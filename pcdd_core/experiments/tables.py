@@ -18,7 +18,7 @@ EXPERIMENTS = {
     "ablation": "section 4.4: max against average pooling",
     "why": "two MinkowskiEngine layers with norm, origin shift, second derivatives and new "
     "networks, each on and off",
-    "pool": "fresh real gradients in every iteration against a pool of 8 batches per class",
+    "pool": "fresh real gradients in every iteration against pools of batches",
     "step-size": "section 4.5: 0.1 to 100 times the usual step size, both distances",
     "ingredients": "our setting with one ingredient changed at a time, on the validation split",
     "architectures": "the released set and real clouds, one per class, scored by other classifiers",

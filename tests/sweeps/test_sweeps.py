@@ -19,7 +19,7 @@ from pcdd_core.data.datasets import DataSet
 from pcdd_core.errors import EngineMissing, EvaluationFailed, FolderInUse, InputError
 from pcdd_core.experiments import checkpoint, records, report, runs, scores, sweeps
 from pcdd_core.experiments.config import Config, override, to_dict
-from pcdd_core.experiments.presets import PRESETS, preset
+from pcdd_core.experiments.presets import PRESETS, STORED_BATCHES, preset
 from pcdd_core.experiments.sweeps import Sweep, make_planned, obtain
 from pcdd_core.experiments.tables import COLUMNS, PlannedRun, experiment
 from pcdd_core.experiments.variants import INGREDIENTS, SCALES, STEP_SIZES
@@ -59,7 +59,7 @@ def plans(seeds=2, **more):
         ("step-size", 12),
         ("initialisation", 2),
         ("why", 16),
-        ("pool", 4),
+        ("pool", 5),
     ],
 )
 def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
@@ -287,10 +287,15 @@ def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks
 
 
 def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
-    for plans_of_seed in (experiment("pool", seeds=1), experiment("pool", seeds=2)[4:]):
+    for plans_of_seed in (experiment("pool", seeds=1), experiment("pool", seeds=2)[5:]):
         kinds = {(plan.preset, plan.config.objective.real_gradients) for plan in plans_of_seed}
-        assert len(kinds) == 4 and len({plan.config.seed for plan in plans_of_seed}) == 1
-        assert len({scores.scored_iteration(plan.config) for plan in plans_of_seed}) == 1
+        torch_3, minkowski_2 = "paper-torch-3-sum-of-squares", "paper-minkowski-2-sum-of-squares"
+        assert kinds == {
+            *((torch_3, stored) for stored in (STORED_BATCHES["torch"], 8, "fresh")),
+            *((minkowski_2, stored) for stored in (STORED_BATCHES["minkowski"], "fresh")),
+        }
+        assert len({plan.config.seed for plan in plans_of_seed}) == 1
+        assert {scores.scored_iteration(plan.config) for plan in plans_of_seed} == {625}
 
 
 def test_paper_tables_have_the_paper_s_scale_by_default():
