@@ -13,8 +13,8 @@ import numpy as np
 
 model, queue = constriction.stream.model, constriction.stream.queue  # no modules to import from
 
-# Earlier neighbours of a cell as (rows, columns), the nearest first: those of JBIG (ITU-T T.82)
-# among the ten nearest. A context of order k has the first k.
+# Earlier neighbours of a cell as (rows, columns), the nearest first: the three-line template of
+# JBIG (ITU-T T.82). A context of order k has the first k.
 NEIGHBOURS = (
     (0, -1), (-1, 0), (-1, 1), (-1, -1), (0, -2), (-2, 0), (-1, 2), (-1, -2), (-2, 1), (-2, -1),
 )  # fmt: skip
@@ -224,25 +224,28 @@ def code_positions(
     follows the earlier boxes of the same size with as many points. The result has the points of
     each cloud in the order of the halves.
     """
-    shape = np.asarray(shape, np.int64)
     bits = [int(length - 1).bit_length() for length in shape]
-    cloud, number = np.arange(len(sizes)), np.asarray(sizes)
+    number = sizes
     start = np.zeros((len(sizes), len(shape)), np.int64)
-    box = None if positions is None else cloud.repeat(number)  # of each point
+    box = np.zeros(0, np.int64)  # of each point, if they are known
+    if positions is not None:
+        box = np.arange(len(sizes)).repeat(number)
     for bit in range(max(bits, default=0) - 1, -1, -1):
-        for axis in np.flatnonzero(np.array(bits) > bit):
+        for axis in np.flatnonzero(np.array(bits) > bit).tolist():
             middle = start[:, axis] + (1 << bit)
-            inside = None if positions is None else positions[:, axis] < middle[box]
-            given = None if inside is None else np.bincount(box[inside], minlength=len(number))
+            inside, given = np.zeros(0, bool), None
+            if positions is not None:
+                inside = positions[:, axis] < middle[box]
+                given = np.bincount(box[inside], minlength=len(number))
             first = _code_splits(coder, given, number, middle < shape[axis])
             # boxes with points: first halves at even places, second halves at odd ones
             halves = np.stack([first, number - first], 1).ravel()
             kept = np.flatnonzero(halves)
-            if box is not None:
+            if positions is not None:
                 box = (np.cumsum(halves > 0) - 1)[2 * box + ~inside]
             start = start.repeat(2, axis=0)
             start[1::2, axis] += 1 << bit
-            start, cloud, number = start[kept], cloud.repeat(2)[kept], halves[kept]
+            start, number = start[kept], halves[kept]
     return start.repeat(number, axis=0)
 
 
