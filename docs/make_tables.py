@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/*.md, and figures/tables/modelnet*.csv, from the records.
+"""Write the tables of README.md and docs/*.md, and CSV files in figures/tables, from the records.
 
     python docs/make_tables.py
 
@@ -21,7 +21,7 @@ import numpy as np
 
 import pcdd_core as pcdd
 from pcdd_core.cli.main import main as command
-from pcdd_core.experiments import presets, records, report
+from pcdd_core.experiments import frontier, presets, records, report
 from pcdd_core.files import atomic_write_text
 
 ROOT = Path(__file__).parents[1]
@@ -205,6 +205,14 @@ def shapes_csv(name: str) -> str:
     return report.comma_separated(rows) if rows else ",".join(SHAPE_COLUMNS) + "\n"
 
 
+def frontier_rows() -> list[dict]:
+    """Return the rows of accuracy against bytes."""
+    made = [
+        record for path in sorted(RECORDS.glob("*.jsonl")) for record in records.read_records(path)
+    ]
+    return frontier.rows(made)
+
+
 def attacks() -> str:
     """Return the table of all attacks: what was tried, what failed, and the command."""
 
@@ -267,6 +275,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "modules": modules,
     "attacks": attacks,
     "best": lambda: report.markdown(best_rows()),
+    "frontier": lambda: report.markdown(frontier_rows()),
     **{name: lambda name=name: report_of(name) for name in PAPER},
     **{name: lambda name=name: shapes(name) for name in CLASSES},
     **{name: lambda name=name: by_its_script(name) for name in SCRIPTS},
@@ -286,5 +295,7 @@ if __name__ == "__main__":
         if (made := with_tables(text)) != text:
             atomic_write_text(page, made)
             print(page.relative_to(ROOT))
+    for name, rows in {"frontier": frontier_rows(), "best-fast": best_rows()}.items():
+        atomic_write_text(ROOT / "figures" / "tables" / f"{name}.csv", report.comma_separated(rows))
     for name in CLASSES:
         atomic_write_text(ROOT / "figures" / "tables" / f"{name}.csv", shapes_csv(name))

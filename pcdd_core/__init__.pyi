@@ -65,6 +65,8 @@ from .geometry.export import padded_collate as padded_collate
 from .geometry.export import ragged_collate as ragged_collate
 from .geometry.grid import clouds_from_unit_ball as clouds_from_unit_ball
 from .geometry.grid import into_grid as into_grid
+from .geometry.packing import pack as pack
+from .geometry.packing import unpack as unpack
 from .geometry.start import FromFile as FromFile
 from .geometry.start import RealClouds as RealClouds
 from .geometry.start import Scatter as Scatter

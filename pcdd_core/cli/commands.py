@@ -170,14 +170,37 @@ def import_(options: argparse.Namespace) -> dict[str, Any]:
     from ..geometry.export import clouds_from_export
     from ..geometry.storage import save_clouds
 
-    refuse_impossible_path(options.output)
-    if Path(options.output).exists():
-        raise InputError(f"{options.output}: is there already; choose another file for the set")
+    _refuse_existing(options.output)
     clouds = clouds_from_export(options.folder, options.kind)
     save_clouds(clouds, options.output)
-    text = f"{options.output}: {len(clouds)} clouds, {len(clouds.coordinates)} points"
-    about = {"set": options.output, "clouds": len(clouds), "points": len(clouds.coordinates)}
+    return _saved_set(clouds, options.output)
+
+
+def pack(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd pack`: write a set in few bytes."""
+    from ..files import atomic_write
+    from ..geometry.packing import pack
+    from ..geometry.storage import load_clouds
+
+    _refuse_existing(options.file)
+    path = _place_of_set(options.set)
+    clouds = load_clouds(path / "clouds.npz" if path.is_dir() else path)
+    packed = pack(clouds, options.resolution)
+    atomic_write(options.file, lambda file: file.write(packed))
+    text = f"{options.file}: {len(clouds)} clouds, {len(packed)} bytes"
+    about = {"file": options.file, "clouds": len(clouds), "bytes": len(packed)}
     return {"text": text, "json": about}
+
+
+def unpack(options: argparse.Namespace) -> dict[str, Any]:
+    """`pcdd unpack`: read a packed set into a set."""
+    from ..geometry.packing import read_packed
+    from ..geometry.storage import save_clouds
+
+    _refuse_existing(options.output)
+    clouds = read_packed(options.file)
+    save_clouds(clouds, options.output)
+    return _saved_set(clouds, options.output)
 
 
 def animate(options: argparse.Namespace) -> dict[str, Any]:
@@ -217,6 +240,20 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     if options.csv:
         atomic_write_text(options.csv, tables.comma_separated(rows))
     return {"text": tables.markdown(rows), "json": rows}
+
+
+def _refuse_existing(path: str) -> None:
+    """Raise InputError if the file for a set is there already."""
+    refuse_impossible_path(path)
+    if Path(path).exists():
+        raise InputError(f"{path}: is there already; choose another file for the set")
+
+
+def _saved_set(clouds, path: str) -> dict[str, Any]:
+    """Return the result of a command that wrote a set."""
+    count, points = len(clouds), len(clouds.coordinates)
+    text = f"{path}: {count} clouds, {points} points"
+    return {"text": text, "json": {"set": path, "clouds": count, "points": points}}
 
 
 def _score(options: argparse.Namespace, clouds, name: str, config: "Config") -> dict[str, Any]:

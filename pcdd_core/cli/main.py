@@ -17,6 +17,7 @@ from ..files import STORAGE_ERRORS
 from ..pieces import import_pieces
 from ..text import printable
 from . import commands, sweep_commands
+from .help import Help, Parser, settings_help
 
 DESCRIPTION = """\
 Distil a labelled set of point clouds into a few synthetic clouds by moving their points.
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("pcdd", description=DESCRIPTION, formatter_class=layout)
     subparsers = parser.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", parser_class=_Parser
+        title="commands", required=True, metavar="COMMAND", parser_class=Parser
     )
 
     def command(function, text: str, epilog=None) -> argparse.ArgumentParser:
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
             late_epilog=epilog if callable(epilog) else None,
             add_help=False,
         )
-        sub.add_argument("-h", "--help", action=_Help, help="show this help message and exit")
+        sub.add_argument("-h", "--help", action=Help, help="show this help message and exit")
         sub.set_defaults(command=function)
         sub.add_argument("--json", action="store_true", help="print the result as JSON")
         sub.add_argument(
@@ -169,9 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--output", metavar="DIR", help="folder for the set and its record")
 
-    sub = command(
-        commands.distill, "distil a data set, score and record the result", _settings_help
-    )
+    sub = command(commands.distill, "distil a data set, score and record the result", settings_help)
     sub.add_argument(
         "--preset", required=True, metavar="NAME", help="preset to start from, see `pcdd presets`"
     )
@@ -191,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         commands.evaluate,
         "score a distilled set (.npz) or the set in a run folder",
-        partial(_settings_help, "data", "evaluation"),
+        partial(settings_help, "data", "evaluation"),
     )
     sub.add_argument(
         "set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME"
@@ -201,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         commands.baseline,
         "score real clouds chosen from the training set, or their means",
-        partial(_settings_help, "data", "evaluation"),
+        partial(settings_help, "data", "evaluation"),
     )
     # the names of baselines, without importing torch
     names = ("random", "herding", "k_center", "class_mean", "forgetting", "craig", "whole")
@@ -222,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
             "name",
             metavar="NAME",
             help="table1, table2, ablation, why, pool, step-size, initialisation, ingredients, "
-            "best, architectures, modelnet10, modelnet40, or a preset",
+            "best, frontier, architectures, modelnet10, modelnet40, or a preset",
         )
         sub.add_argument(
             "settings", nargs="*", metavar="setting=value", help="settings to change in every run"
@@ -360,6 +359,31 @@ The files and their axes are described in pcdd_core/geometry/export.py. For inst
     )
     sub.add_argument("--output", required=True, metavar="FILE", help="new file for the set (.npz)")
 
+    epilog = """\
+Of a set on a flat grid the occupied cells are kept, so the hard projection. Sets on a grid with
+depth, and sets scored as grey images, need a resolution. For instance:
+
+  pcdd pack released:mnist-1 mnist-1.pack                 417 bytes, labels and checksum included
+  pcdd pack released:solids solids.pack --resolution 0.1  coordinates in steps of 1/16 cell
+  pcdd unpack mnist-1.pack mnist-1-cells.npz
+"""
+    sub = command(commands.pack, "write a distilled set in few bytes", epilog)
+    sub.add_argument(
+        "set", metavar="SET", help="a distilled set (.npz), a run folder, or released:NAME"
+    )
+    sub.add_argument("file", metavar="FILE", help="new file for the packed set")
+    sub.add_argument(
+        "--resolution",
+        type=float,
+        metavar="CELLS",
+        help="keep all coordinates, in steps of at most this many cells (default: keep the "
+        "occupied cells of a flat grid)",
+    )
+
+    sub = command(commands.unpack, "read a packed set into a set (.npz)", epilog)
+    sub.add_argument("file", metavar="FILE", help="a file that `pcdd pack` wrote")
+    sub.add_argument("output", metavar="OUTPUT", help="new file for the set (.npz)")
+
     sub = command(
         commands.animate,
         "export the moving points of a run: an HTML page (needs no network), a GIF or an MP4",
@@ -373,58 +397,6 @@ The files and their axes are described in pcdd_core/geometry/export.py. For inst
     )
     sub.add_argument("--csv", metavar="FILE", help="also write the table as CSV")
     return parser
-
-
-def _settings_help(*sections: str) -> str:
-    from ..experiments.config import Config, described_pieces
-
-    lines = [
-        "settings with their defaults, which presets can change (values are JSON or plain words):"
-    ]
-    for place, choices in described_pieces().items():
-        if sections and place.split(".")[0] not in sections:
-            continue
-        for name, (text, settings) in choices.items():
-            if name:
-                lines.append(f"\n  {place}.name={name}\n      {text}")
-            lines += [
-                f"  {place}.{setting}={json.dumps(default)}\n      {help_text}"
-                for setting, (default, help_text) in settings.items()
-            ]
-    if not sections:
-        seed, text = Config.settings()["seed"]
-        lines.append(f"\n  seed={seed}\n      {text}")
-    return "\n".join(lines)
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose epilog is made when help is printed, because it imports torch."""
-
-    def __init__(self, *arguments, late_epilog=None, **options):
-        super().__init__(*arguments, **options)
-        self.late_epilog = late_epilog
-
-    def format_help(self) -> str:
-        if self.late_epilog:
-            self.epilog = self.late_epilog()
-        return super().format_help()
-
-
-class _Help(argparse.Action):
-    """Print the help of a command, with the pieces of the modules that --import names before it."""
-
-    def __init__(self, option_strings, dest, **options):
-        super().__init__(
-            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options
-        )
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        try:
-            import_pieces(namespace.modules)
-        except InputError as error:
-            parser.exit(_failed(2, str(error)))
-        parser.print_help()
-        parser.exit()
 
 
 def _positive(text: str) -> int:

@@ -88,7 +88,7 @@ def sweep(options: argparse.Namespace) -> dict[str, Any]:
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """`pcdd report`: print and save the table of a sweep."""
     plans = _plans(options)
-    from ..experiments import records, sweeps
+    from ..experiments import ranking, records, sweeps
     from ..experiments import report as tables
     from ..experiments.tables import COLUMNS, EXPERIMENTS, scale_of
     from ..files import atomic_write_text
@@ -97,7 +97,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     # --keep copies records from the run folders, so these come first then
     by_identity = records.find_records(places[::-1] if options.keep else places)
     finished = [plan for plan in plans if plan.identity in by_identity]
-    finished_records = [by_identity[plan.identity] for plan in finished]
+    finished_records = [ranking.with_bytes(by_identity[plan.identity]) for plan in finished]
     if not finished_records:
         raise InputError(
             f"{options.name}: none of its {len(plans)} runs is finished; "
@@ -105,7 +105,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         )
     if options.keep:
         records.keep(finished_records, options.keep, options.name, with_clouds=True)
-    rows = tables.table(finished_records, COLUMNS.get(options.name))
+    rows = tables.table(finished_records, COLUMNS.get(options.name), by_identity.values())
     title = options.name
     if title in EXPERIMENTS:
         title += f"-{options.scale or scale_of(title)}"

@@ -51,6 +51,7 @@ TYPES = {
     "scored_on": str,
     "note": str,
     "peak_memory_bytes": int,
+    "bytes": int,
     "second_derivatives": dict,
     "mean_absolute_gradient": int | float,
     "mean_absolute_gradient_as_logged": int | float,

@@ -11,26 +11,37 @@ from tabulate import tabulate
 from ..text import csv_entry, markdown_entry, printable
 from .config import Config
 from .presets import PRESETS
+from .ranking import beside_references, is_of_images, mean_bytes
 from .records import row_of, settings_of
 
 
 def table(
-    records: Iterable[dict[str, Any]], columns: Mapping[str, Callable[[Config], Any]] | None = None
+    records: Iterable[dict[str, Any]],
+    columns: Mapping[str, Callable[[Config], Any]] | None = None,
+    references: Iterable[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return one row per experiment: means over its records, one record per seed.
 
     Scores also have the standard deviation over seeds, if there are two or more. The name of an
     experiment is its preset with the settings that differ from it. Scores are in percent, memory is
-    in MiB. `paper's figure` is the accuracy in the paper, if it states one. columns: additional
-    columns after `paper's figure`, each a function of the configuration.
+    in MiB. `paper's figure` is the accuracy in the paper, if it states one. `bytes` are those of
+    the packed set, see `ranking.packed_size`, None where no record has them. Tables of images have
+    IOR and HLR, see `ranking.beside_references`.
+    columns: additional columns after `paper's figure`, each a function of the configuration
+    references: records of random and of all real clouds; None: `records`
     """
-    rows = []
+    rows, records = [], list(records)
+    beside = records if references is None else list(references)
+    images = all(map(is_of_images, records))
     for name, group in _by_label(records).items():
         row: dict[str, Any] = {"name": name, "paper's figure": _stated(group[0]["name"])}
         for column, value in (columns or {}).items():
             row[column] = value(settings_of(group[0])) if "network" in group[0]["config"] else None
         row |= _scores([record["scores"] for record in group])
         row["seeds"] = len({record["config"]["seed"] for record in group})
+        row["bytes"] = mean_bytes(group)
+        if images:
+            row |= beside_references(group, beside)
         for key in (
             "mean_absolute_gradient",
             "mean_absolute_gradient_as_logged",

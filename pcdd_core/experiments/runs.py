@@ -47,6 +47,7 @@ from .config import Config
 from .health import Finding, Health
 from .presets import label
 from .progress import Progress
+from .ranking import packed_size
 from .records import SCHEMA, as_json, averages_of, runs_folder
 from .scores import (
     coordinates_before,
@@ -215,6 +216,7 @@ def _run(
         "health": asdict(finding) if finding else {"state": "moving", "iteration": None},
         **averages_of(rows),
         **scored,
+        **packed_size(distilled, config),
         "seconds": {"distillation": seconds, **scored["seconds"]},
     }
     atomic_write_text(folder / "record.json", as_json(sealed(record)))

@@ -21,6 +21,7 @@ from . import config as configuration
 from . import machine
 from .config import Config
 from .progress import Progress
+from .ranking import packed_size
 from .records import SCHEMA, as_json, label_of_score, score_record
 
 # of `evaluation.curve`
@@ -141,7 +142,8 @@ def score(
         "config": used,
         "machine": machine.describe(place),
     }
-    return clouds, record | _score(clouds, splits, config, place, progress or Progress())
+    scored = _score(clouds, splits, config, place, progress or Progress())
+    return clouds, record | scored | packed_size(clouds, config)
 
 
 def refuse_impossible(config: Config, data: Path | str | None) -> None:

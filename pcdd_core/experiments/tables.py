@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "architectures": "the released set and real clouds, one per class, scored by other classifiers",
     "best": "the best of each kind beside as many real clouds, on the test images (small: on the "
     "validation split)",
+    "frontier": "accuracy against bytes: our sets with hard labels beside real ones of many sizes",
     "modelnet10": "ModelNet10, from scatter and from real clouds, beside as many real clouds "
     "(small: on the validation split)",
     "modelnet40": "ModelNet40, one cloud per class and its points in several clouds, likewise",

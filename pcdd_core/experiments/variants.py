@@ -219,6 +219,11 @@ def _best(scale: str) -> Variants:
     return [(name, {}) for name in BEST]
 
 
+def _frontier(scale: str) -> Variants:
+    """The best sets that are scored as occupied cells, with hard labels."""
+    return [(name, {}) for name in BEST if name not in ("mnist-1-labels", "mnist-1-soft")]
+
+
 def _scatter_and_real(count: int, changed: dict[str, Any]) -> Variants:
     """Points in `count` clouds per class or in several times as many, from scatter or real ones."""
     return [
@@ -254,6 +259,7 @@ VARIANTS: dict[str, Callable[[str], Variants]] = {
     "ingredients": _ingredients,
     "architectures": _none,
     "best": _best,
+    "frontier": _frontier,
     "modelnet10": _modelnet10,
     "modelnet40": _modelnet40,
     "initialisation": _initialisation,
@@ -277,6 +283,20 @@ def _real_shapes(count: int, changed: dict[str, Any]) -> Beside:
     return (*chosen, (f"shapes-{count}-split", changed, OF_A_SPLIT))
 
 
+# Real clouds per class, and the preset whose number of classifiers scores them.
+FRONTIER_REAL = {1: "mnist-1", 2: "mnist-10", 4: "mnist-10", 10: "mnist-10", 20: "mnist-10"}
+FRONTIER_REAL |= {50: "mnist-50", 100: "mnist-50"}
+
+
+def _real_images(count: int, base: str) -> Beside:
+    """Real images of one size, as the experiment `best` scores them."""
+    changed = {"clouds.clouds_per_class": count} | (
+        {"evaluation.networks": 5} if count == 1 else {}
+    )
+    means = (ClassMean(),) if count == 1 else ()
+    return tuple((base, changed, kind) for kind in (Random(), Herding(), *means))
+
+
 FEWER = {"resnet18": 2}  # number of classifiers; other kinds have 5
 BESIDE_OTHERS: dict[str, Beside] = {
     "why": (),
@@ -287,6 +307,9 @@ BESIDE_OTHERS: dict[str, Beside] = {
         *(("mnist-1", {"evaluation.networks": 5}, baseline) for baseline in CORESETS),
         ("mnist-10", {}, Random()),
         ("mnist-10", {}, Herding()),
+    ),
+    "frontier": tuple(
+        row for count, base in FRONTIER_REAL.items() for row in _real_images(count, base)
     ),
     "modelnet10": (
         *(row for count in SHAPES_PER_CLASS for row in _real_shapes(count, {})),

@@ -33,9 +33,9 @@ EXACT = ("pt", "csv", "ply")
 
 
 @st.composite
-def sets(draw, depth=st.integers(1, 9)) -> PointClouds:
+def sets(draw, depth=st.integers(1, 9), longest=30) -> PointClouds:
     """Draw a set with odd class names, repeated points, -0.0, and at times learned labels."""
-    grid = (draw(depth), draw(st.integers(1, 30)), draw(st.integers(1, 30)))
+    grid = (draw(depth), draw(st.integers(1, longest)), draw(st.integers(1, longest)))
     sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=12))
     unit = st.floats(-0.0, 1, width=32, exclude_max=True)
     points = draw(arrays.arrays(np.float32, (sum(sizes), 3), elements=unit))

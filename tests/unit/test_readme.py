@@ -72,6 +72,11 @@ def test_there_are_tables_of_the_paper_and_of_the_ingredients():
     assert {"table1", "ingredients", "architectures"} <= set(TABLES)
 
 
+def test_the_saved_frontier_is_made_of_the_records():
+    saved = (ROOT / "figures/tables/frontier.csv").read_text()
+    assert saved == comma_separated(made.frontier_rows()), "stale: python docs/make_tables.py"
+
+
 def test_the_saved_table_of_our_best_sets_is_made_of_their_records():
     saved = (ROOT / "figures/tables/best-fast.csv").read_text()
     assert saved == comma_separated(made.best_rows())
