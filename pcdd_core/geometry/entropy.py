@@ -11,7 +11,9 @@ from typing import Protocol
 import constriction
 import numpy as np
 
-model, queue = constriction.stream.model, constriction.stream.queue  # no modules to import from
+# `stream` has no module file to import from, and its stubs do not name it.
+stream = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
+model, queue = stream.model, stream.queue
 
 # Earlier neighbours of a cell as (rows, columns), the nearest first: the three-line template of
 # JBIG (ITU-T T.82). A context of order k has the first k.

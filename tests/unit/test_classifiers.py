@@ -488,8 +488,9 @@ def test_two_classifiers_trained_together_are_the_two_trained_apart(name):
 @pytest.mark.parametrize(
     "name", [name for name in CLASSIFIERS if name not in ("sparse", "pointnet++", "dgcnn")]
 )
-def test_an_ensemble_of_any_dense_kind_can_run_as_one(name):
+def test_an_ensemble_of_any_dense_kind_can_run_as_one(name, monkeypatch):
     """Use `torch.vmap` over the networks, as on a GPU."""
+    monkeypatch.setattr(ConvNetModule, "by_tiles", False)
     networks, inputs = (
         [built(name, seed=seed).double() for seed in range(2)],
         input_of(name, tiny.three_digits())[::8].double(),
