@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/*.md, and figures/tables/modelnet*.csv, from the records.
+"""Write the tables of README.md and docs/*.md, and those of shapes as CSV, from the records.
 
     python docs/make_tables.py
 
@@ -43,6 +43,13 @@ SHAPE_COLUMNS = (
     *("sadm", "sadm sd", "standard", "standard sd"),
     "seeds",
     "bytes",
+)
+ADRENAL_COLUMNS = (
+    "name",
+    *("standard, balanced", "standard, balanced sd"),
+    "seeds",
+    *("distillation seconds", "evaluation seconds"),
+    "peak memory MiB",
 )
 # Table: the script that makes it and its record, and the record
 SCRIPTS = {
@@ -204,6 +211,25 @@ def shapes_csv(name: str) -> str:
     return report.comma_separated(rows) if rows else ",".join(SHAPE_COLUMNS) + "\n"
 
 
+def adrenal_rows() -> list[dict]:
+    """Return the rows of the experiment on glands, [] without records: `ADRENAL_COLUMNS`."""
+    path = RECORDS / "adrenal.jsonl"
+    made = report.table(records.read_records(path)) if path.exists() else []
+    return [{column: row.get(column) for column in ADRENAL_COLUMNS} for row in made]
+
+
+def adrenal() -> str:
+    """Return the table of the experiment on glands."""
+    rows = adrenal_rows()
+    return report.markdown(rows) if rows else "Not run yet: `pcdd sweep adrenal --seeds 3`."
+
+
+def adrenal_csv() -> str:
+    """Return the same table as CSV. Without records it has the columns only."""
+    empty = report.comma_separated([dict.fromkeys(ADRENAL_COLUMNS)]).split("\n")[0] + "\n"
+    return report.comma_separated(adrenal_rows()) if adrenal_rows() else empty
+
+
 def attacks() -> str:
     """Return the table of all attacks: what was tried, what failed, and the command."""
 
@@ -265,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "modules": modules,
     "attacks": attacks,
+    "adrenal": adrenal,
     "best": lambda: report.markdown(best_rows()),
     **{name: lambda name=name: report_of(name) for name in PAPER},
     **{name: lambda name=name: shapes(name) for name in CLASSES},
@@ -287,3 +314,4 @@ if __name__ == "__main__":
             print(page.relative_to(ROOT))
     for name in CLASSES:
         atomic_write_text(ROOT / "figures" / "tables" / f"{name}.csv", shapes_csv(name))
+    atomic_write_text(ROOT / "figures" / "tables" / "adrenal.csv", adrenal_csv())

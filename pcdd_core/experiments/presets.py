@@ -10,7 +10,15 @@ from typing import Any
 
 from ..errors import InputError, nearest_names
 from .config import KINDS, Config, from_dict, to_dict
-from .shape_settings import ADRENAL, ADRENAL_SMALL, SHAPES, SHAPES_SMALL, SOLIDS, SPLIT_INTO
+from .shape_settings import (
+    ADRENAL,
+    ADRENAL_DEMO,
+    ADRENAL_SMALL,
+    SHAPES,
+    SHAPES_SMALL,
+    SOLIDS,
+    SPLIT_INTO,
+)
 
 
 @dataclass(frozen=True)
@@ -391,6 +399,10 @@ def _adrenal_presets() -> dict[str, Preset]:
             from_dict(_merged(settings, ADRENAL_SMALL)),
             f"{text}; scored on the validation split by one classifier",
         )
+    presets["adrenal-demo"] = Preset(
+        from_dict(_merged(GAUSSIAN, ADRENAL, ADRENAL_DEMO)),
+        "for `make demo DATASET=adrenal`: `adrenal`, scored by one classifier",
+    )
     return presets
 
 

@@ -42,8 +42,8 @@ ADRENAL = {
     },
     "network": {"width": 16},
     "objective": {"name": "maximum_mean_discrepancy", "real_batch": 8, "augmentation": True},
-    "optimiser": {"step_size": 0.35},
-    "schedule": {"iterations": 150},
+    "optimiser": {"step_size": 0.7},  # in 3D points come from far
+    "schedule": {"iterations": 200},
     "evaluation": {
         "classifier": {"name": "convnet3d", "width": 16},
         "networks": 3,
@@ -53,3 +53,4 @@ ADRENAL = {
     },
 }
 ADRENAL_SMALL = {"evaluation": {"networks": 1, "split": "validation"}}
+ADRENAL_DEMO = {"evaluation": {"networks": 1, "epochs": 100}}

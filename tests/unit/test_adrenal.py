@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shape_samples
 import tiny
 import torch
 from scipy import ndimage
@@ -33,45 +34,15 @@ from pcdd_core.scoring.baselines import Random
 from pcdd_core.scoring.evaluate import STANDARD, Hard, Soft, evaluate
 from pcdd_core.seeds import generator
 
-COUNTS = {"train": 12, "val": 6, "test": 7}
 REAL = Path(os.environ.get("PCDD_DATA", "")) / medmnist.FILE
 # most tests read made-up volumes in the published format
 pytestmark = pytest.mark.filterwarnings("ignore:.*not the original AdrenalMNIST3D:UserWarning")
 
 
-def made_up_arrays() -> dict[str, np.ndarray]:
-    """Return noise in the published layout; every third volume is hyperplasia, and larger."""
-    draws, arrays = np.random.default_rng(0), {}
-    for split, count in COUNTS.items():
-        labels = (np.arange(count) % 3 == 0).astype(np.uint8)
-        volumes = np.zeros((count, 28, 28, 28), np.uint8)
-        for volume, label in zip(volumes, labels, strict=True):
-            side = 6 + 4 * int(label)
-            volume[9 : 9 + side, 4 : 4 + side, 10 : 10 + side] = 255 * draws.integers(
-                0, 2, (side, side, side)
-            )
-        arrays[f"{split}_images"], arrays[f"{split}_labels"] = volumes, labels[:, None]
-    return arrays
-
-
-def content_of(arrays: dict[str, np.ndarray]) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
-
-
-def written(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """Write the arrays where they are looked for. Returns the path of the file."""
-    path = folder / medmnist.FILE
-    path.parent.mkdir()
-    path.write_bytes(content_of(arrays))
-    return path
-
-
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("medmnist")
-    written(folder, made_up_arrays())
+    shape_samples.write_adrenal(folder, shape_samples.adrenal_arrays())
     return folder
 
 
@@ -87,14 +58,16 @@ def small(made_up):
 
 def test_the_official_splits_are_the_splits(small):
     parts = (small.train, small.validation, small.test)
-    for part, (split, count) in zip(parts, COUNTS.items(), strict=True):
+    for part, (split, count) in zip(parts, shape_samples.ADRENAL_COUNTS.items(), strict=True):
         assert len(part) == count and part.grid == (28, 28, 28)
         assert part.class_names == ("normal", "hyperplasia")
-        assert part.labels.tolist() == made_up_arrays()[f"{split}_labels"][:, 0].tolist()
+        assert (
+            part.labels.tolist() == shape_samples.adrenal_arrays()[f"{split}_labels"][:, 0].tolist()
+        )
 
 
 def test_every_occupied_voxel_is_a_point_at_the_centre_of_its_cell(small):
-    volumes = made_up_arrays()["test_images"]
+    volumes = shape_samples.adrenal_arrays()["test_images"]
     assert torch.equal(occupancy(small.test)[:, 0] > 0, torch.from_numpy(volumes > 0))
     assert len(small.test.coordinates) == np.count_nonzero(volumes)
     assert (small.test.coordinates % 1 == 0.5).all()
@@ -102,7 +75,7 @@ def test_every_occupied_voxel_is_a_point_at_the_centre_of_its_cell(small):
 
 def test_the_file_is_found_through_the_environment(made_up, monkeypatch):
     monkeypatch.setenv("PCDD_DATA", str(made_up))
-    assert len(load_data("adrenal").test) == COUNTS["test"]
+    assert len(load_data("adrenal").test) == shape_samples.ADRENAL_COUNTS["test"]
 
 
 def test_another_set_in_the_same_format_is_read_with_a_warning(made_up):
@@ -136,19 +109,19 @@ def without_volume_4(volumes):
     ],
 )
 def test_a_field_of_another_format_is_named(tmp_path, field, change, said):
-    arrays = made_up_arrays()
+    arrays = shape_samples.adrenal_arrays()
     if change is None:
         del arrays[field]
     else:
         arrays[field] = change(arrays[field])
-    written(tmp_path, arrays)
+    shape_samples.write_adrenal(tmp_path, arrays)
     with pytest.raises(InputError, match=f"adrenalmnist3d.npz.*{said}"):
         Adrenal().load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"<html>", lambda c: b""])
 def test_a_damaged_file_is_named_and_kept(tmp_path, damage):
-    path = written(tmp_path, made_up_arrays())
+    path = shape_samples.write_adrenal(tmp_path, shape_samples.adrenal_arrays())
     path.write_bytes(damaged := damage(path.read_bytes()))
     with pytest.raises(InputError, match="adrenalmnist3d.npz: not a readable .npz file"):
         Adrenal().load(tmp_path)
@@ -172,17 +145,17 @@ def serve(monkeypatch, content: bytes) -> list[str]:
 
 
 def test_a_missing_file_is_downloaded_once(tmp_path, monkeypatch):
-    content = content_of(made_up_arrays())
+    content = shape_samples.npz(shape_samples.adrenal_arrays())
     asked = serve(monkeypatch, content)
     monkeypatch.setattr(medmnist, "SHA256", medmnist._sha256(content))
     for _ in range(2):
-        assert len(Adrenal().load(tmp_path).train) == COUNTS["train"]
+        assert len(Adrenal().load(tmp_path).train) == shape_samples.ADRENAL_COUNTS["train"]
     assert asked == [medmnist.URL]
     assert (tmp_path / medmnist.FILE).read_bytes() == content
 
 
 def test_a_download_with_another_checksum_is_refused_and_not_kept(tmp_path, monkeypatch):
-    serve(monkeypatch, content_of(made_up_arrays()))
+    serve(monkeypatch, shape_samples.npz(shape_samples.adrenal_arrays()))
     with pytest.raises(InputError, match="sent another file .*expected 8ffd78c0.*--data DIR"):
         Adrenal().load(tmp_path)
     assert list(tmp_path.iterdir()) == []
