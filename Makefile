@@ -1,5 +1,5 @@
 # Every target except clean installs pcdd into .venv first.
-# make demo             run the quickstart notebook without a browser (DATASET=mnist: on MNIST)
+# make demo             run the quickstart notebook without a browser (DATASET=mnist, DATASET=adrenal)
 # make check            lint, format, types, layers and unit tests: before every commit
 # make test             build MinkowskiEngine (Linux; MINKOWSKI=no: skip), run the whole test suite
 # make fuzz             damage files anew and read them (FUZZ="--examples 3000": more of each kind)
@@ -13,8 +13,8 @@
 # make tables           make the runs and tables of the paper (see below)
 # Variables:
 #   PYTHON        Python interpreter for .venv
-#   DATASET       digits or mnist
-#   DATA          folder that contains MNIST/raw
+#   DATASET       digits, mnist or adrenal
+#   DATA          folder that contains MNIST/raw or MedMNIST
 #   DEVICE        cpu, cuda or cuda:N
 #   CONSTRAINTS   constraints.txt: pinned versions
 #   BENCH         options of benchmarks/bench.py

@@ -44,6 +44,13 @@ SHAPE_COLUMNS = (
     "seeds",
     "bytes",
 )
+ADRENAL_COLUMNS = (
+    "name",
+    *("standard, balanced", "standard, balanced sd"),
+    "seeds",
+    *("distillation seconds", "evaluation seconds"),
+    "peak memory MiB",
+)
 # Table: the script that makes it and its record, and the record
 SCRIPTS = {
     "missed gradient": ("figures/missed_gradient.py", "figures/missed-gradient.json"),
@@ -213,6 +220,25 @@ def frontier_rows() -> list[dict]:
     return frontier.rows(made)
 
 
+def adrenal_rows() -> list[dict]:
+    """Return the rows of the experiment on glands, [] without records: `ADRENAL_COLUMNS`."""
+    path = RECORDS / "adrenal.jsonl"
+    made = report.table(records.read_records(path)) if path.exists() else []
+    return [{column: row.get(column) for column in ADRENAL_COLUMNS} for row in made]
+
+
+def adrenal() -> str:
+    """Return the table of the experiment on glands."""
+    rows = adrenal_rows()
+    return report.markdown(rows) if rows else "Not run yet: `pcdd sweep adrenal --seeds 3`."
+
+
+def adrenal_csv() -> str:
+    """Return the same table as CSV. Without records it has the columns only."""
+    empty = report.comma_separated([dict.fromkeys(ADRENAL_COLUMNS)]).split("\n")[0] + "\n"
+    return report.comma_separated(adrenal_rows()) if adrenal_rows() else empty
+
+
 def attacks() -> str:
     """Return the table of all attacks: what was tried, what failed, and the command."""
 
@@ -274,6 +300,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "modules": modules,
     "attacks": attacks,
+    "adrenal": adrenal,
     "best": lambda: report.markdown(best_rows()),
     "frontier": lambda: report.markdown(frontier_rows()),
     **{name: lambda name=name: report_of(name) for name in PAPER},
@@ -299,3 +326,4 @@ if __name__ == "__main__":
         atomic_write_text(ROOT / "figures" / "tables" / f"{name}.csv", report.comma_separated(rows))
     for name in CLASSES:
         atomic_write_text(ROOT / "figures" / "tables" / f"{name}.csv", shapes_csv(name))
+    atomic_write_text(ROOT / "figures" / "tables" / "adrenal.csv", adrenal_csv())

@@ -45,6 +45,19 @@ POINTS = {
     "evaluation.epochs": 2,
     "evaluation.protocols": ["standard"],
 }
+GRIDS = {
+    "data.name": "solids",
+    "data.points": 32,
+    "data.cells": 8,
+    "clouds.points_per_cloud": 16,
+    "network.width": 4,
+    "objective.real_batch": 4,
+    "schedule.iterations": ITERATIONS,
+    "evaluation.split": "validation",
+    "evaluation.networks": 1,
+    "evaluation.epochs": 2,
+    "evaluation.classifier.width": 4,
+}
 UNROLLED = {"objective.unrolled_steps": 3}
 KINDS = {  # preset: settings that make its run short
     **{
@@ -64,6 +77,9 @@ KINDS = {  # preset: settings that make its run short
     "solids": POINTS,
     "shapes-1": POINTS,
     "shapes-1-split": POINTS | {"clouds.clouds_per_class": 2},
+    "adrenal": GRIDS,
+    "adrenal-sparse": GRIDS,
+    "adrenal-minkowski": GRIDS,
 }
 
 

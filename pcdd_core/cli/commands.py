@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PRESET_GROUPS = {
     "Start here, without data files": "demo|quickstart|solids",
     "Our best on MNIST": "mnist-.*",
-    "Shapes in three dimensions": "shapes-.*",
+    "Shapes in three dimensions": "shapes-.*|adrenal.*",
     "Gradient matching, the base of our experiments": "gaussian.*|ingredients-.*",
     "Table 1 of the paper": "paper-.*-sum-of-squares.*",
     "Table 2 of the paper": "paper-.*-layerwise-cosine.*",

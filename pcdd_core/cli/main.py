@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
             "name",
             metavar="NAME",
             help="table1, table2, ablation, why, pool, step-size, initialisation, ingredients, "
-            "best, frontier, architectures, modelnet10, modelnet40, or a preset",
+            "best, frontier, architectures, modelnet10, modelnet40, adrenal, or a preset",
         )
         sub.add_argument(
             "settings", nargs="*", metavar="setting=value", help="settings to change in every run"

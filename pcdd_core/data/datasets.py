@@ -15,7 +15,7 @@ from ..errors import InputError, nearest_names
 from ..geometry.clouds import PointClouds, from_occupancy
 from ..geometry.grid import clouds_from_unit_ball
 from ..pieces import Count, Fraction, Piece, setting
-from . import mnist
+from . import medmnist, mnist
 from .layouts import read_published
 from .shape_files import Shapes, read_folder
 from .solids import solids
@@ -51,6 +51,7 @@ class DataSet(Piece):
     """A kind of real data. A choice defines `load`.
 
     redistributable: its licence allows anyone to share its clouds and sets made from them
+    balanced: scores are balanced accuracies, because its classes differ much in size
     """
 
     validation_fraction: Fraction = setting(
@@ -63,13 +64,15 @@ class DataSet(Piece):
         default=None, help="names of the classes to keep; null: all", kw_only=True
     )
     redistributable: ClassVar[bool] = False
+    balanced: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, folder: Path | str | None = None) -> Splits:
         """Load the clouds.
 
-        folder: the folder of MNIST (torchvision's layout, downloaded if missing) and of published
-            shapes; None: the environment variable PCDD_DATA, or ~/.cache/pcdd if that is unset
+        folder: the folder of MNIST (torchvision's layout, downloaded if missing), of MedMNIST
+            (likewise) and of published shapes; None: the environment variable PCDD_DATA, or
+            ~/.cache/pcdd if that is unset
         Raises InputError if the data is damaged or cannot be obtained.
         """
 
@@ -158,6 +161,28 @@ class Digits(Images, name="digits"):
         images, labels = mnist.read_digits()
         train, test = _hold_out(labels, 1 / 3)
         return images[train], labels[train], images[test], labels[test]
+
+
+class Adrenal(DataSet, name="adrenal"):
+    """AdrenalMNIST3D (MedMNIST v2, Yang et al. 2023), 1,584 adrenal glands on 28 x 28 x 28 cells.
+
+    Its three splits are the official ones.
+    """
+
+    redistributable = balanced = True  # CC BY 4.0; 78 % of the glands are normal
+
+    def load(self, folder: Path | str | None = None) -> Splits:
+        """Load the volumes and turn occupied cells into points, see `DataSet.load`."""
+        if self.validation_fraction != (usual := self.settings()["validation_fraction"][0]):
+            raise InputError(
+                f"setting data.validation_fraction = {self.validation_fraction}: {self.name} has a "
+                f"validation split of its own; leave the setting at {usual}"
+            )
+        clouds = (
+            from_occupancy(torch.from_numpy(occupied), torch.from_numpy(labels), medmnist.CLASSES)
+            for occupied, labels in medmnist.read_adrenal(_data_folder(folder))
+        )
+        return self.chosen(Splits(*clouds))
 
 
 class ShapeSet(DataSet):

@@ -83,7 +83,7 @@ class Evaluation(Piece):
 
     def check(self) -> None:
         """Raise InputError if test images would be scored after the fast augmentation."""
-        of_images = not self.classifier.of_points
+        of_images = not (self.classifier.of_points or self.classifier.of_grids)
         if of_images and self.augmentation == "fast" and self.split == "test":
             raise InputError(
                 "setting evaluation.augmentation = 'fast': allowed for evaluation.split = "
@@ -142,7 +142,7 @@ class Config(Piece):
         scoring = self.evaluation
         scoring.check()
         pieces = scoring.classifier, scoring.chosen_protocols(), scoring.projection
-        return evaluate(clouds, test, *pieces, self.seed, device, progress)
+        return evaluate(clouds, test, *pieces, self.seed, device, progress, self.data.balanced)
 
 
 KINDS: dict[str, type[Piece]] = {

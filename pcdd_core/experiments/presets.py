@@ -10,6 +10,15 @@ from typing import Any
 
 from ..errors import InputError, nearest_names
 from .config import KINDS, Config, from_dict, to_dict
+from .shape_settings import (
+    ADRENAL,
+    ADRENAL_DEMO,
+    ADRENAL_SMALL,
+    SHAPES,
+    SHAPES_SMALL,
+    SOLIDS,
+    SPLIT_INTO,
+)
 
 
 @dataclass(frozen=True)
@@ -289,35 +298,6 @@ BEST: dict[str, tuple[dict, str]] = {
         "50 clouds per class by maximum mean discrepancy",
     ),
 }
-# Shapes in three dimensions, as points for PointNets. The protocol `standard` trains our PointNet,
-# which learns more from few clouds than the published one. `sadm` trains the published one.
-SHAPES = {
-    "data": {"name": "modelnet10", "points": 1024},
-    "clouds": {"points_per_cloud": 1024},
-    "lift": {"name": "points"},
-    "network": {"name": "pointnet", "width": 1024},
-    "objective": {"name": "maximum_mean_discrepancy", "real_batch": 8, "augmentation": True},
-    "optimiser": {"name": "adam", "step_size": 0.3, "final_step_fraction": 0.1},
-    "schedule": {"iterations": 600, "iterations_per_network": 1},
-    "evaluation": {
-        "classifier": {"name": "pointnet"},
-        "projection": {"name": "soft"},
-        "networks": 3,
-        "epochs": 501,
-        "batch": 8,
-        "protocols": ["standard", "sadm"],
-    },
-}
-SHAPES_SMALL = {"evaluation": {"networks": 1, "split": "validation"}}
-SPLIT_INTO = 8  # clouds in place of one, each with an eighth of its points
-SOLIDS = {
-    "data": {"name": "solids", "points": 256},
-    "clouds": {"points_per_cloud": 256},
-    "network": {"width": 256},
-    "objective": {"name": "sorted_feature_matching"},  # moves all points; there are few of them
-    "schedule": {"iterations": 300},
-    "evaluation": {"networks": 2, "epochs": 60, "protocols": ["standard"]},
-}
 LARGE = {
     "network": {"width": 128},
     "objective": {"real_batch": 256},
@@ -409,10 +389,33 @@ def _shape_presets() -> dict[str, Preset]:
     return presets
 
 
+def _adrenal_presets() -> dict[str, Preset]:
+    presets = {}
+    networks = {
+        "adrenal": ("torch", "all cells"),
+        "adrenal-sparse": ("sparse", "occupied cells only"),
+        "adrenal-minkowski": ("minkowski", "occupied cells only, by MinkowskiEngine"),
+    }
+    for name, (network, words) in networks.items():
+        settings = _merged(GAUSSIAN, ADRENAL, {"network": {"name": network}})
+        text = f"AdrenalMNIST3D, by networks on {words}; minutes on a CPU"
+        presets[name] = Preset(from_dict(settings), text)
+        presets[f"{name}-small"] = Preset(
+            from_dict(_merged(settings, ADRENAL_SMALL)),
+            f"{text}; scored on the validation split by one classifier",
+        )
+    presets["adrenal-demo"] = Preset(
+        from_dict(_merged(GAUSSIAN, ADRENAL, ADRENAL_DEMO)),
+        "for `make demo DATASET=adrenal`: `adrenal`, scored by one classifier",
+    )
+    return presets
+
+
 PRESETS: dict[str, Preset] = {
     **_paper_presets(),
     **_best_presets(),
     **_shape_presets(),
+    **_adrenal_presets(),
     "gaussian": Preset(
         from_dict(GAUSSIAN),
         "ours: Gaussian occupancy, layerwise cosine, new network every iteration, steps in cells",

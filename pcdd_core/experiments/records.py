@@ -337,13 +337,16 @@ def read_trajectory(folder: Path | str) -> dict[str, np.ndarray]:
 
 
 def score_record(score: Score) -> dict[str, Any]:
-    """Convert a score to the dict in a record. Accuracies are in percent."""
+    """Convert a score to the dict in a record. Accuracies are in percent.
+
+    Only a balanced score has an entry `recalls`.
+    """
     return {
         "mean": score.mean,
         "standard_deviation": score.standard_deviation,
         "networks": len(score.accuracies),
         "accuracies": list(score.accuracies),
-    }
+    } | ({"recalls": [list(each) for each in score.recalls]} if score.recalls else {})
 
 
 def averages(path: Path) -> dict[str, Any]:

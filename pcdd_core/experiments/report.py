@@ -100,13 +100,16 @@ def _by_label(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any
 def _scores(scored: list[dict[str, Any]]) -> dict[str, float | None]:
     """Return mean and standard deviation over seeds per protocol, in percent.
 
+    The column of a balanced accuracy says so.
     scored: one dict of scores per seed
     """
     row: dict[str, float | None] = {}
     for protocol in {protocol: None for scores in scored for protocol in scores}:
-        means = [scores[protocol]["mean"] for scores in scored if protocol in scores]
-        row[protocol] = round(float(np.mean(means)), 2)
-        row[f"{protocol} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
+        entries = [scores[protocol] for scores in scored if protocol in scores]
+        means = [entry["mean"] for entry in entries]
+        column = f"{protocol}, balanced" if "recalls" in entries[0] else protocol
+        row[column] = round(float(np.mean(means)), 2)
+        row[f"{column} sd"] = round(float(np.std(means)), 2) if len(means) > 1 else None
     return row
 
 

@@ -198,7 +198,8 @@ def _score(
         "points": len(clouds.coordinates),
         "occupied_cells": int(occupancy(clouds).sum()),
         "scores": {protocol: score_record(score) for protocol, score in scores.items()},
-        "scored_on": f"{config.data.name}, {config.evaluation.split} split, {len(real)} clouds",
+        "scored_on": f"{config.data.name}, {config.evaluation.split} split, {len(real)} clouds"
+        + (", balanced accuracy" if config.data.balanced else ""),
         "seconds": {"evaluation": time.monotonic() - begun},
         "peak_memory_bytes": machine.peak_memory(place),
     }

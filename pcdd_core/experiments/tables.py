@@ -28,6 +28,8 @@ EXPERIMENTS = {
     "modelnet10": "ModelNet10, from scatter and from real clouds, beside as many real clouds "
     "(small: on the validation split)",
     "modelnet40": "ModelNet40, one cloud per class and its points in several clouds, likewise",
+    "adrenal": "AdrenalMNIST3D by dense and sparse networks and MinkowskiEngine, beside as many "
+    "real clouds of as many points (small: on the validation split)",
     "initialisation": "section 4.5: the paper's two best networks from many scatters "
     "(try --seeds 10)",
 }
@@ -113,10 +115,10 @@ def experiment(
         raise InputError(f"scale {scale!r}: expected one of {', '.join(SCALES)}")
     if seeds < 1:
         raise InputError(f"seeds = {seeds}: expected 1 or more")
-    if name in PRESETS:
-        variants, suffix, beside = [(name, {})], "", False
-    elif name in EXPERIMENTS:
+    if name in EXPERIMENTS:  # a preset can have the same name: it is one of the rows
         variants, suffix = VARIANTS[name](scale), SCALES[scale]
+    elif name in PRESETS:
+        variants, suffix, beside = [(name, {})], "", False
     else:
         raise InputError(
             f"no experiment or preset is called {name!r}; "

@@ -15,7 +15,8 @@ from ..scoring.baselines import (
     Released,
     Whole,
 )
-from .presets import BACKENDS, BEST, LAYERS, SPLIT_INTO, TABLE_ITERATION, preset
+from .presets import BACKENDS, BEST, LAYERS, TABLE_ITERATION, preset
+from .shape_settings import ADRENAL, SPLIT_INTO
 
 SCALES = {"small": "-small", "paper": ""}  # suffix of the preset name
 STEP_SIZES = (0.1, 1, 10, 100)  # factors of the preset's step size
@@ -244,6 +245,19 @@ def _modelnet40(scale: str) -> Variants:
     return _scatter_and_real(1, MODELNET40)
 
 
+def _adrenal(scale: str) -> Variants:
+    """Dense and sparse networks, each by features and by gradients.
+
+    Only gradients need the second derivatives that MinkowskiEngine lacks.
+    """
+    gradients = {
+        "objective.name": "gradient_matching",
+        "objective.distance": "layerwise_cosine_of_weights",
+    }
+    names = ("adrenal", "adrenal-sparse", "adrenal-minkowski")
+    return [(name, changed) for changed in ({}, gradients) for name in names]
+
+
 def _initialisation(scale: str) -> Variants:
     return [("paper-minkowski-2-sum-of-squares", {}), ("paper-torch-3-sum-of-squares", {})]
 
@@ -262,6 +276,7 @@ VARIANTS: dict[str, Callable[[str], Variants]] = {
     "frontier": _frontier,
     "modelnet10": _modelnet10,
     "modelnet40": _modelnet40,
+    "adrenal": _adrenal,
     "initialisation": _initialisation,
 }
 # Rows for comparison below the rows of a table: (preset, changed settings, baseline).
@@ -325,6 +340,13 @@ BESIDE_OTHERS: dict[str, Beside] = {
         ),
     ),
     "modelnet40": _real_shapes(1, MODELNET40),
+    "adrenal": (
+        *(
+            ("adrenal", {}, kind(points=ADRENAL["clouds"]["points_per_cloud"]))
+            for kind in (Random, Herding, KCenter)
+        ),
+        ("adrenal", {"evaluation.networks": 1, "evaluation.epochs": 15}, Whole()),
+    ),
     "architectures": tuple(
         (
             "mnist-1",

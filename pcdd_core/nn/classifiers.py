@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..geometry.clouds import Grid
 from ..pieces import Channels, Piece, setting
 from . import winograd
-from .grid import SparseModule, SparseNetwork, average_pool, initialised
+from .grid import GridNetwork, SparseModule, SparseNetwork, average_pool, initialised
 from .initialise import global_generator_of, initialise_convolution, initialise_linear
 from .points import DGCNN, PointNet, PointNetPlusPlus, perceptron
 from .published_pointnet import PublishedPointNet
@@ -25,42 +26,49 @@ from .published_pointnet import PublishedPointNet
 class Classifier(Piece):
     """A kind of classifier for evaluation.
 
-    A choice defines `build`, which makes a module from inputs to logits, (clouds, classes).
+    A choice defines `build`, which makes a module from inputs to logits, (clouds, classes). Inputs
+    are images (clouds, 1, height, width), unless one of the first two attributes is True.
 
-    of_points:    takes points, from `lifts.centred_points`; else images (clouds, 1, height, width)
+    of_points:    takes points, from `lifts.centred_points`
+    of_grids:     takes occupied cells, (clouds, 1, depth, height, width)
     neighbours:   uses the neighbours of points, so the density of a cloud changes its features
     one_by_one:   finds other cells or neighbours in each cloud, which torch.vmap does not support
     own_state:    draws random numbers or keeps statistics of its input. Its modules run one after
                   another, and a training step needs two clouds or more.
-    smallest:     smallest side of its images, in pixels
+    smallest:     smallest side of its images or grids, in cells; a grid may be flat
     """
 
     of_points: ClassVar[bool] = False
+    of_grids: ClassVar[bool] = False
     neighbours: ClassVar[bool] = False
     one_by_one: ClassVar[bool] = False
     own_state: ClassVar[bool] = False
     smallest: ClassVar[int] = 1
 
     @abstractmethod
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build a classifier with freshly initialised weights.
 
-        height, width: size of the images, pixels
+        grid: cells of the clouds along depth, height, width. Images have height x width pixels.
         generator: source of the weights
         """
 
-    def new(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def new(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Call `build`, with torch's global generator in the state of `generator`.
 
-        Raises InputError if the images are too small.
+        Raises InputError if the images or grids are too small.
         """
-        if min(height, width) < self.smallest:
+        solid = self.of_grids and grid[0] > 1
+        sides = grid if solid else grid[1:]
+        if min(sides) < self.smallest:
+            kind = "grids of {} cells" if solid else "images of {} pixels"
             raise InputError(
-                f"setting evaluation.classifier.name = {self.name!r}: needs images of "
-                f"{self.smallest} pixels or more along each side, not {height} x {width}"
+                f"setting evaluation.classifier.name = {self.name!r}: needs "
+                f"{kind.format(self.smallest)} or more along each side, not "
+                f"{' x '.join(map(str, sides))}"
             )
         with global_generator_of(generator):
-            return self.build(height, width, classes, generator)
+            return self.build(grid, classes, generator)
 
 
 class ConvNet(Classifier, name="convnet"):
@@ -69,17 +77,32 @@ class ConvNet(Classifier, name="convnet"):
     width: Channels = setting(default=128, help="channels of each layer")
     smallest = 4  # one pixel must remain after the last pooling
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
-        return initialised(ConvNetModule(height, width, classes, self.width), generator)
+        return initialised(ConvNetModule(*grid[1:], classes, self.width), generator)
+
+
+class ConvNet3D(Classifier, name="convnet3d"):
+    """ConvNet-3 with three-dimensional kernels and pooling, on all cells of the grid.
+
+    On a flat grid it is ConvNet-3.
+    """
+
+    width: Channels = setting(default=32, help="channels of each layer")
+    of_grids = True
+    smallest = 4
+
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
+        """Build the module, see `Classifier.build`."""
+        return GridNetwork(width=self.width, padding=3).build(1, grid, classes, generator)
 
 
 class MLP(Classifier, name="mlp"):
     """Two hidden layers of 128 channels, as in the code of Zhao et al. 2021."""
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
-        hidden = perceptron(height * width, 128, 128)
+        hidden = perceptron(grid[1] * grid[2], 128, 128)
         return nn.Sequential(nn.Flatten(), hidden, nn.Linear(128, classes))
 
 
@@ -88,8 +111,9 @@ class LeNet(Classifier, name="lenet"):
 
     smallest = 12
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
+        _, height, width = grid
         cells = ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2)
         return nn.Sequential(
             nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
@@ -107,7 +131,7 @@ class ResNet18(Classifier, name="resnet18"):
 
     smallest = 9  # two pixels must remain before the last instance norms, which set a single to 0
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
         from torchvision import models  # imported here, because it takes long
 
@@ -129,9 +153,9 @@ class SparseConvNet(Classifier, name="sparse"):
     smallest = 8
     one_by_one = True
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
-        return initialised(SparseConvNetModule(height, width, classes, self.width), generator)
+        return initialised(SparseConvNetModule(*grid[1:], classes, self.width), generator)
 
 
 class PointNetClassifier(Classifier, name="pointnet"):
@@ -139,7 +163,7 @@ class PointNetClassifier(Classifier, name="pointnet"):
 
     of_points = True
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
         return PointNet(classes)
 
@@ -149,7 +173,7 @@ class PointNetPlusPlusClassifier(Classifier, name="pointnet++"):
 
     of_points = neighbours = one_by_one = True
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
         return PointNetPlusPlus(classes)
 
@@ -159,7 +183,7 @@ class DGCNNClassifier(Classifier, name="dgcnn"):
 
     of_points = neighbours = one_by_one = True
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
         return DGCNN(classes)
 
@@ -169,7 +193,7 @@ class PublishedPointNetClassifier(Classifier, name="pointnet-sadm"):
 
     of_points = own_state = True
 
-    def build(self, height: int, width: int, classes: int, generator: torch.Generator) -> nn.Module:
+    def build(self, grid: Grid, classes: int, generator: torch.Generator) -> nn.Module:
         """Build the module, see `Classifier.build`."""
         dropout = int(torch.randint(2**62, (), generator=generator))
         return PublishedPointNet(classes, torch.Generator().manual_seed(dropout))

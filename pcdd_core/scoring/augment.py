@@ -145,6 +145,26 @@ def augment_fast(images: Tensor, draws: torch.Generator) -> Tensor:
     return F.grid_sample(flat, grid, align_corners=False).view(images.shape)
 
 
+def augment_grids(grids: Tensor, draws: torch.Generator) -> Tensor:
+    """Move each grid at random, see `moves.draw_moves`, by trilinear resampling.
+
+    The background is 0.
+    grids: float32 (..., 1, depth, height, width). Returns the same shape.
+    """
+    flat = grids.flatten(0, -5)
+    depth, height, width = flat.shape[-3:]
+    moves = draw_moves(len(flat), (depth, height, width), draws)
+    # An output cell at x - middle has the value at inverse (x - middle - shift).
+    inverse = torch.linalg.inv(moves.matrix)
+    shift = -inverse @ moves.shift[..., None]
+    # F.affine_grid has the axes in the order width, height, depth, each from -1 to 1.
+    size = torch.tensor([width, height, depth])
+    matrix = inverse.flip(1, 2) * (size / size[:, None])
+    affine = torch.cat([matrix, 2 * shift.flip(1) / size[:, None]], dim=2).to(flat)
+    places = F.affine_grid(affine, list(flat.shape), align_corners=False)
+    return F.grid_sample(flat, places, align_corners=False).view(grids.shape)
+
+
 def augment_points(points: Tensor, grid: Grid, draws: torch.Generator) -> Tensor:
     """Move each cloud at random, see `moves.draw_moves`.
 

@@ -305,8 +305,7 @@ def _new_classifier(real: PointClouds, seed: int) -> tuple[nn.Module, Tensor]:
     classes, draws = len(real.class_names), generator(seed, "coreset classifier")
     if min(real.grid) == 1:
         inputs = project(real)
-        height, width = inputs.shape[-2:]
-        network = ConvNet(WIDTH).new(height, width, classes, draws)
+        network = ConvNet(WIDTH).new(real.grid, classes, draws)
     else:
         inputs = centred_points(real)
         network = PointNetwork().new(3, real.grid, classes, draws)

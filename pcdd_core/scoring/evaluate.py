@@ -1,7 +1,7 @@
 """Score a set of clouds: train classifiers on it from scratch and test them on real clouds.
 
-Images are augmented as in the published code of DC (Zhao et al. 2021), and classifiers are trained
-with its step sizes.
+Images are augmented as in the published code of DC (Zhao et al. 2021), points and grids by moves in
+the same ranges. Classifiers are trained with its step sizes.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ from ..nn.classifiers import (
 from ..pieces import Count, Networks, Piece, Positive, setting
 from ..seeds import generator
 from ..threads import side_by_side, threads_for
-from .augment import augment, augment_fast, augment_points
+from .augment import augment, augment_fast, augment_grids, augment_points
 
 
 class Protocol(Piece):
@@ -77,11 +77,15 @@ CPU_CHUNK, GPU_CHUNK = 32, 128
 
 
 class Projection(Piece):
-    """A kind of training input. Test inputs are always hard images, or points as they are."""
+    """A kind of training input. Test inputs are always hard, or points as they are."""
 
     @abstractmethod
+    def grid(self, clouds: PointClouds) -> Tensor:
+        """Return the values of all cells: float32 (clouds, 1, depth, height, width)."""
+
     def image(self, clouds: PointClouds) -> Tensor:
         """Project clouds along the depth axis: float32 (clouds, 1, height, width)."""
+        return self.grid(clouds).amax(dim=2)
 
     @abstractmethod
     def points(self, clouds: PointClouds) -> PointClouds:
@@ -89,11 +93,11 @@ class Projection(Piece):
 
 
 class Hard(Projection, name="hard"):
-    """Binary images (the paper), and points at the centres of their cells."""
+    """Binary cells and images (the paper), and points at the centres of their cells."""
 
-    def image(self, clouds: PointClouds) -> Tensor:
-        """Return `project` of the clouds."""
-        return project(clouds)
+    def grid(self, clouds: PointClouds) -> Tensor:
+        """Return `lifts.occupancy` of the clouds."""
+        return lifts.occupancy(clouds)
 
     def points(self, clouds: PointClouds) -> PointClouds:
         """Return the clouds at cell centres."""
@@ -101,16 +105,16 @@ class Hard(Projection, name="hard"):
 
 
 class Soft(Projection, name="soft"):
-    """Grey images in which each point is a spot, and points at their exact positions."""
+    """Grey cells and images in which each point is a spot, and points at their exact positions."""
 
     bandwidth: Positive = setting(default=0.5, help="standard deviation of the spots, in cells")
     saturation: Positive = setting(
         default=6.0, help="as lift.saturation; large values turn spots into white discs"
     )
 
-    def image(self, clouds: PointClouds) -> Tensor:
-        """Return `soft_project` of the clouds."""
-        return soft_project(clouds, self.bandwidth, self.saturation)
+    def grid(self, clouds: PointClouds) -> Tensor:
+        """Return `lifts.gaussian_occupancy` of the clouds."""
+        return lifts.gaussian_occupancy(clouds, self.bandwidth, self.saturation)
 
     def points(self, clouds: PointClouds) -> PointClouds:
         """Return the clouds as they are."""
@@ -133,10 +137,15 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies in percent, one per classifier."""
+    """Accuracies in percent, one per classifier.
+
+    recalls: percentage of the test clouds of each class that is recognised, one tuple per
+        classifier. Accuracies are then balanced, the means of these. (): accuracies are plain.
+    """
 
     protocol: str
     accuracies: tuple[float, ...]
+    recalls: tuple[tuple[float, ...], ...] = ()
 
     @property
     def mean(self) -> float:
@@ -158,6 +167,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[float, str], None] = lambda fraction, text: None,
+    balanced: bool = False,
 ) -> dict[str, Score]:
     """Train classifiers on `clouds` and score them on `test`: {label of the protocol: Score}.
 
@@ -167,6 +177,7 @@ def evaluate(
     projection: training inputs
     seed: of all random draws. torch's global generator is neither used nor changed.
     progress: called with the fraction done and the name of the stage
+    balanced: accuracy is the mean recall of the classes in `test`, for classes of unequal sizes
 
     Classifiers of neighbourhoods cover a smaller distance where points are dense. Their test clouds
     are random subsamples with at most as many points as the largest training cloud. Raises
@@ -180,7 +191,9 @@ def evaluate(
         groups.setdefault((*training, each.augmentation, each.normalise), []).append(each)
     scores: dict[str, Score] = {}
     for (chosen, *_), group in groups.items():
-        scores |= _evaluate(clouds, test, chosen, group, projection, seed, device, progress)
+        scores |= _evaluate(
+            clouds, test, chosen, group, projection, seed, device, progress, balanced
+        )
     return {each.label: scores[each.label] for each in protocols}
 
 
@@ -193,6 +206,7 @@ def _evaluate(
     seed: int,
     device: torch.device | str,
     progress: Callable[[float, str], None],
+    balanced: bool,
 ) -> dict[str, Score]:
     """Return the scores of protocols with the same training, see `evaluate`."""
     first = protocols[0]
@@ -214,7 +228,7 @@ def _evaluate(
     chunk = GPU_CHUNK if inputs.is_cuda else CPU_CHUNK
     scores = {}
     for each in protocols:
-        correct = torch.zeros(each.networks, device=device)
+        correct = torch.zeros(each.networks, len(test.class_names), device=device)
         batches = torch.arange(len(test)).split(each.batch if each.augment_test else chunk)
         for number, chosen in enumerate(batches):
             batch = test_inputs[chosen].to(device)
@@ -224,11 +238,20 @@ def _evaluate(
             with torch.no_grad():
                 logits = torch.cat([networks(part) for part in copies.split(chunk, dim=1)], dim=1)
             _refuse_non_finite(logits, "scoring")  # argmax would return the first class
-            predicted = logits.argmax(-1)
-            correct += (predicted == test_labels[chosen].to(device)).sum(1)
+            expected = test_labels[chosen].to(device)
+            correct.index_add_(1, expected, (logits.argmax(-1) == expected).to(correct))
             progress((int(chosen[-1]) + 1) / len(test), f"testing ({each.label} protocol)")
-        scores[each.label] = Score(each.label, tuple((100 * correct / len(test)).tolist()))
+        scores[each.label] = _score(each.label, correct.cpu(), test, balanced)
     return scores
+
+
+def _score(protocol: str, correct: Tensor, test: PointClouds, balanced: bool) -> Score:
+    """Return the score of classifiers. correct: right answers (networks, classes)."""
+    if not balanced:
+        return Score(protocol, tuple((100 * correct.sum(1) / len(test)).tolist()))
+    sizes = torch.bincount(test.labels.cpu(), minlength=correct.shape[1])
+    recalls = 100 * correct[:, sizes > 0].double() / sizes[sizes > 0]
+    return Score(protocol, tuple(recalls.mean(1).tolist()), tuple(map(tuple, recalls.tolist())))
 
 
 def project(clouds: PointClouds) -> Tensor:
@@ -277,6 +300,9 @@ def _conversion(
         )
         place = in_unit_sphere if protocol.normalise else lifts.centred_points
         training, test = (lambda clouds: place(projection.points(clouds))), place
+    elif classifier.of_grids:
+        augmentations = dict.fromkeys(("published", "fast"), augment_grids)
+        training, test = projection.grid, lifts.occupancy
     else:
         augmentations = {"published": augment, "fast": augment_fast}
         training, test = projection.image, project
@@ -294,11 +320,9 @@ def in_unit_sphere(clouds: PointClouds) -> Tensor:
 def _new_networks(
     count: int, clouds: PointClouds, classifier: Classifier, seed: int
 ) -> Ensemble | Separate:
-    height, width = clouds.grid[1:]
+    classes = len(clouds.class_names)
     networks = [
-        classifier.new(
-            height, width, len(clouds.class_names), generator(seed, "classifier", number)
-        )
+        classifier.new(clouds.grid, classes, generator(seed, "classifier", number))
         for number in range(count)
     ]
     if classifier.own_state:

@@ -10,7 +10,7 @@ from ..data.datasets import Splits
 from ..errors import EvaluationFailed
 from ..experiments.config import Config
 from ..geometry.clouds import PointClouds, members_per_class
-from ..nn.classifiers import ConvNet
+from ..nn.classifiers import ConvNet, ConvNet3D
 from ..scoring import baselines
 from ..scoring.evaluate import Protocol, evaluate
 from .session import Run, Session
@@ -81,7 +81,7 @@ class Scorer:
     def note(self) -> str:
         """Describe the score and its cost."""
         classifier = self._classifier()
-        width = f" of width {WIDTH}" if isinstance(classifier, ConvNet) else ""
+        width = f" of width {WIDTH}" if isinstance(classifier, ConvNet | ConvNet3D) else ""
         return (
             f"One {classifier.name}{width}, {EPOCHS} epochs, on {len(self.validation)} validation "
             f"clouds. Scoring takes at most {SHARE:.0%} of the time while points move."
@@ -148,12 +148,21 @@ class Scorer:
         evaluation, seed = self.config.evaluation, self.config.seed
         pieces = self._classifier(), protocol, evaluation.projection, seed
         try:
-            return evaluate(clouds, self.validation, *pieces, progress=progress)["standard"].mean
+            scores = evaluate(
+                clouds,
+                self.validation,
+                *pieces,
+                progress=progress,
+                balanced=self.config.data.balanced,
+            )
+            return scores["standard"].mean
         except EvaluationFailed:
             return 0.0
 
     def _classifier(self):
         chosen = self.config.evaluation.classifier
+        if chosen.of_grids:
+            return ConvNet3D(WIDTH)
         return chosen if chosen.of_points else ConvNet(WIDTH)
 
 

@@ -11,6 +11,7 @@ import jupytext
 import nbformat
 import numpy as np
 import pytest
+import shape_samples
 from executed import Executed
 
 import pcdd_core
@@ -191,6 +192,31 @@ def test_quickstart_s_summary_agrees_with_the_records_and_the_set(quickstart):
     for name in ("distilled", *REAL_SETS):
         (row,) = [row for row in executed.rows("seeds") if f"<th>{name}</th>" in row]
         assert points in row
+
+
+@pytest.mark.slow
+def test_quickstart_takes_glands_in_3d_and_scores_them_by_balanced_accuracy(tmp_path):
+    shape_samples.write_adrenal(tmp_path, shape_samples.adrenal_arrays())
+    settings = {
+        "clouds.points_per_cloud": 30,
+        "schedule.iterations": 3,
+        "network.width": 4,
+        "objective.real_batch": 2,
+        "evaluation.epochs": 2,
+        "evaluation.classifier.width": 4,
+    }
+    given = {"dataset": "adrenal", "data_folder": str(tmp_path), "settings": settings, "seeds": 1}
+    folder = tmp_path / "run"
+    executed = Executed(
+        "01_quickstart", tmp_path / "notebook", {**given, "output": str(folder), "device": "cpu"}
+    )
+    record = read_record(folder)
+    assert record["name"] == "adrenal-demo" and len(record["scores"]["standard"]["recalls"]) == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["scored_on"] == "adrenal, test split, 7 clouds, balanced accuracy"
+    assert summary["points"] == 2 * 2 * 30
+    assert "balanced accuracy, 1 seeds" in executed.printed and executed.pictures >= 5
+    assert pcdd_core.load_clouds(folder / "clouds.npz").class_names == ("normal", "hyperplasia")
 
 
 @pytest.mark.slow

@@ -202,6 +202,29 @@ def test_shapes_compare_sets_of_as_many_points_in_the_same_protocols(scale, spli
     assert seeds[Herding()] == seeds[Random()] == {0, 1, 2} and seeds[Whole()] == {0}
 
 
+@pytest.mark.parametrize(("scale", "split"), [("paper", "test"), ("small", "validation")])
+def test_glands_compare_three_networks_with_as_many_real_clouds_of_as_many_points(scale, split):
+    planned = experiment("adrenal", scale, seeds=2)
+    assert len({plan.identity for plan in planned}) == len(planned)
+    made = [plan.config for plan in planned if not plan.baseline and plan.config.seed == 0]
+    assert {(config.network.name, config.objective.name) for config in made} == {
+        (network, objective)
+        for network in ("torch", "sparse", "minkowski")
+        for objective in ("maximum_mean_discrepancy", "gradient_matching")
+    }
+    others = [
+        dataclasses.replace(config, network=made[0].network, objective=made[0].objective)
+        for config in made
+    ]
+    assert others == [made[0]] * 6  # nothing else differs
+    count, points = made[0].clouds.clouds_per_class, made[0].clouds.points_per_cloud
+    real = {plan.baseline for plan in planned if plan.baseline}
+    expected = {kind(count, points=points) for kind in (Random, Herding, KCenter)}
+    assert real - expected == {Whole(count)}
+    assert {plan.config.evaluation.split for plan in planned} == {split}
+    assert {plan.config.data.name for plan in planned} == {"adrenal"}
+
+
 def test_modelnet40_has_one_cloud_per_class_and_its_split_in_the_settings_of_modelnet10():
     planned = experiment("modelnet40", seeds=1)
     assert {plan.config.data.name for plan in planned} == {"modelnet40"}

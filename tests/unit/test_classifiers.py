@@ -11,7 +11,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from torch import nn
 
-from pcdd_core.engine.lifts import centred_points
+from pcdd_core.engine.lifts import centred_points, occupancy
 from pcdd_core.errors import InputError
 from pcdd_core.experiments.config import Config, Evaluation
 from pcdd_core.geometry.clouds import clouds_from_list, padded_coordinates
@@ -41,11 +41,13 @@ def classifier(name, width=4):
     return choice(width=width) if "width" in choice.settings() else choice()
 
 
-def built(name, height=28, width=28, classes=10, seed=0):
-    return classifier(name).new(height, width, classes, generator(seed, "classifier", 0))
+def built(name, height=28, width=28, classes=10, seed=0, depth=1):
+    return classifier(name).new((depth, height, width), classes, generator(seed, "classifier", 0))
 
 
 def input_of(name, clouds):
+    if CLASSIFIERS[name].of_grids:
+        return occupancy(clouds)
     return centred_points(clouds) if name in OF_POINTS else project(clouds)
 
 
@@ -69,7 +71,7 @@ def test_classifier_maps_its_inputs_to_logits(name):
 @pytest.mark.parametrize("grid", [(1, 14, 30), (12, 12, 13)])
 def test_a_classifier_takes_other_grids(random_clouds, name, grid):
     clouds = random_clouds([9, 5, 30], grid)
-    logits = built(name, *grid[1:], classes=3)(
+    logits = built(name, *grid[1:], classes=3, depth=grid[0])(
         input_of(name, clouds.with_coordinates(clouds.coordinates.float()))
     )
     assert logits.shape == (3, 3) and logits.isfinite().all()
@@ -82,7 +84,8 @@ def test_smallest_images_are_accepted_and_smaller_ones_refused(name):
     side = CLASSIFIERS[name].smallest
     # a pattern with zeros: the input of the sparse network are the pixels that are not 0
     images = torch.rand(2, 1, side, side, generator=generator(0)) * (torch.arange(side) % 2)
-    logits = built(name, side, side)(images)
+    inputs = images[:, :, None] if CLASSIFIERS[name].of_grids else images
+    logits = built(name, side, side)(inputs)
     assert logits.isfinite().all() and not torch.allclose(logits[0], logits[1])
     with pytest.raises(
         InputError,
@@ -159,6 +162,48 @@ def test_sparse_is_the_distillation_s_network_on_a_grid_of_depth_1():
     network, images = built("sparse"), project(tiny.three_digits())
     again = network.network.description.new(1, (1, 28, 28), 10, generator(0, "classifier", 0))
     assert torch.equal(network(images), again(images[:, :, None]))
+
+
+@pytest.mark.parametrize("grid", [(9, 12, 10), (28, 28, 28)])
+def test_convnet3d_equals_literal_layers(grid):
+    depth, *sides = grid
+    network = built("convnet3d", *sides, classes=3, depth=depth).double()
+    weights = zip(
+        network.convolution_weights,
+        network.convolution_biases,
+        network.norm_weights,
+        network.norm_biases,
+        strict=True,
+    )
+    stack = []
+    for layer, own in enumerate(weights):
+        convolution = nn.Conv3d(4 if layer else 1, 4, 3, padding=1 if layer else 3)
+        norm = nn.InstanceNorm3d(4, affine=True)
+        parameters = [*convolution.parameters(), *norm.parameters()]
+        for parameter, value in zip(parameters, own, strict=True):
+            parameter.data = value + torch.rand(value.shape, generator=generator(layer))
+            value.data = parameter.data
+        stack += [convolution, norm, nn.ReLU(), nn.AvgPool3d(2)]
+    assert len(stack) == 12
+    inputs = (torch.rand(2, 1, *grid, generator=generator(0)) < 0.3).double()
+    literal = nn.Sequential(*stack, nn.Flatten(), network.head)
+    assert_close(network(inputs), literal(inputs))
+
+
+def test_convnet3d_is_convnet_on_a_flat_grid():
+    network, flat = built("convnet3d").double(), built("convnet").double()
+    for layer, (convolution, norm) in enumerate(zip(flat.convolutions, flat.norms, strict=True)):
+        convolution.weight.data = network.convolution_weights[layer].data[:, :, 0]
+        convolution.bias = network.convolution_biases[layer]
+        norm.weight, norm.bias = network.norm_weights[layer], network.norm_biases[layer]
+    flat.head = network.head
+    images = project(tiny.three_digits()).double()
+    assert_close(network(images[:, :, None]), flat(images))
+
+
+def test_convnet3d_refuses_a_grid_that_is_too_shallow():
+    with pytest.raises(InputError, match="grids of 4 cells or more along each side, not 3 x 8 x 9"):
+        built("convnet3d", 8, 9, depth=3)
 
 
 @pytest.mark.slow
@@ -388,6 +433,7 @@ def test_every_classifier_is_trained_and_scored(name):
     ("name", "epochs"),
     [
         ("mlp", 60),
+        ("convnet3d", 60),
         pytest.param("lenet", 120, marks=pytest.mark.slow),
         pytest.param("sparse", 60, marks=pytest.mark.slow),
         pytest.param("pointnet", 120, marks=pytest.mark.slow),

@@ -108,8 +108,8 @@ def test_every_setting_and_every_piece_is_explained():
     [
         (Objective, {}, "loss"),
         (Images, {}, "read"),
-        (Projection, {"image": print}, "points"),
-        (Projection, {}, "image and points"),
+        (Projection, {"grid": print}, "points"),
+        (Projection, {}, "grid and points"),
     ],
 )
 def test_a_piece_that_lacks_a_method_is_refused(kind, given, missing):

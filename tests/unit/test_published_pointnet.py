@@ -182,7 +182,7 @@ def test_sets_that_batch_norm_cannot_train_on_are_refused():
 
 
 def test_networks_and_their_dropout_are_drawn_by_their_generator():
-    networks = [Classifier.of("pointnet-sadm").new(1, 1, 3, generator(5)) for _ in range(2)]
+    networks = [Classifier.of("pointnet-sadm").new((1, 1, 1), 3, generator(5)) for _ in range(2)]
     assert_close(list(networks[0].parameters()), list(networks[1].parameters()), rtol=0, atol=0)
     points = torch.randn(4, 10, 3)
     assert torch.equal(*(network(points) for network in networks))

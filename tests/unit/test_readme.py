@@ -82,6 +82,12 @@ def test_the_saved_table_of_our_best_sets_is_made_of_their_records():
     assert saved == comma_separated(made.best_rows())
 
 
+def test_the_saved_table_of_glands_is_made_of_their_records():
+    saved = (ROOT / "figures/tables/adrenal.csv").read_text()
+    assert saved == made.adrenal_csv(), "stale: python docs/make_tables.py"
+    assert saved.startswith('name,"standard, balanced","standard, balanced sd",seeds,')
+
+
 @pytest.mark.parametrize("name", made.CLASSES)
 def test_the_saved_table_of_shapes_is_made_of_their_records(name):
     saved = (ROOT / f"figures/tables/{name}.csv").read_text()
