@@ -295,7 +295,7 @@ def bytes_of(clouds: int) -> int:
     return clouds * 28 * 28 // 8
 
 
-PAPER = ("table1", "table2", "ablation", "why")
+PAPER = ("table1", "table2", "ablation", "why", "pool")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "modules": modules,

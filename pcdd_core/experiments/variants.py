@@ -66,7 +66,7 @@ UNTIL_TABLE = {
     "evaluation.curve": [],
 }
 # The third iteration that the paper's code scores. A run with fresh gradients takes over an hour.
-POOL_ITERATIONS = 625
+POOL_ITERATIONS = {"paper": 625, "small": 100}
 
 
 def _why(scale: str) -> Variants:
@@ -90,20 +90,20 @@ def _why(scale: str) -> Variants:
 
 
 def _pool(scale: str) -> Variants:
-    """Fresh real gradients against pools, from the same scatter and the same weights.
+    """Pools of two sizes over whole runs, and pools against fresh real gradients over short ones.
 
-    A pool of 8 batches is too small for the PyTorch network, whose preset has a larger one.
+    All start from the same scatter and the same weights.
     """
-    short = UNTIL_TABLE | {"schedule.iterations": POOL_ITERATIONS} if scale == "paper" else {}
-    pools: tuple[dict[str, Any], ...] = (
-        {},
-        {"objective.real_gradients": "fresh"},
-        {"objective.real_gradients": 8},
-    )
-    return [
-        *(("paper-torch-3-sum-of-squares", {**short, **pool}) for pool in pools),
-        *(("paper-minkowski-2-sum-of-squares", {**short, **pool}) for pool in pools[:2]),
-    ]
+    kinds_of_run = [f"{layers}-sum-of-squares" for layers in LAYERS]
+    kinds_of_run += ["3-layerwise-cosine", "3-average-pooling"]
+    sizes: tuple[dict[str, Any], ...] = ({}, {"objective.real_gradients": 8})
+    short = {"schedule.iterations": POOL_ITERATIONS[scale]}
+    if scale == "paper":
+        short = UNTIL_TABLE | short
+    kinds: tuple[dict[str, Any], ...] = ({}, {"objective.real_gradients": "fresh"})
+    compared = ("paper-torch-3-sum-of-squares", "paper-minkowski-2-sum-of-squares")
+    variants = [(f"paper-torch-{kind}", {**size}) for kind in kinds_of_run for size in sizes]
+    return variants + [(name, {**short, **kind}) for name in compared for kind in kinds]
 
 
 def _step_sizes(scale: str) -> Variants:

@@ -59,7 +59,7 @@ def plans(seeds=2, **more):
         ("step-size", 12),
         ("initialisation", 2),
         ("why", 16),
-        ("pool", 5),
+        ("pool", 14),
     ],
 )
 def test_experiment_has_its_cells_for_every_seed_and_the_rows_beside_them(name, kinds, scale):
@@ -309,16 +309,30 @@ def test_why_turns_on_and_off_norm_shift_second_derivatives_and_redrawn_networks
     assert {scores.scored_iteration(plan.config) for plan in planned} == {1250}
 
 
-def test_pool_compares_fresh_and_kept_gradients_of_the_same_start():
-    for plans_of_seed in (experiment("pool", seeds=1), experiment("pool", seeds=2)[5:]):
-        kinds = {(plan.preset, plan.config.objective.real_gradients) for plan in plans_of_seed}
-        torch_3, minkowski_2 = "paper-torch-3-sum-of-squares", "paper-minkowski-2-sum-of-squares"
-        assert kinds == {
-            *((torch_3, stored) for stored in (STORED_BATCHES["torch"], 8, "fresh")),
-            *((minkowski_2, stored) for stored in (STORED_BATCHES["minkowski"], "fresh")),
-        }
-        assert len({plan.config.seed for plan in plans_of_seed}) == 1
-        assert {scores.scored_iteration(plan.config) for plan in plans_of_seed} == {625}
+def test_pool_compares_sizes_over_whole_runs_and_fresh_gradients_over_short_ones():
+    plans = experiment("pool", seeds=1)
+    kinds = {
+        (plan.preset, plan.config.objective.real_gradients, scores.scored_iteration(plan.config))
+        for plan in plans
+    }
+    whole = {
+        (f"paper-torch-{kind}", size, 1250)
+        for kind in (
+            "2-sum-of-squares",
+            "3-sum-of-squares",
+            "4-sum-of-squares",
+            "3-layerwise-cosine",
+            "3-average-pooling",
+        )
+        for size in (STORED_BATCHES["torch"], 8)
+    }
+    short = {
+        (f"paper-{network}-sum-of-squares", size, 625)
+        for network in ("torch-3", "minkowski-2")
+        for size in (STORED_BATCHES[network.split("-")[0]], "fresh")
+    }
+    assert kinds == whole | short and len(plans) == len(kinds)
+    assert len({plan.config.seed for plan in plans}) == 1
 
 
 def test_paper_tables_have_the_paper_s_scale_by_default():
