@@ -189,6 +189,16 @@ class_means = pcdd.ClassMean().choose(real.train, seed=0)
 distilled_bytes = int(pcdd.packed_bytes(distilled).sum())
 whole_per_class = -(-distilled_bytes // int(pcdd.packed_bytes(class_means).sum()))
 
+# Herding adds one cloud after another, so a smaller set is the beginning of a larger one. Nothing
+# in it is random on images. In 3D it trains a PointNet, here once for all seeds.
+most = max(clouds_per_class, whole_per_class)
+herded = pcdd.Herding(most).choose(real.train, seed=0)
+
+
+def first(count):
+    """Return the first clouds of each class that herding chose."""
+    return herded.select((torch.arange(len(herded)) % most < count).nonzero().flatten())
+
 
 def baselines(seed):
     """Return the sets of real clouds of this seed, by name."""
@@ -196,13 +206,6 @@ def baselines(seed):
     def subsampled(clouds):
         generator = torch.Generator().manual_seed(seed)
         return pcdd.resampled(clouds, distilled.sizes.tolist(), generator)
-
-    # herding adds one cloud after another, so a smaller set is the beginning of a larger one
-    most = max(clouds_per_class, whole_per_class)
-    herded = pcdd.Herding(most).choose(real.train, seed)
-
-    def first(count):
-        return herded.select((torch.arange(len(herded)) % most < count).nonzero().flatten())
 
     return {
         "random": subsampled(pcdd.Random(clouds_per_class).choose(real.train, seed)),

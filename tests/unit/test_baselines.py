@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcdd_core.data.datasets import Solids
+from pcdd_core.engine.lifts import centred_points
 from pcdd_core.errors import InputError
 from pcdd_core.geometry.clouds import PointClouds, clouds_from_list, from_occupancy
 from pcdd_core.scoring import baselines
@@ -367,3 +368,14 @@ def test_classifier_learns_and_is_asked_after_every_epoch(monkeypatch):
 def test_classifier_depends_on_the_seed():
     first, other = (baselines._training_logits(tiny.three_digits(), seed) for seed in (0, 1))
     assert not torch.allclose(first, other)
+
+
+def test_batches_of_points_lose_padding_only():
+    clouds = clouds_from_list(
+        [torch.rand(n, 3) * 6 for n in (3, 9, 5)], [0, 1, 2], (6, 6, 6), "abc"
+    )
+    points = centred_points(clouds)
+    assert torch.equal(baselines._trimmed(points), points)
+    assert torch.equal(baselines._trimmed(points[[0, 2]]), points[[0, 2], :5])
+    same = points[..., :3]  # clouds of equal sizes have no fourth column
+    assert baselines._trimmed(same) is same
