@@ -31,7 +31,9 @@ from pcdd_core.scoring.baselines import Baseline, Herding, KCenter, Random, Whol
 TINY = {**tiny.DISTILLATION, **tiny.EVALUATION}
 UNSIZED = {name: value for name, value in TINY.items() if "classifier" not in name}
 OF_DIGITS = [
-    name for name, kind in Classifier.choices.items() if not kind.of_points or name == "pointnet"
+    name
+    for name, kind in Classifier.choices.items()
+    if not (kind.of_points or kind.of_grids) or name == "pointnet"
 ]
 # long enough to kill a process during the run
 SLOW = {**TINY, "schedule.iterations": 400, "network.width": 16, "objective.real_batch": 16}
