@@ -287,7 +287,7 @@ def minkowski_build(part: Part) -> None:
 
     A dry run unpacks and patches the source only, if it has the archive.
     """
-    script = _build_script()
+    script = minkowski_script()
     work = part.root / "runs" / "gpu" / "minkowski"
     cache = Path.home() / ".cache" / "pcdd" / "minkowski"
     archive = next(
@@ -320,7 +320,7 @@ def minkowski_build(part: Part) -> None:
         sys.exit(f"{text}; failed: {', '.join(counts['failed']) or 'none ran'}")
 
 
-def _build_script():
+def minkowski_script():
     """Return minkowski/build.py as a module."""
     path = CHECKOUT / "minkowski" / "build.py"
     specification = importlib.util.spec_from_file_location("minkowski_build", path)
