@@ -6,6 +6,8 @@
 # make minkowski        build and install MinkowskiEngine, for the backend of that name
 # make notebooks        run every notebook without a browser, with the smallest settings (minutes)
 # make bench            measure the engine against published-style code and the machine's limits
+# make gpu              run everything that needs a GPU, in parts of at most 9 minutes each
+# make gpu-prepare      collect what make gpu needs on a machine without a network
 # make lab              open copies of the notebooks (in runs/lab) in JupyterLab
 # make notebooks-outputs  refresh the small outputs that the notebooks keep, where they are stale
 # make site             build the site in build/site (SITE="--keep": keep executed notebooks)
@@ -18,6 +20,8 @@
 #   DEVICE        cpu, cuda or cuda:N
 #   CONSTRAINTS   constraints.txt: pinned versions
 #   BENCH         options of benchmarks/bench.py
+#   GPU           options of benchmarks/gpu_day.py
+#   PREPARE       options of benchmarks/gpu_prepare.py
 #   FUZZ          options of tests/fuzz.py
 #   SWEEP         options of `pcdd sweep` for make tables
 #   CUDA          make minkowski: yes or no (default: yes if there is a GPU)
@@ -39,8 +43,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # CUDA and JOBS for something else.
 given = $(if $(filter command,$(firstword $(origin $(1)))),$(2) "$($(1))")
 
-.PHONY: demo check types units test fuzz minkowski notebooks notebooks-outputs site bench lab install pair \
-	tables clean
+.PHONY: demo check types units test fuzz minkowski notebooks notebooks-outputs site bench gpu gpu-prepare \
+	lab install pair tables clean
 
 install: $(VENV)/installed
 
@@ -114,6 +118,13 @@ bench: install
 # Run this after a change of the .py or the .ipynb of a notebook.
 pair: install
 	$(BIN)/jupytext --sync notebooks/*.py
+
+# Needs MNIST. A second call continues; GPU="--dry-run" tries it without a GPU.
+gpu: install
+	$(BIN)/python benchmarks/gpu_day.py $(GPU)
+
+gpu-prepare: install
+	$(BIN)/python benchmarks/gpu_prepare.py $(PREPARE)
 
 # Make the paper's tables at the paper's scale, then the ingredients, on Ray. Results go to
 # figures/records and figures/tables. A run of the paper takes about 20 minutes of one core.

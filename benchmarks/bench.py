@@ -6,12 +6,12 @@ The engine and the yardstick take turns, so that noise on the machine affects bo
 its own process, because the memory settings of the engine would speed up both. A ratio is the
 median over the pairs. The yardsticks are in published_style.py. limits.py measures the limits of
 the machine. The script writes benchmarks/results/<device>.json, a list with one object per
-benchmark, and prints the tables of docs/benchmarks.md. It needs MNIST.
+benchmark, and prints the tables of docs/benchmarks.md. It needs MNIST. `--small` tries the script
+with tiny sizes on data that need no files; its numbers say nothing.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -33,13 +33,14 @@ import torch.nn.functional as F
 from limits import seconds_of
 
 import pcdd_core as pcdd
+from pcdd_core.errors import EngineMissing
 from pcdd_core.experiments import machine
 from pcdd_core.experiments.config import Config
 from pcdd_core.experiments.progress import Progress
 from pcdd_core.files import atomic_write_text
 from pcdd_core.geometry import grid as grids
 from pcdd_core.geometry.clouds import PointClouds, members_per_class
-from pcdd_core.nn import sparse
+from pcdd_core.nn import minkowski, sparse
 from pcdd_core.nn.grid import Network
 from pcdd_core.scoring.evaluate import Protocol, evaluate, project
 from pcdd_core.seeds import generator
@@ -63,6 +64,7 @@ PRESETS = {
     "iteration-paper-minkowski-2": "paper-sparse-2-sum-of-squares",
     "iteration-paper-pool": "paper-torch-3-sum-of-squares",
 }
+SMALL = {"network.width": 4, "objective.real_batch": 4, "clouds.points_per_cloud": 20}  # --small
 FILLED = 60  # iterations after which nearly every pool of 8 batches for 10 classes is full
 CLASSIFIERS, EPOCHS = 20, 1001
 DOUBLED = {  # size: (first value, its setting)
@@ -75,11 +77,11 @@ DOUBLED = {  # size: (first value, its setting)
 
 def matching_config(preset: str = "gaussian", **changes) -> Config:
     """Return a preset with constant bandwidth, one network and practically no end."""
-    constant = {
-        "lift.bandwidth_start": 0.5, "lift.bandwidth_end": 0.5, "schedule.iterations": 10**6,
-        "schedule.iterations_per_network": 0,
-    }  # fmt: skip
-    return pcdd.override(pcdd.preset(preset).config, {**constant, **changes})
+    constant = {"schedule.iterations": 10**6, "schedule.iterations_per_network": 0}
+    config = pcdd.preset(preset).config
+    if config.lift.name == "gaussian":
+        constant |= {"lift.bandwidth_start": 0.5, "lift.bandwidth_end": 0.5}
+    return pcdd.override(config, {**constant, **changes})
 
 
 def ours_iteration(config: Config, real: PointClouds, device: torch.device) -> Callable[[], object]:
@@ -243,10 +245,8 @@ def iteration(name: str, options: argparse.Namespace) -> dict:
 
     The floor counts the real clouds only, and exists for dense ConvNets only.
     """
-    config, real = (
-        matching_config(PRESETS.get(name, "gaussian"), **ITERATIONS[name]),
-        mnist(options.data),
-    )
+    changes = ITERATIONS[name] | (SMALL if options.small else {})
+    config, real = matching_config(PRESETS.get(name, "gaussian"), **changes), real_clouds(options)
     ways = ((make, config, real, options.device) for make in (ours_iteration, published_iteration))
     pairs, peak = in_turns(*ways, options.rounds)
     network, batch = config.network, config.objective.real_batch
@@ -335,7 +335,7 @@ def records(name: str, options: argparse.Namespace) -> dict:
     """
     iterations = 50
     config = pcdd.override(pcdd.preset("gaussian").config, {"schedule.iterations": iterations})
-    real = mnist(options.data)
+    real = real_clouds(options)
 
     def recorded() -> float:
         with tempfile.TemporaryDirectory() as folder:
@@ -373,16 +373,12 @@ def volume(name: str, options: argparse.Namespace) -> dict:
     """Measure sparse networks on grids of increasing size, and with increasing numbers of points.
 
     All grids have the same number of points. On the second largest grid the number of points
-    increases. Each measurement is a forward pass and a first derivative for 256 clouds. Peak memory
-    includes the libraries, about 400 MiB. The dense network is left out if it would need too much
-    memory, and MinkowskiEngine if it is not installed.
+    increases. Each measurement is a forward pass and a first derivative for 256 clouds. On a CPU,
+    peak memory includes the libraries, about 400 MiB. The dense network is left out if it would
+    need too much memory, and MinkowskiEngine if it is not installed for the device.
     """
     rows = []
-    ways = [
-        "sparse",
-        *(["minkowski"] if importlib.util.find_spec("MinkowskiEngine") else []),
-        "torch",
-    ]
+    ways = ["sparse", *(["minkowski"] if has_minkowski(options.device) else []), "torch"]
     for grid, points in [
         *((grid, 250) for grid in GRIDS),
         *((GRIDS[-2], points) for points in (500, 1000, 2000)),
@@ -450,9 +446,19 @@ def start_up(name: str, options: argparse.Namespace) -> dict:
     return {"settings": {}, "rows": rows}
 
 
-def mnist(data: str | None) -> PointClouds:
-    """Return the training clouds of MNIST."""
-    return pcdd.Mnist(max_points=250).load(data).train
+def real_clouds(options: argparse.Namespace) -> PointClouds:
+    """Return the training clouds of MNIST. With `--small`: of scikit-learn's digits."""
+    data = pcdd.Digits() if options.small else pcdd.Mnist(max_points=250)
+    return data.load(options.data).train
+
+
+def has_minkowski(device: torch.device) -> bool:
+    """Return whether MinkowskiEngine is installed, and built for this kind of device."""
+    try:
+        engine = minkowski.engine()
+        return device.type == "cpu" or engine.is_cuda_available()
+    except EngineMissing:
+        return False
 
 
 BENCHMARKS = {
@@ -540,12 +546,17 @@ def main() -> None:
         help="epochs to measure of the 1,001 of the evaluation (%(default)s)",
     )
     parser.add_argument("--device", default=None)
+    parser.add_argument(
+        "--output", type=Path, help="file of the results (default: benchmarks/results/DEVICE.json)"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes, without MNIST: only tries the script"
+    )
     options = parser.parse_args()
     options.device = machine.choose_device(options.device)
     machine.keep_freed_memory()
-    options.rates = limits.rates(options.device)
-    path = HERE / "results" / f"{options.device.type}.json"
-    path.parent.mkdir(exist_ok=True)
+    options.rates = limits.rates(options.device, shrink=16 if options.small else 1)
+    path = options.output or HERE / "results" / f"{options.device.type}.json"
     kept = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     place = machine.describe(options.device)
     for name in options.only:

@@ -26,29 +26,31 @@ def best_seconds(work: Callable[[], object], device: torch.device, rounds: int =
     return min([seconds_of(work, device) for _ in range(rounds + 1)][1:])
 
 
-def rates(device: torch.device) -> dict[str, float]:
+def rates(device: torch.device, shrink: int = 1) -> dict[str, float]:
     """Measure operations per second (`float32`, `bfloat16`) and bytes per second (`bytes`).
 
     Operations are those of matrix products: the fastest of a plain product and of 1x1 and 3x3
     convolutions, which are matrix products of another library. Bytes are read and written by a copy
     of 256 MiB.
+    shrink: divides the sizes, to try the code quickly; the rates are then too low
     """
     operations = {
-        precision: _operations_per_second(device, getattr(torch, precision))
+        precision: _operations_per_second(device, getattr(torch, precision), shrink)
         for precision in ("float32", "bfloat16")
     }
-    source = torch.randn(2**26, device=device)
+    source = torch.randn(2**26 // shrink, device=device)
     target = torch.empty_like(source)
     return operations | {
         "bytes": 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
     }
 
 
-def _operations_per_second(device: torch.device, precision: torch.dtype) -> float:
-    size = 2048 if device.type == "cpu" else 8192
+def _operations_per_second(device: torch.device, precision: torch.dtype, shrink: int) -> float:
+    size = (2048 if device.type == "cpu" else 8192) // shrink
     a, b = (torch.randn(size, size, device=device).to(precision) for _ in range(2))
     results = [2 * size**3 / best_seconds(lambda: a @ b, device)]
     images, channels = (64, 128) if device.type == "cpu" else (1024, 256)
+    images //= shrink
     inputs = torch.randn(images, channels, 14, 14, device=device).to(precision)
     for kernel in (1, 3):
         weight = torch.randn(channels, channels, kernel, kernel, device=device).to(precision)

@@ -8,6 +8,7 @@ Python, PyTorch and CUDA, installs it, and tests the result. A second call takes
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import html.parser
 import http.client
@@ -77,6 +78,12 @@ def main() -> None:
         "--jobs", type=int, help="files to compile at once (default: as cores and memory allow)"
     )
     parser.add_argument("--sdist", type=Path, help=f"path of {ARCHIVE}, if you have it")
+    parser.add_argument(
+        "--tree",
+        type=Path,
+        help="keep source and compiled files in this folder; a build that was stopped then "
+        "continues there",
+    )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pcdd" / "minkowski"
     parser.add_argument(
         "--cache", type=Path, default=cache, help="folder for archive and wheels (%(default)s)"
@@ -117,7 +124,7 @@ def install(options: argparse.Namespace) -> None:
         jobs = options.jobs or choose_jobs(target)
         archive = fetch(options.cache, options.sdist)
         pip("install", "-q", *BUILD_TOOLS)
-        wheel = build(target, archive, wheels, jobs)
+        wheel = build(target, archive, wheels, jobs, options.tree)
     pip("install", "-q", "--no-deps", "--force-reinstall", str(wheel))
     say(f"installed MinkowskiEngine {target.version}")
     if not self_test():
@@ -396,10 +403,11 @@ def check_hash(content: bytes, source: str) -> None:
         )
 
 
-def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
+def build(target: Target, archive: Path, wheels: Path, jobs: int, tree: Path | None = None) -> Path:
     """Unpack, patch and compile. Returns the path of the wheel in the cache.
 
     The wheel is moved to the cache when it is complete. Raises CannotBuild if the build fails.
+    tree: folder to compile in and to keep; None: a temporary one
     """
     wheels.mkdir(parents=True, exist_ok=True)
     log = wheels / "build.log"
@@ -409,15 +417,12 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
         else "CPU only, about 4 minutes on 2 cores"
     )
     say(f"building for this PyTorch and Python ({kind}), {jobs} files at once; log: {log}")
-    with tempfile.TemporaryDirectory(prefix="minkowski-build-") as folder:
-        with tarfile.open(archive) as packed:
-            # Python up to 3.10.11 and 3.11.3 has no filters; the hash guarantees the content
-            packed.extractall(
-                folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
-            )
-        source = Path(folder) / ARCHIVE.removesuffix(".tar.gz")
-        apply_patch(source)
-        stamp_version(source, target.version)
+    with contextlib.ExitStack() as temporary:
+        if tree is None:
+            folder = tempfile.TemporaryDirectory(prefix="minkowski-build-")
+            source = unpacked(archive, Path(temporary.enter_context(folder)), target.version)
+        else:
+            source = kept_tree(archive, tree.resolve(), target.version)
         # CFLAGS of the environment replace those of Python in setuptools, so both are passed
         own = sysconfig.get_config_var("CFLAGS") or ""
         flags = {
@@ -482,6 +487,38 @@ def build(target: Target, archive: Path, wheels: Path, jobs: int) -> Path:
         partial = wheels / f".{os.getpid()}"
         shutil.copyfile(made[0], partial)
         return partial.replace(wheels / made[0].name)
+
+
+def unpacked(archive: Path, folder: Path, version: str) -> Path:
+    """Unpack and patch the source below `folder`. Returns its path.
+
+    version: version of the wheel. Raises CannotBuild if the patch does not apply.
+    """
+    with tarfile.open(archive) as packed:
+        # Python up to 3.10.11 and 3.11.3 has no filters; the hash guarantees the content
+        packed.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    source = folder / ARCHIVE.removesuffix(".tar.gz")
+    apply_patch(source)
+    stamp_version(source, version)
+    return source
+
+
+def kept_tree(archive: Path, tree: Path, version: str) -> Path:
+    """Return the patched source in the folder `tree`, which keeps what a stopped build compiled.
+
+    A tree of another version, or one that was not completely unpacked, is made anew.
+    """
+    complete = tree / "version"
+    if complete.exists() and complete.read_text() == version:
+        say(f"continuing the build in {tree}")
+        return tree / ARCHIVE.removesuffix(".tar.gz")
+    if tree.exists():
+        complete.unlink(missing_ok=True)
+        shutil.rmtree(tree / ARCHIVE.removesuffix(".tar.gz"), ignore_errors=True)
+    tree.mkdir(parents=True, exist_ok=True)
+    source = unpacked(archive, tree, version)
+    complete.write_text(version)
+    return source
 
 
 def apply_patch(source: Path) -> None:

@@ -544,9 +544,9 @@ def build(tmp_path, monkeypatch):
     folder of the unpacked source).
     """
 
-    def make(setup: str, target=CPU, jobs=1) -> Path:
+    def make(setup: str, target=CPU, jobs=1, tree=None) -> Path:
         return script.build(
-            target, source_archive(tmp_path / "source.tar.gz", setup), make.wheels, jobs
+            target, source_archive(tmp_path / "source.tar.gz", setup), make.wheels, jobs, tree
         )
 
     make.wheels, make.temporary = tmp_path / "ca che" / "wheels", tmp_path / "tempo rary"
@@ -640,6 +640,40 @@ def test_interrupted_minkowski_build_ends_its_compilers_and_leaves_no_wheel_and_
     assert names(build.wheels) == ["build.log"] and names(build.temporary) == []
 
 
+def test_stopped_minkowski_build_continues_in_a_kept_tree(build, tmp_path, monkeypatch):
+    """The first call stops after a file is compiled. The second call finds this file."""
+    tree = tmp_path / "tree"
+    compiled = "import pathlib; had = pathlib.Path('object').exists(); print(f'{had=}')\n"
+    stopped = compiled + "pathlib.Path('object').touch(); raise SystemExit(1)"
+    refusal(build, stopped, CPU, 1, tree)
+    setup = tree / "MinkowskiEngine-0.5.4" / "setup.py"
+    setup.write_text(compiled + MADE)
+    build("unused: the tree is kept", tree=tree)
+    assert "had=True" in (build.wheels / "build.log").read_text()
+
+
+def test_kept_minkowski_tree_of_another_version_is_made_anew(build, tmp_path):
+    tree = tmp_path / "tree"
+    build(MADE, tree=tree)
+    left = tree / "MinkowskiEngine-0.5.4" / "object"
+    left.touch()
+    build(MADE, CUDA, tree=tree)
+    assert not left.exists() and (tree / "version").read_text() == CUDA.version
+
+
+def test_minkowski_tree_that_was_not_completely_unpacked_is_made_anew(build, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    tree = tmp_path / "tree"
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "apply_patch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build("half", tree=tree)
+    build(MADE, tree=tree)
+    assert (tree / "MinkowskiEngine-0.5.4" / "setup.py").read_text() == MADE
+
+
 def test_interrupted_copy_of_the_minkowski_wheel_is_not_taken_for_one(build, monkeypatch):
     def copyfile(source, copy):
         Path(copy).write_bytes(b"half")
@@ -662,11 +696,11 @@ def machine(tmp_path, monkeypatch):
     (steps in order), wheel (the file that a build makes).
     """
     wheel = tmp_path / CPU.folder / "engine.whl"
-    options = argparse.Namespace(cuda="auto", jobs=None, sdist=None, cache=tmp_path)
+    options = argparse.Namespace(cuda="auto", jobs=None, sdist=None, tree=None, cache=tmp_path)
     machine = SimpleNamespace(options=options, installed=None, passes=True, done=[], wheel=wheel)
 
-    def build(target, archive, wheels, jobs):
-        assert (target, archive, wheels) == (CPU, "archive", wheel.parent)
+    def build(target, archive, wheels, jobs, tree):
+        assert (target, archive, wheels, tree) == (CPU, "archive", wheel.parent, None)
         wheels.mkdir()
         wheel.touch()
         machine.done.append(f"build with {jobs} jobs")
@@ -802,7 +836,7 @@ def test_make_minkowski_hands_on_its_variables(make, command, tmp_path):
         python, build, *words = make("minkowski", *map("=".join, variables.items()))[-1]
         assert (python, build) == (".venv/bin/python", "minkowski/build.py")
         cache = tmp_path / "pcdd" / "minkowski"
-        assert vars(command(*words)) == options | {"cache": cache}
+        assert vars(command(*words)) == options | {"cache": cache, "tree": None}
 
 
 def test_make_test_builds_minkowski_first_unless_told_not_to(make):
