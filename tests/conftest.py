@@ -13,11 +13,14 @@ hypothesis.settings.load_profile("pcdd")
 
 
 def _group(nodeid):
-    """Keep the tests of a module together, and all tests that start Jupyter kernels.
+    """Keep the tests of a module together, all tests that start Jupyter kernels, and all sweeps.
 
-    Kernels that start at the same time can race for ports.
+    Kernels that start at the same time can race for ports. A sweep can join the Ray cluster of
+    another test.
     """
     module = nodeid.split("::")[0]
+    if "test_gpu_day" in module:
+        return _group("tests/sweeps/test_sweeps.py")
     return "kernels" if "test_notebooks" in module or "test_live" in module else module
 
 
