@@ -194,7 +194,10 @@ def as_one(device: torch.device, networks: int, width: int) -> dict:
     images = torch.rand(networks, 10, 1, 28, 28, generator=generator(0, "images")).to(device)
     labels = torch.arange(10, device=device).repeat(networks)
     made = [
-        [ConvNet(width=width).new(28, 28, 10, generator(0, number)) for number in range(networks)]
+        [
+            ConvNet(width=width).new((1, 28, 28), 10, generator(0, number))
+            for number in range(networks)
+        ]
         for _ in range(2)
     ]
     ways = [

@@ -203,7 +203,7 @@ def test_classifiers_as_one_equal_classifiers_one_by_one(name):
     inputs = torch.rand(3, 5, *(shape or (40, 3)), generator=draws).to(DEVICE)
 
     def results(one_by_one: bool) -> list[torch.Tensor]:
-        networks = [classifier.new(28, 28, 4, generator(0, number)) for number in range(3)]
+        networks = [classifier.new((1, 28, 28), 4, generator(0, number)) for number in range(3)]
         ensemble = Ensemble(networks, one_by_one).to(DEVICE)
         logits = ensemble(inputs)
         loss = F.cross_entropy(logits.flatten(0, 1), torch.arange(15, device=DEVICE) % 4)
