@@ -80,7 +80,8 @@ def test_the_file_is_found_through_the_environment(made_up, monkeypatch):
 
 def test_another_set_in_the_same_format_is_read_with_a_warning(made_up):
     with pytest.warns(UserWarning, match="adrenalmnist3d.npz: not the original AdrenalMNIST3D"):
-        Adrenal().load(made_up)
+        splits = Adrenal().load(made_up)
+    assert len(splits.test) == shape_samples.ADRENAL_COUNTS["test"]
 
 
 def test_a_validation_fraction_is_refused(made_up):
